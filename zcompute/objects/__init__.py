@@ -1,0 +1,1 @@
+"""The versioned data model: typed msgspec Structs without I/O. Imports nothing of ours."""

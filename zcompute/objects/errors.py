@@ -1,0 +1,111 @@
+"""Errors of the data model, and those that services answer to one another.
+
+The second sort crosses the wire by ``wire_name`` with a message and a few details (zcompute.bus registers them; this
+package imports nothing of ours).
+"""
+
+from typing import Any, ClassVar
+
+
+class ObjectError(Exception):
+    """Root of this package's errors."""
+
+
+class StoredObjectInvalid(ObjectError):
+    """Stored bytes are not the object that was expected."""
+
+
+class ObjectVersionUnsupported(ObjectError):
+    """A stored object is of a major version that this release does not read."""
+
+
+class ServiceError(ObjectError):
+    """An answer other than success, known on both sides of the wire."""
+
+    wire_name: ClassVar[str] = "ServiceError"
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class InstanceNotFound(ServiceError):
+    """No such instance here. details: uuid."""
+
+    wire_name = "InstanceNotFound"
+
+
+class FlavorNotFound(ServiceError):
+    """No flavor with this id. details: flavor."""
+
+    wire_name = "FlavorNotFound"
+
+
+class HostNotFound(ServiceError):
+    """No such host in this cell. details: host."""
+
+    wire_name = "HostNotFound"
+
+
+class MarkerNotFound(ServiceError):
+    """The marker of a list is not an instance that this caller sees. details: marker."""
+
+    wire_name = "MarkerNotFound"
+
+
+class OperationConflict(ServiceError):
+    """The operation id was used before for another request. details: operation_id."""
+
+    wire_name = "OperationConflict"
+
+
+class InstanceBusy(ServiceError):
+    """The instance's task_state or vm_state does not allow this. details: uuid, vm_state, task_state."""
+
+    wire_name = "InstanceBusy"
+
+
+class QuotaExceeded(ServiceError):
+    """The project's quota does not allow this. details: resource, limit, used, requested."""
+
+    wire_name = "QuotaExceeded"
+
+
+class NoValidHost(ServiceError):
+    """No host passes the filters. details: reason."""
+
+    wire_name = "NoValidHost"
+
+
+class SchedulerStale(ServiceError):
+    """The scheduler has not yet (or no longer) a picture of all partitions. details: missing (count)."""
+
+    wire_name = "SchedulerStale"
+
+
+class CommandRefused(ServiceError):
+    """An agent refused a command of an older owner or generation. details: reason (stale_owner | stale_generation)."""
+
+    wire_name = "CommandRefused"
+
+
+class EpochRefused(ServiceError):
+    """An agent's epoch is not the host's current one. details: host, epoch, verdict (superseded | invalid)."""
+
+    wire_name = "EpochRefused"
+
+
+SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
+    InstanceNotFound,
+    FlavorNotFound,
+    HostNotFound,
+    MarkerNotFound,
+    OperationConflict,
+    InstanceBusy,
+    QuotaExceeded,
+    NoValidHost,
+    SchedulerStale,
+    CommandRefused,
+    EpochRefused,
+)

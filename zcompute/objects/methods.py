@@ -1,0 +1,320 @@
+"""Every method of every service: declared once, here, for both sides of the wire.
+
+Role names are those of keys: api, conductor, compute, scheduler, operator. Pools: ``control`` (short, before all
+else), ``leaf`` (calls nobody, so owners cannot deadlock), ``calls``, ``reads``.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from zcompute.objects.build_request import BuildRequest, InstanceMapping
+from zcompute.objects.cell import CellCapacity, CellInfo, ServiceInfo
+from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
+from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.host import HostInventory
+from zcompute.objects.instance import Instance, ServerSpec
+from zcompute.objects.partition import PartitionMap
+
+TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
+TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
+TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
+TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
+TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell; key: host; payload: HostEpoch
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: what it is called, who may call it, what goes in and out."""
+
+    interface: str
+    name: str
+    request: type
+    reply: type | None
+    roles: frozenset[str]
+    pool: str = "calls"
+    version: tuple[int, int] = (1, 0)
+    idempotent: bool = True
+
+
+class Empty(msgspec.Struct):
+    """Nothing but success."""
+
+
+class HostEpoch(msgspec.Struct, kw_only=True):
+    """A host's present agent epoch, as committed."""
+
+    host: str
+    agent_epoch: int
+
+
+class PartitionSnapshotDone(msgspec.Struct, kw_only=True):
+    """The sender owns ``partition`` since ``owner_epoch`` and has sent all its hosts."""
+
+    partition: int
+    owner_epoch: int
+
+
+# -- cluster: any conductor ---------------------------------------------------------------------------------------
+
+
+class MapReply(msgspec.Struct, kw_only=True):
+    map: PartitionMap
+
+
+# -- hosts: compute -> conductor ----------------------------------------------------------------------------------
+
+
+class HostBeginRequest(msgspec.Struct, kw_only=True):
+    """A new agent takes up its host, at the owner of the host's partition."""
+
+    inventory: HostInventory
+    service_id: str
+
+
+class HostBeginReply(msgspec.Struct, kw_only=True):
+    """The committed epoch of the host, one above any former one."""
+
+    agent_epoch: int
+
+
+class HostAttachRequest(msgspec.Struct, kw_only=True):
+    """The epochs under which this link reports; checked against the primary once a link."""
+
+    epochs: dict[str, int]
+
+
+class HostBeat(msgspec.Struct, kw_only=True):
+    """The agent's work loop is alive, for these hosts (those whose owner the receiver is)."""
+
+    hosts: list[str]
+
+
+# -- claims: conductor -> conductor of the same cell --------------------------------------------------------------
+
+
+class ClaimRequest(msgspec.Struct, kw_only=True):
+    instance_uuid: str
+    task_id: str
+    attempt: int
+    host: str
+    amounts: Amounts
+
+
+class ClaimReply(msgspec.Struct, kw_only=True):
+    """granted, or refused with the reason (in Nova's words: "insufficient memory_mb: ...")."""
+
+    granted: bool
+    reason: str = ""
+
+
+class ReleaseRequest(msgspec.Struct, kw_only=True):
+    """Release a claim by name; a claim that is not there counts as released."""
+
+    instance_uuid: str
+    task_id: str
+    attempt: int
+    host: str
+
+
+# -- scheduler ----------------------------------------------------------------------------------------------------
+
+
+class SelectRequest(msgspec.Struct, kw_only=True):
+    """Which hosts for ``count`` instances of this size, with up to ``alternates`` more each."""
+
+    instance_uuids: list[str]
+    amounts: Amounts
+    alternates: int = 2
+    availability_zone: str | None = None
+    ignore_hosts: list[str] = msgspec.field(default_factory=list)
+
+
+class SelectReply(msgspec.Struct, kw_only=True):
+    """Per instance, in order: the host and its alternates, best first. Empty for an instance without a valid host.
+
+    ``reasons`` counts the hosts that each filter turned away, for the fault message.
+    """
+
+    hosts: list[list[str]]
+    reasons: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+# -- instances: api or root conductor -> any conductor of the cell, forwarded to the owner -----------------------
+
+
+class BuildRequestMessage(msgspec.Struct, kw_only=True):
+    """The whole build request; acknowledged after the commit of the cell's instance and task."""
+
+    build_request: BuildRequest
+
+
+class InstanceGetRequest(msgspec.Struct, kw_only=True):
+    uuid: str
+    project_id: str | None = None
+
+
+class InstanceReply(msgspec.Struct, kw_only=True):
+    instance: Instance
+
+
+class InstanceQuery(msgspec.Struct, kw_only=True):
+    """A page of instances, newest first: order (created_at_us desc, uuid desc), those strictly after the marker.
+
+    ``project_id`` None = all projects (administrators). ``name`` is a substring. ``statuses`` are Nova's (ACTIVE, BUILD,
+    ERROR, ...), empty for all.
+    """
+
+    project_id: str | None
+    limit: int
+    marker_created_at_us: int | None = None
+    marker_uuid: str | None = None
+    statuses: list[str] = msgspec.field(default_factory=list)
+    name: str | None = None
+    host: str | None = None
+
+
+class InstanceListReply(msgspec.Struct, kw_only=True):
+    instances: list[Instance]
+
+
+class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
+    uuid: str
+    project_id: str
+    operation_id: str
+
+
+class ServiceListReply(msgspec.Struct, kw_only=True):
+    services: list[ServiceInfo]
+
+
+# -- root: servers, flavors, cells -------------------------------------------------------------------------------
+
+
+class ServersCreateRequest(msgspec.Struct, kw_only=True):
+    """Create min_count to max_count servers in one operation; the operation id makes a repeat harmless."""
+
+    operation_id: str
+    digest: str
+    project_id: str
+    user_id: str
+    name: str
+    flavorid: str
+    spec: ServerSpec
+    min_count: int = 1
+    max_count: int = 1
+
+
+class ServersCreateReply(msgspec.Struct, kw_only=True):
+    uuids: list[str]
+    reservation_id: str
+
+
+class LocateRequest(msgspec.Struct, kw_only=True):
+    """Where is this server? project_id None = any project (administrators)."""
+
+    uuid: str
+    project_id: str | None = None
+
+
+class LocateReply(msgspec.Struct, kw_only=True):
+    """The mapping, and the build request while no cell has acknowledged it. Raises InstanceNotFound for neither."""
+
+    mapping: InstanceMapping
+    build_request: BuildRequest | None = None
+
+
+class PendingReply(msgspec.Struct, kw_only=True):
+    """Build requests that belong in a list (InstanceQuery's order and filters)."""
+
+    build_requests: list[BuildRequest]
+
+
+class ServerDeleteRequest(msgspec.Struct, kw_only=True):
+    """Delete a server that is still a build request; answers in_cell when a cell has it."""
+
+    uuid: str
+    project_id: str
+    operation_id: str
+
+
+class ServerDeleteReply(msgspec.Struct, kw_only=True):
+    """accepted: the root deals with it. Otherwise ``cell`` has the server: delete it there."""
+
+    accepted: bool
+    cell: str | None = None
+
+
+class FlavorListReply(msgspec.Struct, kw_only=True):
+    flavors: list[Flavor]
+
+
+class FlavorGetRequest(msgspec.Struct, kw_only=True):
+    flavorid: str
+
+
+class FlavorReply(msgspec.Struct, kw_only=True):
+    flavor: Flavor
+
+
+class CellListReply(msgspec.Struct, kw_only=True):
+    cells: list[CellInfo]
+
+
+class CellRegisterRequest(msgspec.Struct, kw_only=True):
+    """A cell's conductor tells the root which conductors its cell has (from its own map)."""
+
+    cell: CellInfo
+
+
+class MappingReleaseRequest(msgspec.Struct, kw_only=True):
+    """A cell's outbox: the server is gone (kind deleted) or was definitely not built (kind refused)."""
+
+    uuid: str
+    project_id: str
+    cell: str
+    generation: int
+    reason: str = ""
+
+
+_ANY = frozenset({"api", "conductor", "compute", "scheduler", "operator"})
+_CONDUCTOR = frozenset({"conductor"})
+_COMPUTE = frozenset({"compute"})
+_API = frozenset({"api"})
+_API_OR_CONDUCTOR = frozenset({"api", "conductor"})
+
+MAP_GET = Method("cluster", "map_get", Empty, MapReply, _ANY, "control")
+
+HOST_BEGIN = Method("host", "begin", HostBeginRequest, HostBeginReply, _COMPUTE, "calls")
+HOST_ATTACH = Method("host", "attach", HostAttachRequest, Empty, _COMPUTE, "control")
+HOST_BEAT = Method("host", "beat", HostBeat, None, _COMPUTE, "control")
+
+CLAIM = Method("claim", "claim", ClaimRequest, ClaimReply, _CONDUCTOR, "leaf")
+RELEASE = Method("claim", "release", ReleaseRequest, Empty, _CONDUCTOR, "leaf")
+
+SELECT_DESTINATIONS = Method("scheduler", "select_destinations", SelectRequest, SelectReply, _CONDUCTOR)
+
+SPAWN = Method("compute", "spawn", SpawnRequest, CommandReply, _CONDUCTOR)
+DESTROY = Method("compute", "destroy", DestroyRequest, CommandReply, _CONDUCTOR)
+ADOPT = Method("compute", "adopt", AdoptRequest, CommandReply, _CONDUCTOR)
+FORGET = Method("compute", "forget", ForgetRequest, CommandReply, _CONDUCTOR)
+
+INSTANCE_BUILD = Method("instance", "build", BuildRequestMessage, Empty, _CONDUCTOR)
+INSTANCE_GET = Method("instance", "get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_LIST = Method("instance", "list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_DELETE = Method("instance", "delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
+SERVICE_LIST = Method("service", "list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
+
+SERVERS_CREATE = Method("servers", "create", ServersCreateRequest, ServersCreateReply, _API)
+SERVERS_LOCATE = Method("servers", "locate", LocateRequest, LocateReply, _API_OR_CONDUCTOR, "reads")
+SERVERS_PENDING = Method("servers", "pending", InstanceQuery, PendingReply, _API, "reads")
+SERVERS_DELETE = Method("servers", "delete", ServerDeleteRequest, ServerDeleteReply, _API)
+
+FLAVOR_LIST = Method("flavor", "list", Empty, FlavorListReply, _API_OR_CONDUCTOR, "reads")
+FLAVOR_GET = Method("flavor", "get", FlavorGetRequest, FlavorReply, _API_OR_CONDUCTOR, "reads")
+
+CELL_LIST = Method("cell", "list", Empty, CellListReply, _API_OR_CONDUCTOR, "reads")
+CELL_REGISTER = Method("cell", "register", CellRegisterRequest, Empty, _CONDUCTOR)
+CELL_CAPACITY = Method("cell", "capacity", CellCapacity, None, _CONDUCTOR, "control")
+MAPPING_DELETED = Method("mapping", "deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
+MAPPING_REFUSED = Method("mapping", "refused", MappingReleaseRequest, Empty, _CONDUCTOR)

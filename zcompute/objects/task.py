@@ -1,0 +1,45 @@
+"""Journaled tasks: long operations that any conductor can carry on."""
+
+import msgspec
+
+from zcompute.objects.base import VersionedObject
+from zcompute.objects.instance import Fault
+
+TASK_BUILD = "build"
+TASK_DELETE = "delete"
+
+TASK_RUNNING = "running"
+TASK_PARKED = "parked"
+
+
+class TaskBody(VersionedObject):
+    """What the steps of a task have learnt so far. ``candidates`` are hosts not yet tried, best first; ``host`` is
+    the host of the attempt under way; ``named_hosts`` every host that a command or claim of this task may have
+    reached: a new owner adopts the instance at each of them, and each claim not in force is released."""
+
+    host: str | None = None
+    candidates: list[str] = msgspec.field(default_factory=list)
+    named_hosts: list[str] = msgspec.field(default_factory=list)
+    refused: dict[str, str] = msgspec.field(default_factory=dict)
+    release: list[str] = msgspec.field(default_factory=list)
+    result: str = ""
+    fault: Fault | None = None
+
+
+class Task(VersionedObject):
+    """A task's row: at most one an instance. ``attempt`` rises with each try on another host (and names its claim),
+    ``deadline_at_us`` is the primary's UTC time by which the present step ends or the task parks."""
+
+    id: str
+    instance_uuid: str
+    kind: str
+    step: str
+    state: str = TASK_RUNNING
+    attempt: int = 0
+    deadline_at_us: int = 0
+    operation_id: str = ""
+    request_id: str = ""
+    body: TaskBody = msgspec.field(default_factory=TaskBody)
+    created_at_us: int = 0
+    updated_at_us: int = 0
+    revision: int = 1
