@@ -161,8 +161,8 @@ class InstanceReply(msgspec.Struct, kw_only=True):
 class InstanceQuery(msgspec.Struct, kw_only=True):
     """A page of instances, newest first: order (created_at_us desc, uuid desc), those strictly after the marker.
 
-    ``project_id`` None = all projects (administrators). ``name`` is a substring. ``statuses`` are Nova's (ACTIVE, BUILD,
-    ERROR, ...), empty for all.
+    ``project_id`` None = all projects (administrators). ``name`` is a substring, ``statuses`` are Nova's (ACTIVE,
+    BUILD, ERROR, ...), empty for all.
     """
 
     project_id: str | None

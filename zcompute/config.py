@@ -1,0 +1,161 @@
+"""Configuration: TOML in, typed Structs out; unknown keys and wrong types are refused with file, key and reason.
+
+One file configures one service. The descriptions here are the documented sample (``zcompute config sample``) and the
+configuration reference.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names file, key and reason."""
+
+
+class Section(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Base of all sections: unknown keys are errors."""
+
+
+class ServiceConfig(Section):
+    """[service]: who this process is."""
+
+    id: Annotated[str, msgspec.Meta(description="unique name of the service, as keys and logs show it", min_length=1)]
+    cell: Annotated[str, msgspec.Meta(description="the cell it belongs to; the root cell is named root")]
+    state_dir: Annotated[str, msgspec.Meta(description="directory for what must survive a restart")]
+
+
+class PeerConfig(Section):
+    """One conductor to dial."""
+
+    id: Annotated[str, msgspec.Meta(description="service id of that conductor")]
+    address: Annotated[str, msgspec.Meta(description="where it listens, tcp://host:port")]
+    public_key: Annotated[str, msgspec.Meta(description="its CURVE public key (z85)")] = ""
+
+
+class BusConfig(Section):
+    """[bus]: keys, where to listen (conductors only), whom to dial first."""
+
+    listen: Annotated[str, msgspec.Meta(description="conductors only: tcp://address:port")] = ""
+    key_file: Annotated[str, msgspec.Meta(description="file with this service's CURVE key pair, mode 0600")] = ""
+    keyring: Annotated[str, msgspec.Meta(description="conductors only: the public keys that may connect")] = ""
+    conductors: Annotated[
+        list[PeerConfig], msgspec.Meta(description="conductors of the own cell; more are learnt from the map")
+    ] = []
+    root: Annotated[list[PeerConfig], msgspec.Meta(description="conductors of the root cell")] = []
+
+
+class DatabaseConfig(Section):
+    """[database]: conductors only."""
+
+    url: Annotated[str, msgspec.Meta(description="mysql://user:password@host:port/name or sqlite:////path")]
+    driver: Annotated[
+        str, msgspec.Meta(description="native (MariaDB), portable, or auto", pattern="^(native|portable|auto)$")
+    ] = "auto"
+
+
+class ConductorConfig(Section):
+    """[conductor]"""
+
+    lanes: Annotated[int, msgspec.Meta(description="writer lanes, one connection each", ge=1, le=4)] = 2
+    beat_ms: Annotated[int, msgspec.Meta(description="between two beats of the lease", ge=10)] = 100
+    lease_ms: Annotated[
+        int, msgspec.Meta(description="take-over after so long without a beat; 0 = 600, SQLite 3000", ge=0)
+    ] = 0
+    batch_rows_max: Annotated[int, msgspec.Meta(description="rows a batch", ge=1, le=5000)] = 500
+    build_deadline_s: Annotated[int, msgspec.Meta(description="a build that takes longer ends in ERROR", ge=1)] = 300
+    delete_deadline_s: Annotated[int, msgspec.Meta(description="a delete that takes longer parks", ge=1)] = 300
+    allow_beside_compute: Annotated[
+        bool, msgspec.Meta(description="start although a compute of the same host runs")
+    ] = False
+
+
+class SchedulerConfig(Section):
+    """[scheduler]"""
+
+    cpu_allocation_ratio: Annotated[float, msgspec.Meta(description="virtual cores per core of a host", gt=0)] = 16.0
+    ram_allocation_ratio: Annotated[float, msgspec.Meta(description="memory promised per memory of a host", gt=0)] = 1.0
+    disk_allocation_ratio: Annotated[float, msgspec.Meta(description="disk promised per disk of a host", gt=0)] = 1.0
+
+
+class FakeHostConfig(Section):
+    """One fake host."""
+
+    name: Annotated[str, msgspec.Meta(description="name of the host", min_length=1)]
+    vcpus: Annotated[int, msgspec.Meta(description="cores", ge=1)] = 100
+    memory_mb: Annotated[int, msgspec.Meta(description="memory in MiB", ge=1)] = 51200
+    disk_gb: Annotated[int, msgspec.Meta(description="disk in GiB", ge=0)] = 100
+    availability_zone: Annotated[str, msgspec.Meta(description="availability zone")] = "nova"
+
+
+class ComputeConfig(Section):
+    """[compute]"""
+
+    driver: Annotated[str, msgspec.Meta(description="virtualisation driver", pattern="^fake$")] = "fake"
+    hosts: Annotated[list[FakeHostConfig], msgspec.Meta(description="hosts of the fake driver")] = []
+    fake_dir: Annotated[str, msgspec.Meta(description="where the fake driver keeps its hosts' domains")] = ""
+    build_ms: Annotated[int, msgspec.Meta(description="how long a fake build takes", ge=0)] = 0
+    delete_ms: Annotated[int, msgspec.Meta(description="how long a fake delete takes", ge=0)] = 0
+    beat_ms: Annotated[int, msgspec.Meta(description="between two beats of a host", ge=50)] = 2000
+    workers_max: Annotated[int, msgspec.Meta(description="builds and deletes at once", ge=1)] = 16
+
+
+class ApiConfig(Section):
+    """[api]"""
+
+    host: Annotated[str, msgspec.Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(description="port to listen on", ge=0, le=65535)] = 8774
+    token_file: Annotated[str, msgspec.Meta(description="file with the tokens that are accepted, mode 0600")] = ""
+    body_bytes_max: Annotated[int, msgspec.Meta(description="largest request body", ge=1024)] = 114688
+    deadline_ms: Annotated[int, msgspec.Meta(description="how long a request may take", ge=100)] = 30000
+    list_limit_max: Annotated[int, msgspec.Meta(description="largest page of a list", ge=1)] = 1000
+
+
+class LogConfig(Section):
+    """[log]"""
+
+    level: Annotated[
+        str, msgspec.Meta(description="debug, info, warning or error", pattern="^(debug|info|warning|error)$")
+    ] = "info"
+    file: Annotated[str, msgspec.Meta(description="append to this file; empty: standard error")] = ""
+
+
+class Config(Section):
+    """A whole file. Which sections a service needs: [service] and [bus] always; its own by kind."""
+
+    service: ServiceConfig
+    bus: BusConfig = BusConfig()
+    database: DatabaseConfig | None = None
+    conductor: ConductorConfig = ConductorConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    api: ApiConfig = ApiConfig()
+    log: LogConfig = LogConfig()
+
+
+T = TypeVar("T", bound=Section)
+
+
+def parse(text: str, kind: type[T], source: str = "configuration") -> T:
+    """Parse TOML into ``kind``. Raises ConfigError naming source, key and reason."""
+    try:
+        raw: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}".replace("Object ", "section ")) from error
+
+
+def load(path: str | Path) -> Config:
+    """Read a service's configuration file. Raises ConfigError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    return parse(text, Config, str(path))
