@@ -13,7 +13,7 @@ BUILD_ERROR = "error"
 class BuildRequest(VersionedObject):
     """A server that no cell has taken yet: whole, so that the cell needs nothing else.
 
-    ``cell`` is the one it is being handed to, ``tried_cells`` those that definitely refused. state ``error`` means
+    ``cell`` is the one it is being handed to. state ``error`` means
     that none was left: it then stays here (Nova's cell0) with its fault until it is deleted. ``delete_requested``:
     hidden from clients; the hand-off goes on until the cell has answered, then deletes there.
     """
@@ -30,19 +30,20 @@ class BuildRequest(VersionedObject):
     state: str = BUILD_PENDING
     cell: str | None = None
     generation: int = 1
-    tried_cells: list[str] = msgspec.field(default_factory=list)
     delete_requested: bool = False
     fault: Fault | None = None
     revision: int = 1
 
 
 class InstanceMapping(VersionedObject):
-    """The only truth about which cell a server is in. ``generation`` rises with each change of cell."""
+    """The only truth about which cell a server is in. ``generation`` rises with each change of cell,
+    ``tried_cells`` are those that definitely refused to build it."""
 
     uuid: str
     project_id: str
     cell: str | None = None
     generation: int = 1
+    tried_cells: list[str] = msgspec.field(default_factory=list)
     revision: int = 1
 
 

@@ -3,6 +3,7 @@
 import msgspec
 
 from zcompute.objects.base import VersionedObject
+from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.partition import ConductorInfo
 
@@ -48,7 +49,7 @@ class OutboxEntry(VersionedObject):
     """What a cell owes the root, written in the transaction of the change itself and sent until acknowledged.
 
     kind ``deleted``: the server is gone, release mapping and usage. kind ``refused``: the cell definitely did not
-    build it (``reason``), another cell may. Keyed by (instance_uuid, kind, generation); partition of the instance.
+    build it (``reason``), another cell may: the whole ``build_request`` goes back. Keyed by (instance_uuid, kind, generation); partition of the instance.
     """
 
     instance_uuid: str
@@ -56,6 +57,7 @@ class OutboxEntry(VersionedObject):
     kind: str
     generation: int
     reason: str = ""
+    build_request: BuildRequest | None = None
     request_id: str = ""
     created_at_us: int = 0
     revision: int = 1

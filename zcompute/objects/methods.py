@@ -268,13 +268,15 @@ class CellRegisterRequest(msgspec.Struct, kw_only=True):
 
 
 class MappingReleaseRequest(msgspec.Struct, kw_only=True):
-    """A cell's outbox: the server is gone (kind deleted) or was definitely not built (kind refused)."""
+    """A cell's outbox: the server is gone (kind deleted), or was definitely not built (kind refused, with the whole
+    build request for another cell)."""
 
     uuid: str
     project_id: str
     cell: str
     generation: int
     reason: str = ""
+    build_request: BuildRequest | None = None
 
 
 _ANY = frozenset({"api", "conductor", "compute", "scheduler", "operator"})

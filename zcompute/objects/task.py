@@ -12,16 +12,24 @@ TASK_RUNNING = "running"
 TASK_PARKED = "parked"
 
 
+class ClaimName(msgspec.Struct, frozen=True, kw_only=True):
+    """Names one claim: (task, attempt) on a host."""
+
+    host: str
+    task_id: str
+    attempt: int
+
+
 class TaskBody(VersionedObject):
     """What the steps of a task have learnt so far. ``candidates`` are hosts not yet tried, best first; ``host`` is
     the host of the attempt under way; ``named_hosts`` every host that a command or claim of this task may have
-    reached: a new owner adopts the instance at each of them, and each claim not in force is released."""
+    reached: a new owner adopts the instance at each of them; ``release`` are claims to be released before the end."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)
     named_hosts: list[str] = msgspec.field(default_factory=list)
     refused: dict[str, str] = msgspec.field(default_factory=dict)
-    release: list[str] = msgspec.field(default_factory=list)
+    release: list[ClaimName] = msgspec.field(default_factory=list)
     result: str = ""
     fault: Fault | None = None
 
