@@ -49,7 +49,8 @@ class OutboxEntry(VersionedObject):
     """What a cell owes the root, written in the transaction of the change itself and sent until acknowledged.
 
     kind ``deleted``: the server is gone, release mapping and usage. kind ``refused``: the cell definitely did not
-    build it (``reason``), another cell may: the whole ``build_request`` goes back. Keyed by (instance_uuid, kind, generation); partition of the instance.
+    build it (``reason``), another cell may: the whole ``build_request`` goes back. Keyed by (instance_uuid, kind,
+    generation); partition of the instance.
     """
 
     instance_uuid: str
