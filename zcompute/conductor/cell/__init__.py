@@ -1,0 +1,1 @@
+"""What a cell's conductor does: instances, hosts, claims, reports, reads, and its words to the root."""
