@@ -1,0 +1,221 @@
+"""The Store: all that conductors ask of a database. Drivers: ``native`` and ``portable``.
+
+Times are the primary's UTC microseconds. A Store is used by many greenlets; a LaneConnection by one at a time; a
+Beater by one native thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from zcompute.db.batch import Batch
+from zcompute.db.tables import Key, TableCodec
+from zcompute.objects.base import VersionedObject
+from zcompute.objects.build_request import BuildRequest
+from zcompute.objects.instance import Instance
+from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
+
+T = TypeVar("T", bound=VersionedObject)
+
+READERS_MAX = 8
+SCAN_ROWS_MAX = 10_000
+
+
+class ConductorRow(msgspec.Struct, frozen=True):
+    """A conductor as the database knows it. ``started_at_us`` is the primary's, set at registration."""
+
+    service_id: str
+    incarnation: str
+    address: str
+    public_key: str = ""
+    started_at_us: int = 0
+    alive: bool = True
+
+
+class LaneRow(msgspec.Struct, frozen=True):
+    """A writer lane: whose it is, and whether it may still write."""
+
+    lane_id: int
+    incarnation: str
+    service_id: str
+    alive: bool
+
+
+class PartitionRow(msgspec.Struct, frozen=True):
+    """Which lane a partition is on, and since which map version."""
+
+    partition_id: int
+    lane_id: int | None
+    owner_epoch: int
+
+
+class MapRows(msgspec.Struct, frozen=True):
+    """Who owns what: partitions of one map version; lanes and conductors may be newer than it."""
+
+    cell: str
+    map_version: int
+    term: int
+    partitions: list[PartitionRow]
+    lanes: dict[int, LaneRow]
+    conductors: dict[str, ConductorRow]
+
+    def partitions_of(self, lane_ids: Sequence[int]) -> dict[int, int]:
+        """The partitions on these lanes, with their owner_epoch."""
+        mine = set(lane_ids)
+        return {row.partition_id: row.owner_epoch for row in self.partitions if row.lane_id in mine}
+
+    def ownerless(self) -> list[int]:
+        """The partitions whose lane is dead or none: take_over takes them."""
+        alive = {lane.lane_id for lane in self.lanes.values() if lane.alive}
+        return [row.partition_id for row in self.partitions if row.lane_id not in alive]
+
+    def partition_map(self) -> PartitionMap:
+        """As it is pushed to everyone. A dead owner stays named until somebody has taken over."""
+        owners, epochs = [""] * PARTITIONS, [0] * PARTITIONS
+        for row in self.partitions:
+            lane = None if row.lane_id is None else self.lanes.get(row.lane_id)
+            owners[row.partition_id] = "" if lane is None else lane.service_id
+            epochs[row.partition_id] = row.owner_epoch
+        living = {
+            row.service_id: ConductorInfo(
+                service_id=row.service_id,
+                incarnation=row.incarnation,
+                address=row.address,
+                public_key=row.public_key,
+            )
+            for row in self.conductors.values()
+            if row.alive
+        }
+        return PartitionMap(
+            cell=self.cell,
+            version=self.map_version,
+            term=self.term,
+            owners=owners,
+            epochs=epochs,
+            conductors=living,
+        )
+
+
+class LaneConnection(Protocol):
+    """The one connection of a writer lane. Opened at the first use; never shared by two greenlets at once."""
+
+    def commit(self, batch: Batch) -> None:
+        """Commit the batch, durably. Returns = committed.
+
+        Raises Fenced, AlreadyApplied, GuardFailed, BadRow, ReceiverDead (rolled back for certain, but for
+        AlreadyApplied), DatabaseBusy (rolled back; send it again later), ConnectionLost (outcome unknown: reconnect
+        and commit the same Batch object again).
+        """
+
+    def reconnect(self, deadline_ms: int) -> None:
+        """End the former connection at the server, then open a new one.
+
+        Raises ConnectionLost when the server is not there within the deadline.
+        """
+
+    def close(self) -> None:
+        """Close the connection. Nothing is committed."""
+
+
+class Beater(Protocol):
+    """Raises one incarnation's beat counter; made for a native thread that gevent knows nothing of."""
+
+    def beat(self) -> bool:
+        """True when the row really changed. False: no connection, too slow, or the row is gone. Never raises."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Store(Protocol):
+    """One database of a cell or of the root."""
+
+    kind: str
+    url: str
+
+    def now_us(self) -> int:
+        """The primary's UTC time."""
+
+    def register(self, conductor: ConductorRow, lanes: int) -> list[int]:
+        """Enter a new incarnation with its beat and ``lanes`` living lanes; returns the lanes' ids.
+
+        The lanes of older incarnations of the same service are set dead (after a batch in flight has ended); their
+        partitions stay on them until somebody takes over. Repeated for the same incarnation it returns the same lanes.
+        """
+
+    def open_lane(self, lane_id: int, term: int) -> LaneConnection:
+        """The lane's connection; connects at its first use. ``term`` is the one its batches carry."""
+
+    def open_beater(self, incarnation: str) -> Beater:
+        """The beater of an incarnation."""
+
+    def read_beats(self) -> dict[str, int]:
+        """The beat counter of every incarnation that has one."""
+
+    def read_map(self) -> MapRows:
+        """The partition map with lanes and conductors."""
+
+    def take_over(
+        self, dead: Sequence[str], lanes: Sequence[int], term: int, partitions: Sequence[int] | None = None
+    ) -> int:
+        """In one transaction: the lanes of ``dead`` (incarnations) die, what they or nobody had goes to ``lanes``.
+
+        ``partitions`` limits what is taken. Waits for batches in flight on the dying lanes, and kills their
+        connections when they do not end. Returns the map's version: raised by one, or as it was when nothing was
+        taken. Raises Fenced when one of ``lanes`` is dead or the term is not the cell's, DatabaseBusy.
+        """
+
+    def release(self, incarnation: str) -> None:
+        """The planned end of an incarnation: lanes dead, conductor not alive, beat gone."""
+
+    def fetch(self, table: TableCodec[T], keys: Sequence[Key]) -> dict[Key, T]:
+        """The rows with these keys; those that are not there are not in the answer."""
+
+    def scan(
+        self,
+        table: TableCodec[T],
+        *,
+        partitions: Sequence[int] | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: int,
+        after: Key | None = None,
+    ) -> list[T]:
+        """A page in the order of the key: rows of ``partitions`` whose columns equal ``where``, behind ``after``.
+
+        In ``where`` None means NULL and a list any of its values. At most SCAN_ROWS_MAX rows.
+        """
+
+    def list_instances(self, query: InstanceQuery) -> list[Instance]:
+        """A page of instances, newest first. Deleted ones only where the status DELETED is asked for."""
+
+    def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
+        """A page of build requests that are not to be deleted, in the same order and by the same filters."""
+
+    def ping(self) -> None:
+        """A round trip. Raises ConnectionLost or DatabaseBusy."""
+
+    def close(self) -> None:
+        """Close all connections; what is in flight fails."""
+
+
+def open_store(url: str, driver: str = "auto") -> Store:
+    """Open the database at ``url``, without connecting yet.
+
+    URLs: ``mysql://user:password@127.0.0.1:3306/name?unix_socket=/path`` and ``sqlite:////path/file.db``. Drivers:
+    ``native`` (MariaDB only), ``portable``, ``auto`` (native where it can). Raises InvalidUrl.
+    """
+    # Imported here, because the drivers import this module.
+    from zcompute.db.native.store import NativeStore
+    from zcompute.db.portable.store import open_portable
+    from zcompute.db.url import MariaDbTarget, parse_url, refuse
+
+    target = parse_url(url)
+    if driver not in ("auto", "native", "portable"):
+        raise refuse(url, f"driver {driver!r} is none of auto, native, portable")
+    if isinstance(target, MariaDbTarget) and driver != "portable":
+        return NativeStore(url, target)
+    if driver == "native":
+        raise refuse(url, "the native driver speaks to MariaDB only; use portable or auto")
+    return open_portable(url, target)

@@ -1,0 +1,316 @@
+"""How each object becomes a row and back: one codec a table.
+
+Rows hold primitives only (None, int, float, str, bytes, bool), key columns first, then ``partition_id``, then the
+rest in the schema's order. Objects inside objects are packed with their version (zcompute.objects.base.pack).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from zcompute.objects.base import VersionedObject, pack, unpack
+from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operation, Usage
+from zcompute.objects.cell import CellInfo, OutboxEntry
+from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.host import Claim, Host
+from zcompute.objects.instance import Fault, Instance, ServerSpec
+from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo
+from zcompute.objects.task import Task, TaskBody
+
+T = TypeVar("T", bound=VersionedObject)
+Row = tuple[Any, ...]
+Key = tuple[Any, ...]
+
+PARTITION_COLUMN = "partition_id"
+REVISION_COLUMN = "revision"
+
+_STRINGS = msgspec.msgpack.Decoder(list[str])
+_STRING_MAP = msgspec.msgpack.Decoder(dict[str, str])
+_BLOBS = msgspec.msgpack.Decoder(list[bytes])
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One attribute of an object: the columns it fills, and the ways there and back (None: as it is)."""
+
+    attribute: str
+    columns: tuple[str, ...]
+    paths: tuple[str, ...]
+    encode: Callable[[Any], Any] | None = None
+    decode: Callable[..., Any] | None = None
+
+
+def _plain(*names: str) -> tuple[Field, ...]:
+    return tuple(Field(name, (name,), (name,)) for name in names)
+
+
+def _flags(*names: str) -> tuple[Field, ...]:
+    return tuple(Field(name, (name,), (name,), decode=bool) for name in names)
+
+
+def _packed(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
+    def encode(value: VersionedObject | None) -> bytes | None:
+        return None if value is None else pack(value)
+
+    def decode(data: bytes | None) -> VersionedObject | None:
+        return None if data is None else unpack(data, kind)
+
+    return (Field(name, (name,), (name,), encode, decode),)
+
+
+def _blob(name: str, decoder: msgspec.msgpack.Decoder[Any]) -> tuple[Field, ...]:
+    return (Field(name, (name,), (name,), _ENCODER.encode, decoder.decode),)
+
+
+def _packed_list(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
+    def encode(items: list[VersionedObject]) -> bytes:
+        return _ENCODER.encode([pack(item) for item in items])
+
+    def decode(data: bytes) -> list[VersionedObject]:
+        return [unpack(item, kind) for item in _BLOBS.decode(data)]
+
+    return (Field(name, (name,), (name,), encode, decode),)
+
+
+def _amounts(name: str, prefix: str) -> tuple[Field, ...]:
+    parts = ("vcpus", "memory_mb", "disk_gb")
+
+    def decode(vcpus: int, memory_mb: int, disk_gb: int) -> Amounts:
+        return Amounts(vcpus=vcpus, memory_mb=memory_mb, disk_gb=disk_gb)
+
+    columns = tuple(f"{prefix}{part}" for part in parts)
+    return (Field(name, columns, tuple(f"{name}.{part}" for part in parts), decode=decode),)
+
+
+class TableCodec(Generic[T]):
+    """Turns objects of one kind into rows of one table and back.
+
+    ``update_columns`` are those that an Update may set (revision, the row guard, among them); empty for tables whose
+    rows are only inserted and deleted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: type[T],
+        key: tuple[str, ...],
+        fields: tuple[Field, ...],
+        partition_key: Callable[[T], str],
+        *,
+        insert_only: bool = False,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.key_columns = key
+        self.partition_key = partition_key
+        columns = [column for field in fields for column in field.columns]
+        self.columns: tuple[str, ...] = (*columns[: len(key)], PARTITION_COLUMN, *columns[len(key) :])
+        if self.columns[: len(key)] != key:
+            raise ValueError(f"{name}: the key columns {key} must come first, found {self.columns[: len(key)]}")
+        self.update_columns: tuple[str, ...] = () if insert_only else self.columns[len(key) + 1 :]
+        self._width = len(key)
+        self._values = attrgetter(*(path for field in fields for path in field.paths))
+        self._encoders: list[tuple[int, Callable[[Any], Any]]] = []
+        self._readers: list[tuple[str, int, int, Callable[..., Any] | None]] = []
+        self._key_of = attrgetter(*key)
+        at = 0
+        for field in fields:
+            if field.encode is not None:
+                self._encoders.append((at, field.encode))
+            # In a row every column after the key is one further, for partition_id.
+            start = at if at < len(key) else at + 1
+            self._readers.append((field.attribute, start, start + len(field.columns), field.decode))
+            at += len(field.columns)
+
+    def __repr__(self) -> str:
+        return f"TableCodec({self.name})"
+
+    def key_of(self, stored: T) -> Key:
+        """The primary key, as a tuple in the order of ``key_columns``."""
+        key = self._key_of(stored)
+        return key if self._width > 1 else (key,)
+
+    def to_row(self, stored: T, partition_id: int) -> Row:
+        """The whole row, in the order of ``columns``."""
+        values = list(self._values(stored))
+        for index, encode in self._encoders:
+            values[index] = encode(values[index])
+        values.insert(self._width, partition_id)
+        return tuple(values)
+
+    def update_row(self, stored: T, columns: tuple[str, ...] | None = None) -> Row:
+        """The row of an Update that sets ``columns`` (default: all update_columns): key columns, then those."""
+        row = self.to_row(stored, 0)
+        return row[: self._width] + self.picker(columns or self.update_columns)(row)
+
+    def picker(self, columns: tuple[str, ...]) -> Callable[[Row], Row]:
+        """A function that takes these columns out of a whole row, as a tuple."""
+        indexes = [self.columns.index(column) for column in columns]
+        if len(indexes) == 1:
+            only = indexes[0]
+            return lambda row: (row[only],)
+        return itemgetter(*indexes)
+
+    def from_row(self, row: Row) -> T:
+        """The object of a whole row. Raises StoredObjectInvalid or ObjectVersionUnsupported for packed columns."""
+        fields: dict[str, Any] = {}
+        for attribute, start, end, decode in self._readers:
+            if decode is None:
+                fields[attribute] = row[start]
+            elif end - start == 1:
+                fields[attribute] = decode(row[start])
+            else:
+                fields[attribute] = decode(*row[start:end])
+        return self.kind(**fields)
+
+
+def _of_global(_: VersionedObject) -> str:
+    return GLOBAL_KEY
+
+
+INSTANCES: TableCodec[Instance] = TableCodec(
+    "instances",
+    Instance,
+    ("uuid",),
+    (
+        *_plain("uuid", "project_id", "user_id", "name"),
+        *_packed("flavor", Flavor),
+        *_packed("spec", ServerSpec),
+        *_plain("mapping_generation", "created_at_us", "updated_at_us", "launched_at_us", "deleted_at_us"),
+        *_plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
+        *_packed("fault", Fault),
+        *_plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided", "revision"),
+    ),
+    attrgetter("uuid"),
+)
+
+HOSTS: TableCodec[Host] = TableCodec(
+    "hosts",
+    Host,
+    ("name",),
+    (
+        *_plain("name", "service_id"),
+        *_amounts("total", "total_"),
+        *_amounts("used", "used_"),
+        *_plain("instances", "hypervisor_type", "hypervisor_hostname", "availability_zone", "agent_epoch", "state"),
+        *_flags("forced_down", "disabled"),
+        *_plain("disabled_reason", "created_at_us", "updated_at_us", "revision"),
+    ),
+    attrgetter("name"),
+)
+
+CLAIMS: TableCodec[Claim] = TableCodec(
+    "claims",
+    Claim,
+    ("instance_uuid", "task_id", "attempt"),
+    (*_plain("instance_uuid", "task_id", "attempt", "host"), *_amounts("amounts", ""), *_plain("created_at_us")),
+    attrgetter("host"),
+    insert_only=True,
+)
+
+TASKS: TableCodec[Task] = TableCodec(
+    "tasks",
+    Task,
+    ("id",),
+    (
+        *_plain("id", "instance_uuid", "kind", "step", "state", "attempt", "deadline_at_us"),
+        *_plain("operation_id", "request_id"),
+        *_packed("body", TaskBody),
+        *_plain("created_at_us", "updated_at_us", "revision"),
+    ),
+    attrgetter("instance_uuid"),
+)
+
+ROOT_OUTBOX: TableCodec[OutboxEntry] = TableCodec(
+    "root_outbox",
+    OutboxEntry,
+    ("instance_uuid", "kind", "generation"),
+    _plain(
+        "instance_uuid", "kind", "generation", "project_id", "reason", "request_id", "created_at_us", "revision"
+    ),
+    attrgetter("instance_uuid"),
+    insert_only=True,
+)
+
+BUILD_REQUESTS: TableCodec[BuildRequest] = TableCodec(
+    "build_requests",
+    BuildRequest,
+    ("uuid",),
+    (
+        *_plain("uuid", "project_id", "user_id", "name"),
+        *_packed("flavor", Flavor),
+        *_packed("spec", ServerSpec),
+        *_plain("operation_id", "request_id", "created_at_us", "state", "cell", "generation"),
+        *_blob("tried_cells", _STRINGS),
+        *_flags("delete_requested"),
+        *_packed("fault", Fault),
+        *_plain("revision"),
+    ),
+    attrgetter("project_id"),
+)
+
+MAPPINGS: TableCodec[InstanceMapping] = TableCodec(
+    "instance_mappings",
+    InstanceMapping,
+    ("uuid",),
+    _plain("uuid", "project_id", "cell", "generation", "revision"),
+    attrgetter("project_id"),
+)
+
+USAGES: TableCodec[Usage] = TableCodec(
+    "usages",
+    Usage,
+    ("uuid",),
+    _plain("uuid", "project_id", "cores", "ram_mb", "revision"),
+    attrgetter("project_id"),
+)
+
+OPERATIONS: TableCodec[Operation] = TableCodec(
+    "operations",
+    Operation,
+    ("project_id", "operation_id"),
+    (
+        *_plain("project_id", "operation_id", "kind", "digest"),
+        *_blob("uuids", _STRINGS),
+        *_plain("reservation_id", "created_at_us", "revision"),
+    ),
+    attrgetter("project_id"),
+    insert_only=True,
+)
+
+FLAVORS: TableCodec[Flavor] = TableCodec(
+    "flavors",
+    Flavor,
+    ("flavorid",),
+    (
+        *_plain("flavorid", "name", "vcpus", "memory_mb", "root_gb", "ephemeral_gb", "swap_mb"),
+        *_flags("is_public", "disabled"),
+        *_plain("description"),
+        *_blob("extra_specs", _STRING_MAP),
+        *_plain("revision"),
+    ),
+    _of_global,
+)
+
+CELLS: TableCodec[CellInfo] = TableCodec(
+    "cells",
+    CellInfo,
+    ("name",),
+    (
+        *_plain("name"),
+        *_packed_list("conductors", ConductorInfo),
+        *_flags("disabled"),
+        *_plain("created_at_us", "revision"),
+    ),
+    _of_global,
+)
+
+# The one order in which a batch touches tables, so that two batches cannot deadlock.
+CELL_TABLES: tuple[TableCodec[Any], ...] = (INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX)
+ROOT_TABLES: tuple[TableCodec[Any], ...] = (BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS)
+TABLE_ORDER: dict[str, int] = {table.name: at for at, table in enumerate((*CELL_TABLES, *ROOT_TABLES))}
+CODECS: dict[str, TableCodec[Any]] = {table.name: table for table in (*CELL_TABLES, *ROOT_TABLES)}
