@@ -1,0 +1,1 @@
+"""The native driver: raw PyMySQL on MariaDB, one packet a batch."""

@@ -1,0 +1,168 @@
+"""One PyMySQL connection, made safe for greenlets, and its errors sorted into ours.
+
+Whatever interrupts a statement in flight (a lost peer, a timeout, a killed greenlet) leaves the protocol in the middle
+of a packet, so the connection is cut at once and never used again. An error that the server itself answered leaves it
+usable.
+"""
+
+from typing import Any
+
+import pymysql
+from pymysql.constants import CR, ER
+from pymysql.err import MySQLError
+
+from zcompute.db.errors import ConnectionLost, DatabaseBusy, StatementFailed, StoreError
+from zcompute.db.url import MariaDbTarget
+
+CONNECT_TIMEOUT_S = 2.0
+STATEMENT_TIMEOUT_S = 20.0
+LOCK_WAIT_S = 2
+
+# The session is set up by one statement; the server's own defaults are never relied on.
+_SETTINGS = (
+    f"SET SESSION transaction_isolation='READ-COMMITTED', innodb_lock_wait_timeout={LOCK_WAIT_S}, "
+    "sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone='+00:00'"
+)
+_OLD_SETTINGS = _SETTINGS.replace("transaction_isolation", "tx_isolation")
+
+ER_LOCK_WAIT_TIMEOUT = ER.LOCK_WAIT_TIMEOUT
+ER_LOCK_DEADLOCK = ER.LOCK_DEADLOCK
+ER_NO_SUCH_THREAD = ER.NO_SUCH_THREAD
+_ER_CONNECTION_KILLED = 1927
+_ER_SHUTDOWN = frozenset({ER.SERVER_SHUTDOWN, _ER_CONNECTION_KILLED, ER.QUERY_INTERRUPTED, ER.NORMAL_SHUTDOWN})
+_ER_READ_ONLY = frozenset({ER.OPTION_PREVENTS_STATEMENT, 1836})
+_ER_REFUSED = frozenset({ER.CON_COUNT_ERROR, ER.TOO_MANY_USER_CONNECTIONS, ER.HOST_IS_BLOCKED})
+# No room: the statement was rolled back and may succeed once an operator has made some.
+_ER_NO_ROOM = frozenset({ER.DISK_FULL, ER.RECORD_FILE_FULL, ER.OUT_OF_RESOURCES, ER.GET_ERRNO})
+
+
+class ServerError(Exception):
+    """The server answered with an error; the connection is in order."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class Connection:
+    """A connection in autocommit mode. One greenlet (or thread) at a time.
+
+    ``raw_socket``: an already connected socket, for threads that gevent must not touch.
+    """
+
+    def __init__(
+        self,
+        target: MariaDbTarget,
+        *,
+        timeout_s: float = STATEMENT_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        raw_socket: Any = None,
+    ) -> None:
+        self._raw: Any = pymysql.Connection(
+            host=target.host,
+            port=target.port,
+            user=target.user,
+            password=target.password,
+            database=target.database,
+            unix_socket=target.unix_socket,
+            charset="utf8mb4",
+            autocommit=True,
+            connect_timeout=connect_timeout_s,
+            read_timeout=timeout_s,
+            write_timeout=timeout_s,
+            ssl_disabled=target.ssl_ca is None and target.is_local,
+            ssl_ca=target.ssl_ca,
+            defer_connect=True,
+        )
+        try:
+            self._raw.connect(sock=raw_socket)
+            self.query(_SETTINGS.encode() if self._is_new() else _OLD_SETTINGS.encode())
+        except MySQLError as error:
+            self.cut()
+            raise ConnectionLost(f"cannot connect to {describe(target)}: {error}") from error
+        except ServerError as error:
+            self.cut()
+            raise ConnectionLost(f"{describe(target)} refused the session's settings: {error}") from error
+        except BaseException:
+            self.cut()
+            raise
+
+    def _is_new(self) -> bool:
+        # transaction_isolation exists since MariaDB 11.1; before, it is tx_isolation.
+        version = self._raw.server_version.removeprefix("5.5.5-").split(".")
+        return int(version[0]) * 100 + int(version[1]) >= 1101
+
+    @property
+    def thread_id(self) -> int:
+        """The server's id of this connection, as KILL wants it."""
+        return int(self._raw.thread_id())
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._raw.open)
+
+    def query(self, statement: bytes) -> int:
+        """Run one statement; returns the affected rows.
+
+        Raises ServerError (the connection stays) or ConnectionLost (it is cut).
+        """
+        try:
+            return int(self._raw.query(statement))
+        except MySQLError as error:
+            code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+            if _from_server(code):
+                raise ServerError(code, str(error.args[1] if len(error.args) > 1 else error)) from error
+            self.cut()
+            raise ConnectionLost(f"the connection broke in a statement: {error}") from error
+        except (OSError, ValueError, IndexError, AttributeError) as error:
+            # What PyMySQL lets through when the stream ends in the middle of a packet.
+            self.cut()
+            raise ConnectionLost(f"the connection broke in a statement: {error!r}") from error
+        except BaseException:
+            self.cut()
+            raise
+
+    def rows(self, statement: bytes) -> list[tuple[Any, ...]]:
+        """Run a SELECT; returns all rows."""
+        self.query(statement)
+        result = self._raw._result  # a cursor would only copy it
+        return list(result.rows or ()) if result is not None else []
+
+    def cut(self) -> None:
+        """Drop the connection without a word."""
+        self._raw._force_close()
+
+
+def _from_server(code: int) -> bool:
+    """Is this the code of an error packet, after which the stream is in order?"""
+    if code in _ER_SHUTDOWN or CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST:
+        return False
+    return code >= 1000
+
+
+def describe(target: MariaDbTarget) -> str:
+    """Where the database is, without secrets."""
+    place = target.unix_socket or f"{target.host}:{target.port}"
+    return f"MariaDB database {target.database} at {place}"
+
+
+def store_error(error: ServerError) -> StoreError:
+    """An error answer as one of ours, for statements in which no row can be bad."""
+    if error.code in (ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT) or error.code in _ER_NO_ROOM:
+        return DatabaseBusy(f"the database answered {error}")
+    if error.code in _ER_READ_ONLY or error.code in _ER_REFUSED:
+        return ConnectionLost(f"the database takes no writes now: {error}")
+    return StatementFailed(error.code, error.message)
+
+
+def kill(target: MariaDbTarget, connection_id: int) -> None:
+    """End another connection at the server; one that is gone already counts as ended. Raises ConnectionLost."""
+    connection = Connection(target)
+    try:
+        connection.query(b"KILL CONNECTION %d" % connection_id)
+    except ServerError as error:
+        if error.code != ER_NO_SUCH_THREAD:
+            raise store_error(error) from error
+    finally:
+        connection.cut()
