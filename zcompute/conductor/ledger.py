@@ -1,0 +1,380 @@
+"""The ledger: decides changes in memory, writes them in batches, and lets no verdict out before its commit.
+
+The owner of a partition is the only writer of its rows, so a decision is made against the newest decided row, whether
+its batch has committed or not: a lane commits in order, and a verdict leaves only when a batch of that lane which
+began after the decision has committed. At any doubt the whole incarnation ends and the cache goes with it.
+
+Greenlets: ``submit``, ``decide`` and everything that changes the cache or an ownership run without yielding; the
+yield points are the lane's commit, the loader's fetch and the waiting of callers.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+import gevent
+
+from zcompute.conductor.batching import render_put
+from zcompute.conductor.cache import RowCache, RowKey
+from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Put, Ticket
+from zcompute.conductor.errors import LedgerMisuse, WrongPartition, busy, deadline_exceeded, invalid_row, not_owner
+from zcompute.conductor.lane import Lane
+from zcompute.conductor.loader import Loaded, Loader
+from zcompute.conductor.settings import LedgerLimits
+from zcompute.db.store import Store
+from zcompute.objects.partition import PartitionMap, partition_of
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+PartitionsCallback = Callable[[list[int]], None]
+MapCallback = Callable[[PartitionMap], None]
+
+
+class Held:
+    """One ownership of one partition: from the gain to the loss, on one lane, under one epoch."""
+
+    __slots__ = ("lane", "leaving", "owner_epoch", "partition", "waiting")
+
+    def __init__(self, partition: int, owner_epoch: int, lane: Lane) -> None:
+        self.partition = partition
+        self.owner_epoch = owner_epoch
+        self.lane = lane
+        self.leaving = False
+        self.waiting: deque[Ticket] = deque()
+
+
+class Ledger:
+    """The face of the ledger for tasks, claims, reports and root intake. One a life of a conductor (incarnation)."""
+
+    def __init__(self, store: Store, cell: str, limits: LedgerLimits, now_us: Callable[[], int]) -> None:
+        self.map = PartitionMap(cell=cell)
+        self.ended = ""
+        self.decisions = 0
+        self._limits = limits
+        self._now_us = now_us
+        self._cache = RowCache(limits.cache_rows_max, limits.evict_scan_max)
+        self._loader = Loader(store, limits, self._missing, self._loaded)
+        self._held: dict[int, Held] = {}
+        self._waiting = 0
+        self._deciding = False
+        self._verdicts: deque[list[Ticket]] = deque()
+        self._delivering = False
+        self._gained: list[PartitionsCallback] = []
+        self._lost: list[PartitionsCallback] = []
+        self._mapped: list[MapCallback] = []
+        self._on_end: list[Callable[[str], None]] = []
+
+    # -- for callers --------------------------------------------------------------------------------------------
+
+    def owns(self, partition: int) -> bool:
+        """Whether decisions on the partition are made here now."""
+        held = self._held.get(partition)
+        return held is not None and not held.leaving
+
+    def owned(self) -> list[int]:
+        """The partitions decided here now."""
+        return sorted(partition for partition, held in self._held.items() if not held.leaving)
+
+    def owner_epoch(self, partition: int) -> int:
+        """The map version at which this conductor took the partition. Raises NotOwner."""
+        return self._holding(partition).owner_epoch
+
+    def now_us(self) -> int:
+        """The primary's UTC time in microseconds, as far as it is known here."""
+        return self._now_us()
+
+    def commit(self, partition: int, keys: Keys, decide: Callable[[Change], R], *, timeout_ms: int) -> R:
+        """Decide on the named rows and wait until the decision is durable; returns what ``decide`` returned.
+
+        ``decide`` must not yield; what it raises is a verdict too: nothing it put is kept, and it is raised here once
+        a batch that began after the decision has committed. Raises NotOwner (lost meanwhile: outcome unknown),
+        DeadlineExceeded (outcome unknown, unless the rows were still being read: then nothing is decided any more),
+        Busy (a queue is full), InvalidRequest (the database refuses the rows).
+        """
+        ticket = self.submit(partition, keys, decide)
+        try:
+            return cast(R, ticket.wait(timeout_ms))
+        finally:
+            if ticket.state == QUEUED:
+                ticket.finish(deadline_exceeded(f"reading rows of partition {partition}", timeout_ms))
+
+    def submit(self, partition: int, keys: Keys, decide: Callable[[Change], Any]) -> Ticket:
+        """The same without waiting. Decisions of one partition are made in the order of submission.
+
+        Raises NotOwner and Busy at once; everything later is the ticket's.
+        """
+        held = self._holding(partition)
+        if self._deciding:
+            raise LedgerMisuse("the ledger was called from within a decide function, or one yielded")
+        full = held.lane.full()
+        if full is not None:
+            raise busy(full[0], full[1], self._limits.busy_retry_ms)
+        ticket = Ticket(partition, keys, decide)
+        if not held.waiting and self._cached(ticket):
+            self._decide(held, ticket)
+            return ticket
+        if self._waiting >= self._limits.waiting_decisions_max:
+            limit = self._limits.waiting_decisions_max
+            raise busy("waiting_decisions_max", limit, self._limits.busy_retry_ms)
+        self._waiting += 1
+        held.waiting.append(ticket)
+        self._want(held, ticket)
+        return ticket
+
+    def on_gain(self, callback: PartitionsCallback) -> None:
+        """Call with the partitions gained, in a greenlet of its own, when decisions on them may begin."""
+        self._gained.append(callback)
+
+    def on_lose(self, callback: PartitionsCallback) -> None:
+        """Call with the partitions lost, in a greenlet of its own."""
+        self._lost.append(callback)
+
+    def on_map(self, callback: MapCallback) -> None:
+        """Call with every newer partition map, in a greenlet of its own; order by ``version``, not by arrival."""
+        self._mapped.append(callback)
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        """Call with the reason, without yielding, when this ledger ends."""
+        self._on_end.append(callback)
+
+    # -- deciding -----------------------------------------------------------------------------------------------
+
+    def _holding(self, partition: int) -> Held:
+        held = self._held.get(partition)
+        if held is None or held.leaving:
+            raise not_owner(partition, self.map.version)
+        return held
+
+    def _cached(self, ticket: Ticket) -> bool:
+        partition = ticket.partition
+        return all(self._cache.get(partition, (table.name, key)) is not None for table, key in ticket.keys)
+
+    def _want(self, held: Held, ticket: Ticket) -> None:
+        for table, key in ticket.keys:
+            if self._cache.get(held.partition, (table.name, key)) is None:
+                self._loader.want(held, table, key)
+
+    def _decide(self, held: Held, ticket: Ticket) -> None:
+        """Run decide against the newest decided rows, keep what it put, and queue the verdict. Never yields."""
+        partition = held.partition
+        change = Change(partition, held.owner_epoch, self._now_us(), lambda rowkey: self._cache.get(partition, rowkey))
+        decide = ticket.decide
+        if decide is None:
+            raise LedgerMisuse("a ticket was decided twice")
+        self._deciding = True
+        try:
+            ticket.result = decide(change)
+            puts = self._rendered(change)
+        except Exception as error:  # noqa: BLE001  # whatever decide raises is the verdict of its caller
+            ticket.error = error
+            puts = []
+        finally:
+            self._deciding = False
+        for put in puts:
+            entry = self._cache.get(partition, put.rowkey)
+            if entry is None:
+                raise LedgerMisuse(f"{put.rowkey} left the cache while it was decided upon")
+            entry.row, entry.revision = put.image, put.revision
+            entry.pins += 1
+        ticket.puts = puts
+        ticket.touched = change.touched
+        ticket.size_bytes = sum(put.size_bytes for put in puts)
+        self.decisions += 1
+        held.lane.add(ticket)
+
+    def _rendered(self, change: Change) -> list[Put]:
+        """The changes as rows. Raises InvalidRequest for values that no row can hold, or too many of them."""
+        puts = [put for put in change.puts.values() if put.image is not None or put.former is not None]
+        for put in puts:
+            try:
+                render_put(put, change.partition)
+            except Exception as error:
+                raise invalid_row(put.table.name, f"{type(error).__name__}: {error}") from error
+        limits = self._limits
+        if len(puts) > limits.decision_rows_max:
+            raise invalid_row(puts[0].table.name, f"{len(puts)} rows in one change, at most {limits.decision_rows_max}")
+        size_bytes = sum(put.size_bytes for put in puts)
+        if size_bytes > limits.batch_bytes_max:
+            limit = limits.batch_bytes_max
+            raise invalid_row(puts[0].table.name, f"{size_bytes} bytes in one change, at most {limit}")
+        return puts
+
+    def _missing(self, token: object, rowkey: RowKey) -> bool:
+        held = cast(Held, token)
+        return self._held.get(held.partition) is held and self._cache.get(held.partition, rowkey) is None
+
+    # -- rows that were read ------------------------------------------------------------------------------------
+
+    def _loaded(self, results: list[Loaded]) -> None:
+        """Runs in the loader's greenlet: cache what is still wanted, then decide what waited for it."""
+        touched: dict[int, Held] = {}
+        failed: dict[tuple[int, RowKey], Exception] = {}
+        for result in results:
+            for key, tokens in result.wanted.items():
+                for token in tokens:
+                    held = cast(Held, token)
+                    if self._held.get(held.partition) is not held:
+                        continue
+                    touched[held.partition] = held
+                    error = result.failed.get(key) or self._remember(held, result, key)
+                    if error is not None:
+                        failed[(held.partition, (result.table.name, key))] = error
+        for held in touched.values():
+            self._advance(held, failed)
+
+    def _remember(self, held: Held, result: Loaded, key: tuple[Any, ...]) -> Exception | None:
+        row = result.rows.get(key)
+        if row is not None:
+            home = partition_of(result.table.partition_key(row))
+            if home != held.partition:
+                return WrongPartition(
+                    f"{result.table.name} {key} belongs to partition {home}, it was asked for in {held.partition}"
+                )
+        revision = 0 if row is None else int(getattr(row, "revision", 0))
+        self._cache.add(held.partition, (result.table.name, key), row, revision)
+        return None
+
+    def _advance(self, held: Held, failed: dict[tuple[int, RowKey], Exception]) -> None:
+        """Decide in order of submission until a row is missing; then ask for it (again, if it was evicted)."""
+        turn = 0
+        while held.waiting:
+            ticket = held.waiting[0]
+            if ticket.state != QUEUED:  # its caller has given up
+                self._leave_queue(held)
+                continue
+            error = next(
+                (e for t, key in ticket.keys if (e := failed.get((held.partition, (t.name, key)))) is not None), None
+            )
+            if error is not None:
+                self._leave_queue(held)
+                ticket.finish(error)
+                continue
+            if not self._cached(ticket):
+                self._want(held, ticket)
+                return
+            self._leave_queue(held)
+            self._decide(held, ticket)
+            turn += 1
+            if turn % self._limits.decisions_per_turn_max == 0:
+                gevent.sleep(0)  # others run; newcomers queue behind, and a loss empties the queue
+
+    def _leave_queue(self, held: Held) -> None:
+        held.waiting.popleft()
+        self._waiting -= 1
+
+    # -- verdicts -----------------------------------------------------------------------------------------------
+
+    def settled(self, tickets: list[Ticket]) -> None:
+        """A lane's batch has committed: its rows may leave the cache, its verdicts may leave the house."""
+        for ticket in tickets:
+            if ticket.state < SETTLED:
+                ticket.state = SETTLED
+            for put in ticket.puts:
+                entry = self._cache.get(ticket.partition, put.rowkey)
+                if entry is not None:
+                    entry.pins -= 1
+        self._verdicts.append(tickets)
+        if not self._delivering:
+            self._delivering = True
+            gevent.spawn(self._deliver)
+
+    def _deliver(self) -> None:
+        """Beside the lane, so that the next batch is under way while callbacks run."""
+        try:
+            while self._verdicts:
+                for ticket in self._verdicts.popleft():
+                    ticket.finish()
+        finally:
+            self._delivering = False
+
+    def undo(self, partition: int, puts: Sequence[Put], spoilt: set[RowKey]) -> None:
+        """A decision was refused: its rows are again what they were before it, unless an older refusal undid them."""
+        for put in puts:
+            entry = self._cache.get(partition, put.rowkey)
+            if entry is None:
+                continue
+            entry.pins -= 1
+            if put.rowkey not in spoilt:
+                entry.row, entry.revision = put.former, put.former_revision
+
+    # -- ownership, driven by the incarnation -------------------------------------------------------------------
+
+    def run_loader(self) -> None:
+        """The greenlet that reads rows."""
+        self._loader.run()
+
+    def gain(self, owned: Iterable[tuple[int, int, Lane]]) -> None:
+        """Begin to decide on (partition, owner_epoch, lane); the lane has committed a barrier since the take-over."""
+        if self.ended:
+            return
+        gained = []
+        for partition, owner_epoch, lane in owned:
+            self._held[partition] = Held(partition, owner_epoch, lane)
+            gained.append(partition)
+        self._notify(self._gained, gained)
+
+    def leave(self, partitions: Iterable[int]) -> None:
+        """No further decision on these, before they are handed over; what has not been decided is answered NotOwner."""
+        for partition in partitions:
+            held = self._held.get(partition)
+            if held is not None:
+                held.leaving = True
+                self._dismiss(held)
+
+    def stay(self, partitions: Iterable[int]) -> None:
+        """The hand-over did not happen."""
+        for partition in partitions:
+            held = self._held.get(partition)
+            if held is not None:
+                held.leaving = False
+
+    def lose(self, partitions: Iterable[int]) -> None:
+        """These are others' now; all that was decided here has committed before."""
+        lost = []
+        for partition in partitions:
+            held = self._held.pop(partition, None)
+            if held is not None:
+                self._dismiss(held)
+                self._cache.drop(partition)
+                lost.append(partition)
+        self._notify(self._lost, lost)
+
+    def publish(self, new_map: PartitionMap) -> None:
+        """A newer partition map was read."""
+        if new_map.version < self.map.version or new_map == self.map:
+            return
+        self.map = new_map
+        for callback in self._mapped:
+            gevent.spawn(callback, new_map)
+
+    def end(self, reason: str, lanes: Iterable[Lane]) -> None:
+        """Doubt or the planned end: no verdict leaves that is not committed, nothing in memory is believed."""
+        if self.ended:
+            return
+        self.ended = reason
+        undecided = [ticket for lane in lanes for ticket in lane.end()]
+        lost = sorted(self._held)
+        held, self._held = self._held, {}
+        self._cache.clear()
+        for ownership in held.values():
+            self._dismiss(ownership)
+        version = self.map.version
+        for ticket in undecided:
+            if ticket.state < SETTLED:
+                ticket.finish(not_owner(ticket.partition, version))
+        self._notify(self._lost, lost)
+        for callback in self._on_end:
+            callback(reason)
+
+    def _dismiss(self, held: Held) -> None:
+        while held.waiting:
+            ticket = held.waiting[0]
+            self._leave_queue(held)
+            ticket.finish(not_owner(held.partition, self.map.version))
+
+    def _notify(self, callbacks: Iterable[PartitionsCallback], partitions: list[int]) -> None:
+        if partitions:
+            for callback in callbacks:
+                gevent.spawn(callback, list(partitions))
