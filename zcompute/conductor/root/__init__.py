@@ -1,0 +1,1 @@
+"""The root role: build requests, mappings, usage, flavors and cells, and the hand-off of servers to cells."""

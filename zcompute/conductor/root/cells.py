@@ -1,0 +1,99 @@
+"""Which cells there are: registered by their conductors, pushed to every api that is linked."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gevent
+import msgspec
+from msgspec.structs import replace
+
+from zcompute.bus import Link
+from zcompute.conductor.change import Change
+from zcompute.conductor.root.settings import RootSettings
+from zcompute.db.errors import StoreError
+from zcompute.db.tables import CELLS, TableCodec
+from zcompute.objects.cell import CellInfo
+from zcompute.objects.methods import TOPIC_CELLS
+
+log = logging.getLogger(__name__)
+
+
+def register_cell(change: Change, told: CellInfo) -> bool:
+    """Keep which conductors the cell says it has. False when that was known: nothing is written."""
+    conductors = sorted(told.conductors, key=lambda conductor: conductor.service_id)
+    former = change.get(CELLS, (told.name,))
+    if former is None:
+        change.put(CELLS, CellInfo(name=told.name, conductors=conductors, created_at_us=change.now_us))
+        return True
+    if former.conductors == conductors:
+        return False
+    change.put(CELLS, replace(former, conductors=conductors))
+    return True
+
+
+class CellRows(Protocol):
+    """What the feed reads: the store's scan."""
+
+    def scan(self, table: TableCodec[CellInfo], *, limit: int) -> Sequence[CellInfo]: ...
+
+
+class Publisher(Protocol):
+    """What the feed speaks to: the bus' endpoint."""
+
+    def publish(self, topic: str, key: str, version: int, payload: bytes) -> None: ...
+
+
+class CellsFeed:
+    """The cells table as this conductor last read it. Every root conductor reads it each second and pushes what
+    changed, since a change may have been committed by another of them."""
+
+    def __init__(self, store: CellRows, endpoint: Publisher, settings: RootSettings) -> None:
+        self._store = store
+        self._endpoint = endpoint
+        self._settings = settings
+        self._cells: dict[str, CellInfo] = {}
+        self._poller: gevent.Greenlet | None = None
+
+    def start(self) -> None:
+        self._poller = gevent.spawn(self._poll)
+
+    def stop(self) -> None:
+        if self._poller is not None:
+            self._poller.kill()
+            self._poller = None
+
+    def all(self) -> list[CellInfo]:
+        """Every cell as last read, by name."""
+        return [self._cells[name] for name in sorted(self._cells)]
+
+    def disabled(self) -> set[str]:
+        """Cells that take no new servers."""
+        return {cell.name for cell in self._cells.values() if cell.disabled}
+
+    def refresh(self) -> None:
+        """Read the table; push what changed."""
+        for cell in self._store.scan(CELLS, limit=self._settings.cells_max):
+            known = self._cells.get(cell.name)
+            if known is None or known.revision < cell.revision:
+                self._cells[cell.name] = cell
+                self._endpoint.publish(TOPIC_CELLS, cell.name, cell.revision, msgspec.msgpack.encode(cell))
+
+    def greet(self, link: Link) -> None:
+        """A link came up: all cells to a peer that wants them."""
+        if link.peer is None or TOPIC_CELLS not in link.peer.topics:
+            return
+        for cell in self.all():
+            link.event(TOPIC_CELLS, cell.name, cell.revision, msgspec.msgpack.encode(cell))
+
+    def _poll(self) -> None:
+        failing: Any = None
+        while True:
+            try:
+                self.refresh()
+                failing = None
+            except StoreError as error:
+                if failing is None:
+                    log.warning("cells not read error=%s", error)
+                failing = error
+            gevent.sleep(self._settings.cells_poll_ms / 1000)

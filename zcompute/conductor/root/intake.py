@@ -1,0 +1,188 @@
+"""Deciding on what clients ask of the root: create servers, delete one that no cell has yet. Pure."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec.structs import replace
+
+from zcompute.conductor.change import Change
+from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, USAGES, TableCodec
+from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping, Operation, Usage
+from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
+from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.instance import ServerSpec
+from zcompute.objects.methods import (
+    ServerDeleteReply,
+    ServerDeleteRequest,
+    ServersCreateReply,
+    ServersCreateRequest,
+)
+
+KIND_CREATE = "create"
+KIND_DELETE = "delete"
+
+Chooser = Callable[[Amounts, Collection[str]], str | None]  # (what it takes, cells tried) -> cell, counted at once
+Key = tuple[TableCodec[Any], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Created:
+    """The answer, and the build requests to be handed off: none for a repeat."""
+
+    reply: ServersCreateReply
+    build_requests: list[BuildRequest] = field(default_factory=list)
+
+
+def instance_not_found(uuid: str) -> InstanceNotFound:
+    """In Nova's words."""
+    return InstanceNotFound(f"Instance {uuid} could not be found.", uuid=uuid)
+
+
+def server_keys(uuid: str) -> list[Key]:
+    """Every row that the root may have of one server."""
+    return [(MAPPINGS, (uuid,)), (BUILD_REQUESTS, (uuid,)), (USAGES, (uuid,))]
+
+
+def delete_server_rows(change: Change, uuid: str) -> None:
+    """The server is gone: no mapping, no usage, no build request."""
+    for table, key in server_keys(uuid):
+        change.delete(table, key)
+
+
+def create_keys(request: ServersCreateRequest, uuids: Sequence[str]) -> list[Key]:
+    """The rows that `create_servers` touches."""
+    keys: list[Key] = [(OPERATIONS, (request.project_id, request.operation_id))]
+    for uuid in uuids:
+        keys.extend(server_keys(uuid))
+    return keys
+
+
+def server_names(name: str, count: int) -> list[str]:
+    """Nova's multi-create: "name-1" to "name-N", and the bare name for a single one."""
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def _specs(spec: ServerSpec, count: int, reservation_id: str) -> list[ServerSpec]:
+    hostnames = server_names(spec.hostname, count) if spec.hostname else [""] * count
+    return [
+        replace(spec, launch_index=index, reservation_id=reservation_id, hostname=hostnames[index])
+        for index in range(count)
+    ]
+
+
+def _former(change: Change, project_id: str, operation_id: str, kind: str, digest: str) -> Operation | None:
+    """The operation's first outcome. Raises OperationConflict when its id was used for something else."""
+    operation = change.get(OPERATIONS, (project_id, operation_id))
+    if operation is not None and (operation.kind != kind or operation.digest != digest):
+        raise OperationConflict(
+            f"operation {operation_id} was accepted for another request: use a new operation id",
+            operation_id=operation_id,
+        )
+    return operation
+
+
+def create_servers(
+    change: Change,
+    request: ServersCreateRequest,
+    flavor: Flavor | None,
+    uuids: Sequence[str],
+    reservation_id: str,
+    choose: Chooser,
+    request_id: str,
+) -> Created:
+    """One operation, and per server its usage, mapping and build request; or what the same operation gave before.
+
+    Raises OperationConflict for an operation id that was used for another request, FlavorNotFound without a flavor
+    (a repeat needs none: it may be gone by now).
+    """
+    former = _former(change, request.project_id, request.operation_id, KIND_CREATE, request.digest)
+    if former is not None:
+        return Created(ServersCreateReply(uuids=list(former.uuids), reservation_id=former.reservation_id))
+    if flavor is None:
+        raise FlavorNotFound(f"Flavor {request.flavorid} could not be found.", flavor=request.flavorid)
+    change.put(
+        OPERATIONS,
+        Operation(
+            operation_id=request.operation_id,
+            project_id=request.project_id,
+            kind=KIND_CREATE,
+            digest=request.digest,
+            uuids=list(uuids),
+            reservation_id=reservation_id,
+            created_at_us=change.now_us,
+        ),
+    )
+    names = server_names(request.name, len(uuids))
+    specs = _specs(request.spec, len(uuids), reservation_id)
+    amounts = flavor.amounts()
+    build_requests = []
+    for uuid, name, spec in zip(uuids, names, specs, strict=True):
+        cell = choose(amounts, ())
+        build_request = BuildRequest(
+            uuid=uuid,
+            project_id=request.project_id,
+            user_id=request.user_id,
+            name=name,
+            flavor=flavor,
+            spec=spec,
+            operation_id=request.operation_id,
+            request_id=request_id,
+            created_at_us=change.now_us,
+            cell=cell,
+        )
+        change.put(USAGES, usage_of(build_request))
+        change.put(MAPPINGS, InstanceMapping(uuid=uuid, project_id=request.project_id, cell=cell))
+        change.put(BUILD_REQUESTS, build_request)
+        build_requests.append(build_request)
+    return Created(ServersCreateReply(uuids=list(uuids), reservation_id=reservation_id), build_requests)
+
+
+def usage_of(build_request: BuildRequest) -> Usage:
+    """What one server counts against its project."""
+    return Usage(
+        uuid=build_request.uuid,
+        project_id=build_request.project_id,
+        cores=build_request.flavor.vcpus,
+        ram_mb=build_request.flavor.memory_mb,
+    )
+
+
+def delete_keys(request: ServerDeleteRequest) -> list[Key]:
+    """The rows that `delete_server` touches."""
+    return [(OPERATIONS, (request.project_id, request.operation_id)), *server_keys(request.uuid)]
+
+
+def delete_server(change: Change, request: ServerDeleteRequest) -> ServerDeleteReply:
+    """Delete a server that is still the root's, or say which cell has it.
+
+    In error, or given to no cell yet: all its rows go at once. Being handed off: marked, hidden from clients, and
+    deleted in the cell once that has answered (silence does not say that it was not built). Raises InstanceNotFound,
+    OperationConflict.
+    """
+    digest = f"{KIND_DELETE} {request.uuid}"
+    if _former(change, request.project_id, request.operation_id, KIND_DELETE, digest) is not None:
+        return ServerDeleteReply(accepted=True)
+    mapping = change.get(MAPPINGS, (request.uuid,))
+    build_request = change.get(BUILD_REQUESTS, (request.uuid,))
+    hidden = build_request is not None and build_request.delete_requested
+    if mapping is None or mapping.project_id != request.project_id or hidden:
+        raise instance_not_found(request.uuid)
+    if build_request is None:
+        return ServerDeleteReply(accepted=False, cell=mapping.cell)
+    if build_request.state == BUILD_ERROR or build_request.cell is None:
+        delete_server_rows(change, request.uuid)
+    else:
+        change.put(BUILD_REQUESTS, replace(build_request, delete_requested=True))
+    change.put(
+        OPERATIONS,
+        Operation(
+            operation_id=request.operation_id,
+            project_id=request.project_id,
+            kind=KIND_DELETE,
+            digest=digest,
+            uuids=[request.uuid],
+            created_at_us=change.now_us,
+        ),
+    )
+    return ServerDeleteReply(accepted=True)

@@ -1,0 +1,323 @@
+"""The root role of a conductor: the handlers of the root cell, thin round the decisions of this package."""
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+import gevent
+
+from zcompute.bus import Link
+from zcompute.bus.context import request_id
+from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
+from zcompute.conductor.change import Change, Ticket
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.errors import WrongPartition
+from zcompute.conductor.root import intake, placement
+from zcompute.conductor.root.capacities import Capacities
+from zcompute.conductor.root.cells import CellsFeed, register_cell
+from zcompute.conductor.root.flavors import Flavors
+from zcompute.conductor.root.handoff import HandOff
+from zcompute.conductor.root.reads import RootReads
+from zcompute.conductor.root.settings import HandOffLimits, RootSettings
+from zcompute.db.errors import StoreError
+from zcompute.db.tables import BUILD_REQUESTS, CELLS
+from zcompute.objects import methods
+from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
+from zcompute.objects.cell import ROOT_CELL, CellCapacity
+from zcompute.objects.flavor import Amounts
+from zcompute.objects.methods import Empty, Method
+from zcompute.objects.partition import GLOBAL_KEY, PARTITIONS, partition_of
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+RESERVATION_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def new_uuid() -> str:
+    """A random uuid in canonical lower case."""
+    return str(uuid.uuid4())
+
+
+def new_reservation_id() -> str:
+    """As Nova's: "r-" and eight letters or digits."""
+    return "r-" + "".join(random.choices(RESERVATION_ALPHABET, k=8))
+
+
+def unavailable_without_database(handler: Handler) -> Handler:
+    """A handler whose failing reads are answered as Unavailable: the caller tries another conductor."""
+
+    def handle(request: Any, context: Any) -> Any:
+        try:
+            return handler(request, context)
+        except StoreError as error:
+            log.warning("read failed error=%s", error)
+            raise Unavailable("the database of the root cell does not answer now: try again") from error
+
+    return handle
+
+
+class RootRole:
+    """One incarnation's root role (zcompute.conductor.env.Role)."""
+
+    def __init__(
+        self,
+        env: ConductorEnv,
+        *,
+        settings: RootSettings | None = None,
+        hand_off_limits: HandOffLimits | None = None,
+        make_uuid: Callable[[], str] = new_uuid,
+    ) -> None:
+        self._env = env
+        self._ledger = env.ledger
+        self._settings = settings or RootSettings()
+        self._limits = hand_off_limits or HandOffLimits()
+        self._make_uuid = make_uuid
+        self._capacities = Capacities(self._settings)
+        self._cells = CellsFeed(env.store, env.endpoint, self._settings)
+        self._flavors = Flavors(env.store, self._settings)
+        self._reads = RootReads(env.store, self._settings)
+        self._hand_off = HandOff(
+            env.ledger,
+            env.endpoint,
+            self._choose,
+            lambda cell: cell in self._cells.disabled(),
+            env.config.conductor.build_deadline_s,
+            self._limits,
+        )
+        self._resumers: set[gevent.Greenlet] = set()
+        self._running = False
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        """Every method of the root cell that any of its conductors serves."""
+        served: list[tuple[Method, Handler]] = [
+            (methods.SERVERS_CREATE, self.servers_create),
+            (methods.SERVERS_DELETE, self.servers_delete),
+            (methods.SERVERS_LOCATE, self._reads.locate),
+            (methods.SERVERS_PENDING, self._reads.pending),
+            (methods.MAPPING_DELETED, self.mapping_deleted),
+            (methods.MAPPING_REFUSED, self.mapping_refused),
+            (methods.FLAVOR_LIST, self.flavor_list),
+            (methods.FLAVOR_GET, self.flavor_get),
+            (methods.CELL_LIST, self._reads.cell_list),
+            (methods.CELL_REGISTER, self.cell_register),
+            (methods.CELL_CAPACITY, self.cell_capacity),
+        ]
+        return [(method, unavailable_without_database(handler)) for method, handler in served]
+
+    def start(self) -> None:
+        """Begin to hand off and to push cells; resume what the owned partitions have pending."""
+        self._running = True
+        self._cells.start()
+        self._hand_off.start()
+        self._ledger.on_gain(self._gained)
+        self._ledger.on_lose(self._lost)
+        self._env.endpoint.on_link_up(self._link_up)
+        self._gained([partition for partition in range(PARTITIONS) if self._ledger.owns(partition)])
+
+    def stop(self) -> None:
+        """End all greenlets of the role."""
+        self._running = False
+        gevent.killall(list(self._resumers))
+        self._resumers.clear()
+        self._hand_off.stop()
+        self._cells.stop()
+
+    def servers_create(self, request: methods.ServersCreateRequest, context: Any) -> methods.ServersCreateReply:
+        """At the project's owner. Raises OperationConflict, FlavorNotFound, InvalidRequest, Busy, NotOwner."""
+        count = request.max_count
+        if not 1 <= request.min_count <= count <= self._settings.servers_max:
+            raise InvalidRequest(
+                f"expected 1 <= min_count <= max_count <= {self._settings.servers_max}, "
+                f"found {request.min_count} and {count}",
+                field="max_count",
+            )
+        if self._hand_off.room < count:
+            raise Busy(
+                f"{len(self._hand_off)} servers wait for their cells: try again later",
+                retry_after_ms=self._settings.busy_retry_ms,
+            )
+        flavor = self._flavors.for_new_server(request.flavorid)
+        uuids = [self._make_uuid() for _ in range(count)]
+        reservation_id, request_name = new_reservation_id(), request_id.get()
+        created = self._decide(
+            request.project_id,
+            intake.create_keys(request, uuids),
+            lambda change: intake.create_servers(
+                change, request, flavor, uuids, reservation_id, self._choose, request_name
+            ),
+            context,
+            then=lambda done: self._hand_off.put(done.build_requests, decided_here=True),
+        )
+        return created.reply
+
+    def servers_delete(self, request: methods.ServerDeleteRequest, context: Any) -> methods.ServerDeleteReply:
+        """At the project's owner. Raises InstanceNotFound, OperationConflict, NotOwner."""
+        try:
+            return self._decide(
+                request.project_id,
+                intake.delete_keys(request),
+                lambda change: intake.delete_server(change, request),
+                context,
+            )
+        except WrongPartition as error:  # another project's server
+            raise intake.instance_not_found(request.uuid) from error
+
+    def mapping_deleted(self, request: methods.MappingReleaseRequest, context: Any) -> Empty:
+        """A cell's server is gone. Acknowledged whether or not there was something to release."""
+        self._require_cell(context, request.cell)
+        try:
+            released = self._decide(
+                request.project_id,
+                intake.server_keys(request.uuid),
+                lambda change: placement.mapping_deleted(change, request),
+                context,
+            )
+        except WrongPartition as error:
+            raise placement.not_of_project(request) from error
+        if released:
+            log.info("server gone uuid=%s cell=%s", request.uuid, request.cell)
+        return Empty()
+
+    def mapping_refused(self, request: methods.MappingReleaseRequest, context: Any) -> Empty:
+        """A cell has definitely not built a server: the next cell, or ERROR."""
+        self._require_cell(context, request.cell)
+        release = self._hand_off.hold(request.uuid, request.generation)
+        try:
+            ticket = self._ledger.submit(
+                partition_of(request.project_id),
+                intake.server_keys(request.uuid),
+                lambda change: placement.mapping_refused(change, request, self._choose),
+            )
+        except BaseException:
+            release()
+            raise
+
+        def refused(done: Ticket) -> None:
+            if isinstance(done.result, BuildRequest):
+                self._hand_off.put([done.result], decided_here=True)
+            release()
+
+        ticket.on_done(refused)
+        try:
+            following = ticket.wait(self._timeout_ms(context))
+        except WrongPartition as error:
+            raise placement.not_of_project(request) from error
+        log.info(
+            "server refused uuid=%s cell=%s next=%s reason=%s",
+            request.uuid,
+            request.cell,
+            following.cell if following is not None else None,
+            request.reason,
+        )
+        return Empty()
+
+    def flavor_list(self, request: Empty, context: Any) -> methods.FlavorListReply:
+        return methods.FlavorListReply(flavors=self._flavors.all())
+
+    def flavor_get(self, request: methods.FlavorGetRequest, context: Any) -> methods.FlavorReply:
+        """Raises FlavorNotFound."""
+        return methods.FlavorReply(flavor=self._flavors.get(request.flavorid))
+
+    def cell_register(self, request: methods.CellRegisterRequest, context: Any) -> Empty:
+        """A cell's conductor, or another root conductor that has checked it, says which conductors the cell has."""
+        told = request.cell
+        if context.peer.cell != ROOT_CELL:
+            self._require_cell(context, told.name)
+        if told.name == ROOT_CELL or len(told.conductors) > self._settings.conductors_max:
+            raise InvalidRequest(
+                f"expected a cell other than {ROOT_CELL} with at most {self._settings.conductors_max} conductors, "
+                f"found {told.name} with {len(told.conductors)}",
+                field="cell",
+            )
+        if context.peer.cell != ROOT_CELL and not self._ledger.owns(partition_of(GLOBAL_KEY)):
+            self._env.router.call(GLOBAL_KEY, methods.CELL_REGISTER, request, timeout_ms=self._timeout_ms(context))
+            return Empty()
+        changed = self._decide(GLOBAL_KEY, [(CELLS, (told.name,))], lambda change: register_cell(change, told), context)
+        if changed:
+            log.info("cell registered cell=%s conductors=%s", told.name, len(told.conductors))
+            self._cells.refresh()
+        return Empty()
+
+    def cell_capacity(self, capacity: CellCapacity, context: Any) -> None:
+        """One conductor's free room; soft state."""
+        self._require_cell(context, capacity.cell)
+        if context.peer.service_id != capacity.service_id:
+            raise Forbidden(f"{context.peer.service_id} may not speak for {capacity.service_id}")
+        self._capacities.report(capacity, time.monotonic())
+
+    def _choose(self, amounts: Amounts, tried: Collection[str]) -> str | None:
+        return self._capacities.choose(amounts, tried, self._cells.disabled(), time.monotonic())
+
+    def _require_cell(self, context: Any, cell: str) -> None:
+        """A cell's key speaks for its own cell only. Raises Forbidden."""
+        if context.peer.cell != cell:
+            raise Forbidden(f"a key of cell {context.peer.cell} may not speak for cell {cell}")
+
+    def _timeout_ms(self, context: Any) -> int:
+        remaining: int = context.remaining_ms()
+        return max(1, min(self._settings.commit_ms_max, remaining))
+
+    def _decide(
+        self,
+        key: str,
+        rows: Sequence[intake.Key],
+        decide: Callable[[Change], R],
+        context: Any,
+        then: Callable[[R], None] | None = None,
+    ) -> R:
+        """Submit at the key's partition and wait. ``then`` runs at the commit even if the caller's deadline is over
+        by then: what was committed must be handed off."""
+        ticket = self._ledger.submit(partition_of(key), rows, decide)
+        if then is not None:
+            proceed = then
+            ticket.on_done(lambda done: proceed(done.result) if done.error is None else None)
+        result: R = ticket.wait(self._timeout_ms(context))
+        return result
+
+    def _link_up(self, link: Link) -> None:
+        if not self._running or link.peer is None:
+            return
+        self._cells.greet(link)
+        if link.peer.role == "conductor" and link.peer.cell != ROOT_CELL:
+            self._hand_off.hurry(link.peer.cell)
+
+    def _gained(self, partitions: list[int]) -> None:
+        if self._running and partitions:
+            resumer = gevent.spawn(self._resume, list(partitions))
+            self._resumers.add(resumer)
+            resumer.link(self._resumers.discard)
+
+    def _lost(self, partitions: list[int]) -> None:
+        self._hand_off.drop(partitions)
+
+    def _resume(self, partitions: list[int]) -> None:
+        """Take up what the gained partitions have pending, page by page, as the hand-off has room."""
+        after: tuple[Any, ...] | None = None
+        found = 0
+        pause_s = self._limits.scan_retry_ms / 1000
+        while partitions := [partition for partition in partitions if self._ledger.owns(partition)]:
+            if self._hand_off.room < self._limits.scan_rows_max:
+                gevent.sleep(pause_s)
+                continue
+            try:
+                page = self._env.store.scan(
+                    BUILD_REQUESTS,
+                    partitions=partitions,
+                    where={"state": BUILD_PENDING},
+                    limit=self._limits.scan_rows_max,
+                    after=after,
+                )
+            except StoreError as error:
+                log.warning("pending servers not read, trying again error=%s", error)
+                gevent.sleep(pause_s)
+                continue
+            self._hand_off.put(page, decided_here=False)
+            found += len(page)
+            if len(page) < self._limits.scan_rows_max:
+                break
+            after = BUILD_REQUESTS.key_of(page[-1])
+        log.info("pending servers resumed partitions=%s servers=%s", len(partitions), found)

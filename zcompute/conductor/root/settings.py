@@ -1,0 +1,42 @@
+"""Every limit and interval of the root role, by name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HandOffLimits:
+    """The hand-off of build requests to cells. A cell that does not answer holds ``per_cell_max`` workers at most.
+
+    ``commit_ms_max`` is longer than the ledger goes on trying (its ``lane_retry_s_max``): a decision is waited for
+    until its outcome is known.
+    """
+
+    workers_max: int = 64
+    per_cell_max: int = 32
+    queue_max: int = 20_000
+    call_ms_max: int = 5000
+    commit_ms_max: int = 150_000
+    retry_ms_min: int = 50
+    retry_ms_max: int = 5000
+    unreachable_ms_max: int = 2000
+    scan_rows_max: int = 500
+    scan_retry_ms: int = 500
+    idle_ms: int = 1000
+
+
+@dataclass(frozen=True)
+class RootSettings:
+    """The other limits of the root role."""
+
+    servers_max: int = 1000
+    conductors_max: int = 16
+    cells_max: int = 1000
+    flavors_max: int = 1000
+    list_rows_max: int = 1001  # one more than the largest page, so that the api can tell that there is a next one
+    commit_ms_max: int = 10_000
+    busy_retry_ms: int = 100
+    flavor_cache_ms: int = 1000
+    cells_poll_ms: int = 1000
+    capacity_ms_max: int = 5000
+    handed_ms_max: int = 2000
+    handed_slice_ms: int = 100
