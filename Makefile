@@ -1,0 +1,49 @@
+# zcompute: `make up` and `make test` are all a newcomer needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: up test lint bench clean packages install install-test
+
+up: $(VENV)/.installed
+	$(BIN)/zcompute up $(ARGS)
+
+test: $(VENV)/.installed-test packages
+	.ci/suites $(SUITES)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	.ci/audit-dependencies
+
+# Each benchmark prints a table and writes a JSON file to build/bench/.
+bench: $(VENV)/.installed-test packages
+	mkdir -p build/bench
+	$(BIN)/python -m loadtest.boot --json build/bench/boot.json $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+packages:
+	.ci/packages
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zcompute needs Python 3.11, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 4; }
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-test: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	touch $@ $(VENV)/.installed

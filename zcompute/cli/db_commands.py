@@ -1,0 +1,77 @@
+"""``zcompute db init|upgrade|status``: a cell's database, by the configuration of one of its conductors."""
+
+import click
+
+from zcompute.cli.exits import CommandError, UsageRefused
+from zcompute.config import Config, ConfigError, load
+from zcompute.db import migrate, seed
+from zcompute.db.errors import StoreError
+from zcompute.db.schema import KIND_CELL, KIND_ROOT
+from zcompute.objects.cell import ROOT_CELL
+
+_config_option = click.option("--config", "config_path", required=True, metavar="FILE", help="A conductor's file.")
+
+
+def _read(path: str) -> tuple[Config, str, str]:
+    """The configuration, the database's URL and its kind."""
+    try:
+        config = load(path)
+    except ConfigError as error:
+        raise UsageRefused(str(error)) from error
+    if config.database is None:
+        raise UsageRefused(f"{path}: expected a section [database] with a url, as conductors have")
+    kind = KIND_ROOT if config.service.cell == ROOT_CELL else KIND_CELL
+    return config, config.database.url, kind
+
+
+def _upgrade(config_path: str) -> tuple[str, str]:
+    config, url, kind = _read(config_path)
+    try:
+        migrate.upgrade(url, kind, config.service.cell)
+        now = migrate.status(url)
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+    click.echo(f"{kind} database of cell {config.service.cell}: schema {now.current}")
+    return url, kind
+
+
+@click.group()
+def db() -> None:
+    """Create, upgrade and look at a cell's database."""
+
+
+@db.command()
+@_config_option
+@click.option("--flavors/--no-flavors", default=False, help="Also insert m1.tiny to m1.large (root cell only).")
+def init(config_path: str, flavors: bool) -> None:
+    """Create the schema in an empty database. Safe to repeat. Run it before the cell's conductors start."""
+    url, kind = _upgrade(config_path)
+    if not flavors:
+        return
+    if kind != KIND_ROOT:
+        raise UsageRefused("--flavors: flavors are in the root cell's database, and this is another cell's")
+    try:
+        click.echo(f"{seed.flavors(url)} flavors inserted")
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+
+
+@db.command()
+@_config_option
+def upgrade(config_path: str) -> None:
+    """Bring the schema to this release. Safe to repeat."""
+    _upgrade(config_path)
+
+
+@db.command()
+@_config_option
+def status(config_path: str) -> None:
+    """Show where the schema stands. Exit code 0: current; 1: not."""
+    _, url, _ = _read(config_path)
+    try:
+        found = migrate.status(url)
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+    click.echo(f"kind {found.kind}, cell {found.cell}, schema {found.current}, this release needs {found.head}")
+    if not found.is_current:
+        raise CommandError("the schema is not current: run `zcompute db upgrade`")

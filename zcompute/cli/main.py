@@ -1,0 +1,58 @@
+"""The command ``zcompute``. Monkey patching comes before every other import; commands are imported when they run.
+
+A compute process must not load what knows the database, so no command's module is imported for another's sake.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import importlib  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+
+import click  # noqa: E402
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "api": ("zcompute.cli.services:api", "Run one API service."),
+    "audit": ("zcompute.cli.audit:audit_command", "Compare what API, databases and hosts say."),
+    "compute": ("zcompute.cli.services:compute", "Run one compute agent."),
+    "conductor": ("zcompute.cli.services:conductor", "Run one conductor."),
+    "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
+    "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
+    "scheduler": ("zcompute.cli.services:scheduler", "Run one scheduler."),
+    "server": ("zcompute.cli.listings:server", "Look at servers."),
+    "service": ("zcompute.cli.listings:service", "Look at services."),
+    "up": ("zcompute.cli.up.command:up", "Bring up an embedded region and boot servers in it."),
+    "version": ("zcompute.cli.version:version", "Print the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when that command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, attribute = COMMANDS[cmd_name][0].split(":")
+        command = getattr(importlib.import_module(module_name), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module_name}.{attribute}: expected a click command, found {type(command).__name__}")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help text comes from the table, so that --help imports nothing."""
+        rows: Sequence[tuple[str, str]] = [(name, text) for name, (_, text) in sorted(COMMANDS.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """zcompute: the control plane of a very large compute cloud, deployed cell by cell."""
+
+
+if __name__ == "__main__":
+    main(prog_name="zcompute")

@@ -1,0 +1,114 @@
+"""``zcompute api|conductor|scheduler|compute --config FILE``: one service each, until SIGTERM or SIGINT."""
+
+import errno
+import logging
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+import click
+import gevent
+from gevent.event import Event
+
+from zcompute import log as logs
+from zcompute.cli import beside
+from zcompute.cli.exits import CommandError, PortInUse, UsageRefused
+from zcompute.config import Config, ConfigError, load
+
+log = logging.getLogger(__name__)
+
+STOP_DEADLINE_S = 4.0
+
+
+class Service(Protocol):
+    """What an entry point runs: start() returns when the service works, stop() ends it."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def _read(path: str) -> Config:
+    try:
+        return load(path)
+    except ConfigError as error:
+        raise UsageRefused(str(error)) from error
+
+
+def _start(service: Service, config: Config) -> None:
+    try:
+        service.start()
+    except ConfigError as error:
+        raise UsageRefused(f"{config.service.id}: {error}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"{config.service.id} cannot listen: {error}") from error
+        raise CommandError(f"{config.service.id} cannot start: {error}") from error
+    except Exception as error:
+        log.exception("start failed")
+        raise CommandError(f"{config.service.id} cannot start: {type(error).__name__}: {error}") from error
+
+
+def run(kind: str, config: Config, make: Callable[[Config], Service]) -> None:
+    """Run a service until it is told to end; stop() has STOP_DEADLINE_S."""
+    logs.setup(config.log, config.service.id)
+    wanted = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, wanted.set)
+    service = make(config)
+    _start(service, config)
+    log.info("started kind=%s cell=%s", kind, config.service.cell)
+    wanted.wait()
+    log.info("stopping")
+    with gevent.Timeout(STOP_DEADLINE_S, False):
+        service.stop()
+        log.info("stopped")
+
+
+_config_option = click.option(
+    "--config", "config_path", required=True, metavar="FILE", help="TOML file (see `zcompute config sample`)."
+)
+
+
+@click.command()
+@_config_option
+def api(config_path: str) -> None:
+    """Run one API service."""
+    from zcompute.api.server import ApiService
+
+    run("api", _read(config_path), ApiService)
+
+
+@click.command()
+@_config_option
+def conductor(config_path: str) -> None:
+    """Run one conductor. Refuses to start beside a compute of the same host, unless allow_beside_compute is set."""
+    config = _read(config_path)
+    if not config.conductor.allow_beside_compute and beside.compute_runs_here(beside.lock_path()):
+        raise UsageRefused(
+            f"{config.service.id}: a compute runs on this host, and a conductor holds the database's credentials: "
+            "run it elsewhere, or set allow_beside_compute = true in [conductor]"
+        )
+    from zcompute.conductor.service import ConductorService
+
+    run("conductor", config, ConductorService)
+
+
+@click.command()
+@_config_option
+def scheduler(config_path: str) -> None:
+    """Run one scheduler."""
+    from zcompute.scheduler.service import SchedulerService
+
+    run("scheduler", _read(config_path), SchedulerService)
+
+
+@click.command()
+@_config_option
+def compute(config_path: str) -> None:
+    """Run one compute agent."""
+    config = _read(config_path)
+    beside.hold_as_compute(beside.lock_path())
+    from zcompute.compute.service import ComputeService
+
+    run("compute", config, ComputeService)

@@ -1,0 +1,84 @@
+"""The databases of an embedded region: a private MariaDB per cell, or a SQLite file per cell."""
+
+from gevent.pool import Pool
+
+from zcompute.cli.exits import CommandError, ProgramMissing, UsageRefused
+from zcompute.cli.up.layout import Paths, cells_of
+from zcompute.cli.up.layout import Shape as RegionShape
+from zcompute.db import seed
+from zcompute.db.errors import StoreError
+from zcompute.db.migrate import upgrade
+from zcompute.db.private import PrivateMariaDB, find_programs
+from zcompute.db.schema import KIND_CELL, KIND_ROOT
+from zcompute.objects.cell import ROOT_CELL
+
+AUTO, SQLITE, MARIADB = "auto", "sqlite", "mariadb"
+START_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 1.5
+DATABASE_NAME = "zcompute"
+PACKAGES = "mariadb-server-core and mariadb-client-core"
+
+
+def choose(asked: str, present: str | None) -> str:
+    """Which kind to use: what the state directory holds, else what was asked, else MariaDB where it is installed.
+
+    Raises UsageRefused when the directory holds another kind than asked, ProgramMissing when MariaDB is not here.
+    """
+    if present is not None:
+        if asked not in (AUTO, present):
+            raise UsageRefused(
+                f"the state directory holds a region on {present}, not {asked}: use --database {present}, "
+                "or another --state-dir"
+            )
+        asked = present
+    if asked == SQLITE:
+        return SQLITE
+    installed = find_programs() is not None
+    if asked == MARIADB and not installed:
+        raise ProgramMissing(
+            f"mariadbd or mariadb-install-db is not installed: install Debian's {PACKAGES}, or use --database sqlite"
+        )
+    return MARIADB if installed else SQLITE
+
+
+class Databases:
+    """One database per cell, with schema and seeds; MariaDB servers live as long as start() to stop()."""
+
+    def __init__(self, kind: str, paths: Paths, shape: RegionShape) -> None:
+        self.kind = kind
+        self._paths = paths
+        self._cells = cells_of(shape)
+        self._servers: dict[str, PrivateMariaDB] = {}
+        self.urls: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start all servers together, bring every schema to the newest, seed the root. Raises CommandError."""
+        make = self._sqlite if self.kind == SQLITE else self._mariadb
+        try:
+            self.urls = dict(zip(self._cells, Pool(len(self._cells)).map(make, self._cells), strict=True))
+            # One after the other: Alembic keeps what it works on in module globals.
+            for cell, url in self.urls.items():
+                upgrade(url, KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell)
+            seed.flavors(self.urls[ROOT_CELL])
+        except StoreError as error:
+            raise CommandError(f"the databases did not come up: {error}") from error
+
+    def _sqlite(self, cell: str) -> str:
+        directory = self._paths.database(cell)
+        directory.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{directory / 'zcompute.db'}"
+
+    def _mariadb(self, cell: str) -> str:
+        server = PrivateMariaDB(self._paths.database(cell))
+        self._servers[cell] = server
+        server.start(START_DEADLINE_S)
+        return server.create_database(DATABASE_NAME)
+
+    def pids(self) -> dict[str, int]:
+        """Cell to the pid of its MariaDB; empty for SQLite."""
+        return {cell: server.pid for cell, server in self._servers.items() if server.pid}
+
+    def stop(self) -> None:
+        """Stop all servers together."""
+        Pool(len(self._cells)).map(lambda server: server.stop(STOP_DEADLINE_S), list(self._servers.values()))
+        self._servers.clear()
