@@ -13,6 +13,9 @@ from zcompute.db.columns import TABLE_OPTIONS, blob, ident, serial, sqlite_check
 KIND_ROOT = "root"
 KIND_CELL = "cell"
 
+# What stored rows are written for; raised by `upgrade finalize` once every service is new.
+RELEASE_LEVEL = "1"
+
 ownership = sa.MetaData()
 cell_only = sa.MetaData()
 root_only = sa.MetaData()
@@ -302,3 +305,7 @@ def metadata_of(kind: str) -> sa.MetaData:
 
 
 TABLES: dict[str, sa.Table] = {**ownership.tables, **cell_only.tables, **root_only.tables}
+
+cell_state = TABLES["cell_state"]
+partitions = TABLES["partitions"]
+lanes = TABLES["lanes"]

@@ -229,9 +229,7 @@ ROOT_OUTBOX: TableCodec[OutboxEntry] = TableCodec(
     "root_outbox",
     OutboxEntry,
     ("instance_uuid", "kind", "generation"),
-    _plain(
-        "instance_uuid", "kind", "generation", "project_id", "reason", "request_id", "created_at_us", "revision"
-    ),
+    _plain("instance_uuid", "kind", "generation", "project_id", "reason", "request_id", "created_at_us", "revision"),
     attrgetter("instance_uuid"),
     insert_only=True,
 )

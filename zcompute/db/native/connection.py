@@ -46,7 +46,7 @@ class ServerError(Exception):
 
 
 class Connection:
-    """A connection in autocommit mode. One greenlet (or thread) at a time.
+    """A connection. One greenlet (or thread) at a time.
 
     ``raw_socket``: an already connected socket, for threads that gevent must not touch.
     """
@@ -57,6 +57,7 @@ class Connection:
         *,
         timeout_s: float = STATEMENT_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        autocommit: bool = True,
         raw_socket: Any = None,
     ) -> None:
         self._raw: Any = pymysql.Connection(
@@ -67,7 +68,7 @@ class Connection:
             database=target.database,
             unix_socket=target.unix_socket,
             charset="utf8mb4",
-            autocommit=True,
+            autocommit=autocommit,
             connect_timeout=connect_timeout_s,
             read_timeout=timeout_s,
             write_timeout=timeout_s,
@@ -97,6 +98,11 @@ class Connection:
     def thread_id(self) -> int:
         """The server's id of this connection, as KILL wants it."""
         return int(self._raw.thread_id())
+
+    @property
+    def driver(self) -> Any:
+        """PyMySQL's connection, for those who bring their own statements (SQLAlchemy)."""
+        return self._raw
 
     @property
     def is_open(self) -> bool:

@@ -1,0 +1,1 @@
+"""Schema migrations (Alembic). Run by zcompute.db.migrate only."""

@@ -1,0 +1,304 @@
+"""The first schema: ownership, instances, hosts, claims, tasks; requests, mappings, usage, flavors and cells.
+
+Frozen: later changes are later revisions.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import context, op
+
+from zcompute.db.columns import TABLE_OPTIONS, blob, ident, serial, sqlite_checks, text
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    _create_ownership()
+    if context.config.attributes["kind"] == "root":
+        _create_root()
+        _create_root_projects()
+    else:
+        _create_cell()
+        _create_cell_work()
+
+
+def downgrade() -> None:
+    raise NotImplementedError("the first schema is never taken back: drop the database instead")
+
+
+def _create(name: str, *items: sa.Column[Any] | sa.Index, **options: Any) -> None:
+    """Create what is missing: MariaDB commits each statement, so a run cut short is carried on by the next."""
+    checks = sqlite_checks(name, [item for item in items if isinstance(item, sa.Column)])
+    table = sa.Table(name, sa.MetaData(), *items, *checks, **TABLE_OPTIONS, **options)
+    table.create(op.get_bind(), checkfirst=True)
+    for index in table.indexes:
+        index.create(op.get_bind(), checkfirst=True)
+
+
+def _key(name: str, kind: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _need(name: str, kind: sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=False)
+
+
+def _may(name: str, kind: sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=True)
+
+
+def _partition() -> sa.Column[Any]:
+    return _need("partition_id", sa.SmallInteger)
+
+
+def _revision() -> sa.Column[Any]:
+    return _need("revision", sa.BigInteger)
+
+
+def _create_ownership() -> None:
+    _create(
+        "cell_state",
+        _key("id", sa.SmallInteger()),
+        _need("cell", ident(64)),
+        _need("kind", ident(8)),
+        _need("map_version", sa.BigInteger),
+        _need("term", sa.BigInteger),
+        _need("release", ident(32)),
+    )
+    _create(
+        "conductors",
+        _key("service_id", ident(255)),
+        _need("incarnation", ident(64)),
+        _need("address", ident(255)),
+        _need("public_key", ident(64)),
+        _need("started_at_us", sa.BigInteger),
+        _need("alive", sa.Boolean),
+    )
+    _create("beats", _key("incarnation", ident(64)), _need("counter", sa.BigInteger))
+    _create(
+        "lanes",
+        sa.Column("lane_id", serial(), primary_key=True, autoincrement=True),
+        _need("incarnation", ident(64)),
+        _need("service_id", ident(255)),
+        _need("alive", sa.Boolean),
+        _need("term", sa.BigInteger),
+        _need("applied", sa.BigInteger),
+        _need("nonce", sa.BigInteger),
+        _may("connection_id", sa.BigInteger),
+        sa.Index("ix_lanes_incarnation", "incarnation"),
+        sa.Index("ix_lanes_service_id", "service_id"),
+        sqlite_autoincrement=True,
+    )
+    _create(
+        "partitions",
+        _key("partition_id", sa.SmallInteger()),
+        _may("lane_id", sa.BigInteger),
+        _need("owner_epoch", sa.BigInteger),
+        _need("last_n", sa.BigInteger),
+    )
+
+
+def _create_cell() -> None:
+    _create(
+        "instances",
+        _key("uuid", ident(36)),
+        _partition(),
+        _need("project_id", ident(255)),
+        _need("user_id", ident(255)),
+        _need("name", text(255)),
+        _need("flavor", blob()),
+        _need("spec", blob()),
+        _need("mapping_generation", sa.BigInteger),
+        _need("created_at_us", sa.BigInteger),
+        _need("updated_at_us", sa.BigInteger),
+        _may("launched_at_us", sa.BigInteger),
+        _may("deleted_at_us", sa.BigInteger),
+        _need("vm_state", ident(32)),
+        _may("task_state", ident(32)),
+        _need("power_state", sa.Integer),
+        _need("progress", sa.Integer),
+        _may("host", ident(255)),
+        _may("claim", ident(128)),
+        _may("task_id", ident(64)),
+        _may("fault", blob()),
+        _need("generation", sa.BigInteger),
+        _need("command_generation", sa.BigInteger),
+        _need("agent_epoch", sa.BigInteger),
+        _need("observed_seq", sa.BigInteger),
+        _need("decided", sa.BigInteger),
+        _revision(),
+        sa.Index("ix_instances_project", "project_id", "created_at_us", "uuid"),
+        sa.Index("ix_instances_created", "created_at_us", "uuid"),
+        sa.Index("ix_instances_host", "host"),
+        sa.Index("ix_instances_partition", "partition_id"),
+    )
+    _create(
+        "hosts",
+        _key("name", ident(255)),
+        _partition(),
+        _need("service_id", ident(255)),
+        _need("total_vcpus", sa.Integer),
+        _need("total_memory_mb", sa.BigInteger),
+        _need("total_disk_gb", sa.BigInteger),
+        _need("used_vcpus", sa.Integer),
+        _need("used_memory_mb", sa.BigInteger),
+        _need("used_disk_gb", sa.BigInteger),
+        _need("instances", sa.Integer),
+        _need("hypervisor_type", ident(64)),
+        _need("hypervisor_hostname", ident(255)),
+        _need("availability_zone", text(255)),
+        _need("agent_epoch", sa.BigInteger),
+        _need("state", ident(16)),
+        _need("forced_down", sa.Boolean),
+        _need("disabled", sa.Boolean),
+        _may("disabled_reason", text(255)),
+        _need("created_at_us", sa.BigInteger),
+        _need("updated_at_us", sa.BigInteger),
+        _revision(),
+        sa.Index("ix_hosts_partition", "partition_id"),
+    )
+
+
+def _create_cell_work() -> None:
+    _create(
+        "claims",
+        _key("instance_uuid", ident(36)),
+        _key("task_id", ident(64)),
+        _key("attempt", sa.Integer()),
+        _partition(),
+        _need("host", ident(255)),
+        _need("vcpus", sa.Integer),
+        _need("memory_mb", sa.BigInteger),
+        _need("disk_gb", sa.BigInteger),
+        _need("created_at_us", sa.BigInteger),
+        sa.Index("ix_claims_host", "host"),
+        sa.Index("ix_claims_partition", "partition_id"),
+    )
+    _create(
+        "tasks",
+        _key("id", ident(64)),
+        _partition(),
+        _need("instance_uuid", ident(36)),
+        _need("kind", ident(32)),
+        _need("step", ident(64)),
+        _need("state", ident(16)),
+        _need("attempt", sa.Integer),
+        _need("deadline_at_us", sa.BigInteger),
+        _need("operation_id", ident(255)),
+        _need("request_id", ident(64)),
+        _need("body", blob()),
+        _need("created_at_us", sa.BigInteger),
+        _need("updated_at_us", sa.BigInteger),
+        _revision(),
+        sa.Index("ux_tasks_instance_uuid", "instance_uuid", unique=True),
+        sa.Index("ix_tasks_partition", "partition_id"),
+    )
+    _create(
+        "root_outbox",
+        _key("instance_uuid", ident(36)),
+        _key("kind", ident(16)),
+        _key("generation", sa.BigInteger()),
+        _partition(),
+        _need("project_id", ident(255)),
+        _need("reason", text(1024)),
+        _need("request_id", ident(64)),
+        _need("created_at_us", sa.BigInteger),
+        _revision(),
+        sa.Index("ix_root_outbox_partition", "partition_id"),
+    )
+
+
+def _create_root_projects() -> None:
+    _create(
+        "build_requests",
+        _key("uuid", ident(36)),
+        _partition(),
+        _need("project_id", ident(255)),
+        _need("user_id", ident(255)),
+        _need("name", text(255)),
+        _need("flavor", blob()),
+        _need("spec", blob()),
+        _need("operation_id", ident(255)),
+        _need("request_id", ident(64)),
+        _need("created_at_us", sa.BigInteger),
+        _need("state", ident(16)),
+        _may("cell", ident(64)),
+        _need("generation", sa.BigInteger),
+        _need("tried_cells", blob()),
+        _need("delete_requested", sa.Boolean),
+        _may("fault", blob()),
+        _revision(),
+        sa.Index("ix_build_requests_project", "project_id", "created_at_us", "uuid"),
+        sa.Index("ix_build_requests_created", "created_at_us", "uuid"),
+        sa.Index("ix_build_requests_partition", "partition_id"),
+    )
+    _create(
+        "instance_mappings",
+        _key("uuid", ident(36)),
+        _partition(),
+        _need("project_id", ident(255)),
+        _may("cell", ident(64)),
+        _need("generation", sa.BigInteger),
+        _revision(),
+        sa.Index("ix_instance_mappings_project", "project_id"),
+        sa.Index("ix_instance_mappings_cell", "cell"),
+        sa.Index("ix_instance_mappings_partition", "partition_id"),
+    )
+    _create(
+        "usages",
+        _key("uuid", ident(36)),
+        _partition(),
+        _need("project_id", ident(255)),
+        _need("cores", sa.Integer),
+        _need("ram_mb", sa.BigInteger),
+        _revision(),
+        sa.Index("ix_usages_project", "project_id"),
+        sa.Index("ix_usages_partition", "partition_id"),
+    )
+    _create(
+        "operations",
+        _key("project_id", ident(255)),
+        _key("operation_id", ident(255)),
+        _partition(),
+        _need("kind", ident(32)),
+        _need("digest", ident(128)),
+        _need("uuids", blob()),
+        _need("reservation_id", ident(64)),
+        _need("created_at_us", sa.BigInteger),
+        _revision(),
+        sa.Index("ix_operations_created", "created_at_us"),
+        sa.Index("ix_operations_partition", "partition_id"),
+    )
+
+
+def _create_root() -> None:
+    _create(
+        "flavors",
+        _key("flavorid", ident(255)),
+        _partition(),
+        _need("name", text(255)),
+        _need("vcpus", sa.Integer),
+        _need("memory_mb", sa.Integer),
+        _need("root_gb", sa.Integer),
+        _need("ephemeral_gb", sa.Integer),
+        _need("swap_mb", sa.Integer),
+        _need("is_public", sa.Boolean),
+        _need("disabled", sa.Boolean),
+        _may("description", text(4096)),
+        _need("extra_specs", blob()),
+        _revision(),
+        sa.Index("ux_flavors_name", "name", unique=True),
+    )
+    _create(
+        "cells",
+        _key("name", ident(64)),
+        _partition(),
+        _need("conductors", blob()),
+        _need("disabled", sa.Boolean),
+        _need("created_at_us", sa.BigInteger),
+        _revision(),
+    )
