@@ -1,0 +1,33 @@
+"""Who this scheduler is on the bus: its configuration and its key file."""
+
+from pathlib import Path
+
+from zcompute.bus import Identity
+from zcompute.config import Config, ConfigError, Section, parse
+
+ROLE = "scheduler"
+
+
+class KeyFile(Section):
+    """A CURVE key pair, z85."""
+
+    public_key: str
+    secret_key: str
+
+
+def load_identity(config: Config) -> Identity:
+    """The identity that the configuration names; without a key file, one without CURVE. Raises ConfigError."""
+    path = config.bus.key_file
+    if not path:
+        return Identity(role=ROLE, cell=config.service.cell, service_id=config.service.id)
+    try:
+        keys = parse(Path(path).read_text(encoding="ascii"), KeyFile, path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"bus.key_file: {path} cannot be read: {error}") from error
+    return Identity(
+        role=ROLE,
+        cell=config.service.cell,
+        service_id=config.service.id,
+        public_key=keys.public_key,
+        secret_key=keys.secret_key,
+    )
