@@ -1,0 +1,215 @@
+"""One dialled address: a DEALER, its monitor and its link."""
+
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+import zmq
+
+from zcompute.bus.envelope import Hello
+from zcompute.bus.errors import BusError, Unavailable
+from zcompute.bus.identity import Peer, check_against_key
+from zcompute.bus.link import Link
+from zcompute.bus.protocol import LinkCore, State
+from zcompute.bus.sockets import BLOCKED, GONE, MONITORED, SENT, SocketWatch, open_dealer, read_monitor, readable
+
+if TYPE_CHECKING:
+    from zcompute.bus.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+NEVER = float("inf")
+HANDSHAKE_FAILURES: dict[int, str] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "our key is not accepted",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "the other side is no CURVE server of this key",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake was cut off",
+}
+
+
+class Dialler:
+    """Keeps one link connected for ever: connect, hello, and hello again with back-off after every loss."""
+
+    def __init__(self, endpoint: "Endpoint", address: str, server_public_key: str) -> None:
+        self._endpoint = endpoint
+        self._limits = endpoint.limits
+        self._server_public_key = server_public_key
+        core = LinkCore(
+            endpoint.limits, endpoint.counters, verify=self._verify, interfaces=lambda: endpoint.serving.ranges
+        )
+        self.link = Link(endpoint, core, address, address)
+        self.link.carrier = self
+        self.refusal: Exception | None = None
+        self._connected = False
+        self._closed = False
+        self._attempts = 0
+        self._hello_due = NEVER
+        self._up_at = 0.0
+        self._sent_at = 0.0
+        self._socket = open_dealer(endpoint.context, endpoint.identity, endpoint.limits, server_public_key)
+        monitor = self._socket.get_monitor_socket(MONITORED)
+        self._monitor: zmq.Socket[bytes] = monitor
+        self.monitor_watch = SocketWatch(self._monitor, self._read_monitor)
+        self.watch = SocketWatch(self._socket, self._read)
+        self._socket.connect(address)
+
+    def close(self, linger_ms: int) -> None:
+        """Stop dialling. The link must have been closed."""
+        self._closed = True
+        self.monitor_watch.close()
+        self.watch.close()
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(linger_ms)
+
+    def _verify(self, peer: Peer) -> None:
+        """A listener whose key the keyring knows must be what its entry says."""
+        keyring = self._endpoint.keyring
+        entry = keyring.by_public_key(self._server_public_key) if keyring is not None else None
+        if entry is not None:
+            check_against_key(peer, entry)
+
+    # Carrier
+
+    def send(self, frame: bytes) -> str:
+        """Send one frame without waiting."""
+        if self._closed:
+            return GONE
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            self.watch.poke()
+            return BLOCKED
+        except zmq.ZMQError as error:
+            log.warning("send failed address=%s error=%s", self.link.address, error)
+            return GONE
+        self._sent_at = time.monotonic()
+        self.watch.poke()
+        return SENT
+
+    def on_hello(self, hello: Hello) -> None:
+        """Listeners do not say hello."""
+        self._endpoint.refusals.count("hello_from_listener", self.link.name)
+
+    def on_lost(self, link: Link, reason: str) -> None:
+        """Say hello again, at once after a long life and with back-off otherwise."""
+        now = time.monotonic()
+        if now - self._up_at > self._limits.hello_backoff_ms_max / 1000:
+            self._attempts = 0
+        self._plan_hello(now)
+
+    def on_refused(self, error: Exception) -> None:
+        """Remember why, and try again later."""
+        if self.refusal is None or str(self.refusal) != str(error):
+            log.warning("hello refused address=%s error=%s", self.link.address, error)
+        self.refusal = error
+        self._endpoint.counters["hellos_refused"] += 1
+        self._attempts = max(self._attempts, 1)
+        self._plan_hello(time.monotonic())
+        self.link.fail_calls(f"hello refused: {error}")
+
+    def reset(self, reason: str) -> None:
+        """Begin anew."""
+        self.link.lose(reason)
+
+    # Hello
+
+    def _plan_hello(self, now: float) -> None:
+        if not self._connected or self._closed:
+            self._hello_due = NEVER
+            return
+        limits = self._limits
+        delay_ms = 0.0
+        if self._attempts:
+            ceiling = min(limits.hello_backoff_ms_max, limits.hello_backoff_ms_min * 2 ** min(self._attempts, 16))
+            delay_ms = random.uniform(ceiling / 2, ceiling)
+        self._hello_due = now + delay_ms / 1000
+        self._attempts += 1
+        if not delay_ms:
+            self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Say a hello that is due, give up one that is not answered, probe an idle link."""
+        core = self.link.core
+        if core.state is State.HELLO_SENT and now - core.hello_at > self._limits.hello_timeout_ms / 1000:
+            self._endpoint.counters["hellos_timed_out"] += 1
+            core.state = State.DOWN
+            self._plan_hello(now)
+        if core.state is State.DOWN and now >= self._hello_due:
+            self._hello_due = NEVER
+            if not self._endpoint.admit_pool.submit(self._say_hello):
+                self._hello_due = now + self._limits.hello_backoff_ms_max / 1000
+        elif core.state is State.UP and now - self._sent_at > self._limits.idle_probe_ms / 1000:
+            self._sent_at = now
+            core.probe()
+            self.link.flush_soon()
+
+    def _say_hello(self) -> None:
+        """In a worker: the attributes may take a while."""
+        try:
+            hello = self._endpoint.greet(Hello)
+        except Exception:
+            log.exception("attributes for the hello failed address=%s", self.link.address)
+            self._plan_hello(time.monotonic())
+            return
+        now = time.monotonic()
+        if self._closed or not self._connected or self.link.core.state is not State.DOWN:
+            return
+        self._endpoint.counters["hellos"] += 1
+        if not self.link.send_first(self.link.core.begin_hello(hello, now)):
+            self.link.core.state = State.DOWN
+            self._plan_hello(now)
+
+    # Sockets
+
+    def _read(self) -> bool:
+        link, socket = self.link, self._socket
+        for _ in range(self._limits.frames_per_turn):
+            if self._closed:
+                return False
+            if not readable(socket):
+                self._endpoint.retry_blocked(link)
+                return False
+            frame = socket.recv(zmq.NOBLOCK)
+            if socket.getsockopt(zmq.RCVMORE):
+                while socket.getsockopt(zmq.RCVMORE):
+                    socket.recv(zmq.NOBLOCK)
+                self._endpoint.refusals.count("multipart", link.name)
+                continue
+            was_up = link.up
+            link.receive(frame)
+            if not was_up and link.up:
+                self._up_at = time.monotonic()
+                self.refusal = None
+        return True
+
+    def _read_monitor(self) -> bool:
+        for event, _ in read_monitor(self._monitor):
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected = True
+                self._plan_hello(time.monotonic())
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._drain()
+                self._connected = False
+                self._attempts = 0
+                if self.link.core.state is State.HELLO_SENT:
+                    self.link.core.state = State.DOWN
+                self.link.lose("disconnected")
+            elif event == zmq.EVENT_CLOSED:
+                self.link.fail_calls("the connection is refused")
+            elif event in HANDSHAKE_FAILURES:
+                self._note_failure(Unavailable(f"handshake failed: {HANDSHAKE_FAILURES[event]}"))
+            if self._closed:
+                return False
+        return False
+
+    def _drain(self) -> None:
+        """Take what arrived before the connection ended: replies among it are valid."""
+        while not self._closed and self._read():
+            continue
+
+    def _note_failure(self, error: BusError) -> None:
+        if self.refusal is None or str(self.refusal) != str(error):
+            log.warning("handshake failed address=%s error=%s", self.link.address, error)
+        self.refusal = error
+        self._endpoint.counters["handshakes_failed"] += 1

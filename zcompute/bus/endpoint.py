@@ -1,0 +1,294 @@
+"""The endpoint: one process' (or test's) place on the bus."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import gevent
+import zmq
+
+from zcompute.bus.counters import Counters, Refusals
+from zcompute.bus.dialler import Dialler
+from zcompute.bus.envelope import (
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    Ack,
+    Event,
+    Hello,
+    Report,
+    Welcome,
+    encode_attributes,
+)
+from zcompute.bus.errors import BusConfigError
+from zcompute.bus.identity import Identity, Keyring, Peer
+from zcompute.bus.limits import Limits
+from zcompute.bus.link import Link
+from zcompute.bus.listener import Listener
+from zcompute.bus.method import MethodSpec, PreparedMethod
+from zcompute.bus.serving import Handler, Serving
+from zcompute.bus.sessions import Sessions
+from zcompute.bus.workers import WorkerPool
+from zcompute.bus.zap import ZapHandler
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_INTERVAL_S = 1.0
+CLOSE_MARGIN_MS = 1_000
+Greeting = TypeVar("Greeting", Hello, Welcome)
+
+
+class Handlers:
+    """What the application wants to be told; each runs in a greenlet, those of one link one at a time, in order."""
+
+    def __init__(self) -> None:
+        self.reports: Callable[[Link, list[Report]], None] | None = None
+        self.acks: Callable[[Link, list[Ack]], None] | None = None
+        self.events: dict[str, Callable[[Link, Event], None]] = {}
+        self.up: list[Callable[[Link], None]] = []
+        self.down: list[Callable[[Link], None]] = []
+
+
+class Endpoint:
+    """Serves methods, listens on addresses and dials others; belongs to the thread that made it.
+
+    Declare what is served and handled before `bind` and `dial`: a hello tells it.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        keyring: Keyring | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        attributes: Callable[[], dict[str, Any]] | None = None,
+        admit: Callable[[Peer], None] | None = None,
+        topics: Iterable[str] = (),
+    ) -> None:
+        if bool(identity.public_key) != bool(identity.secret_key):
+            raise BusConfigError("expected both CURVE keys or none, found one: give the public and the secret key")
+        self.identity = identity
+        self.keyring = keyring
+        self.limits = limits
+        self.admit = admit
+        self.incarnation = uuid.uuid4().hex
+        self.counters = Counters()
+        self.refusals = Refusals(self.counters)
+        self.handlers = Handlers()
+        self.serving = Serving(limits, self.refusals, self.counters)
+        self.sessions = Sessions(limits)
+        self.link_pool = WorkerPool("links", limits.link_workers, limits.routes_max * 2, limits.job_run_max)
+        self.admit_pool = WorkerPool("admit", limits.admit_workers, limits.routes_max * 2, limits.job_run_max)
+        self.active: set[Link] = set()  # links whose core watches the time
+        self.blocked: set[Link] = set()  # links with a frame that the socket would not take
+        self.up_links: dict[Link, None] = {}
+        self.closed = False
+        self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
+        self._attributes = attributes
+        self._topics = sorted(set(topics))
+        self._prepared: dict[int, PreparedMethod] = {}
+        self._listeners: list[Listener] = []
+        self._diallers: dict[Link, Dialler] = {}
+        self._zap: ZapHandler | None = None
+        self._keyring_version = keyring.version if keyring is not None else 0
+        self._reread_at = self._housekeeping_at = 0.0
+        tick_s = limits.tick_ms / 1000
+        self._timer = gevent.get_hub().loop.timer(tick_s, tick_s)
+        self._timer.start(self._tick)
+
+    # Declaring
+
+    def serve(self, method: MethodSpec, handler: Handler) -> None:
+        """Serve calls (or casts) of a method; the handler runs in a worker greenlet of the method's pool."""
+        self.serving.add(method, handler)
+
+    def on_reports(self, handler: Callable[[Link, list[Report]], None]) -> None:
+        """Take reports; their durable outcome is told later with `link.ack`."""
+        self.handlers.reports = handler
+
+    def on_acks(self, handler: Callable[[Link, list[Ack]], None]) -> None:
+        """Hear the durable outcomes of own reports."""
+        self.handlers.acks = handler
+
+    def on_event(self, topic: str, handler: Callable[[Link, Event], None]) -> None:
+        """Hear the state events of a topic (name the topic in `topics` too)."""
+        self.handlers.events[topic] = handler
+
+    def on_link_up(self, handler: Callable[[Link], None]) -> None:
+        """Hear of each link that came up, before anything else that arrives on it."""
+        self.handlers.up.append(handler)
+
+    def on_link_down(self, handler: Callable[[Link], None]) -> None:
+        """Hear of each link that went down."""
+        self.handlers.down.append(handler)
+
+    # Connecting
+
+    def bind(self, address: str) -> str:
+        """Listen on tcp; port 0 picks a free one of 20000-31999. Returns the real address. Raises BusConfigError."""
+        self._check_open()
+        if not address.startswith("tcp://"):
+            raise BusConfigError(f"expected tcp://HOST:PORT, found {address!r}")
+        if self.identity.secret_key and self.keyring is None:
+            raise BusConfigError("a listener with a CURVE key needs a keyring: it would let every key in")
+        if self.keyring is not None and not self.identity.secret_key:
+            raise BusConfigError("a listener with a keyring needs CURVE keys of its own")
+        if self.keyring is not None and self._zap is None:
+            self._zap = ZapHandler(self.context, self.keyring, self._refuse_key)
+        listener = Listener(self, address)
+        self._listeners.append(listener)
+        log.info("listening address=%s curve=%s", listener.address, bool(self.identity.secret_key))
+        return listener.address
+
+    def dial(self, address: str, server_public_key: str = "") -> Link:
+        """Connect to a listener, for ever; returns at once with the link, which comes up by itself."""
+        self._check_open()
+        if bool(server_public_key) != bool(self.identity.secret_key):
+            raise BusConfigError(f"dialling {address}: expected a server key and own keys, or neither (plain)")
+        dialler = Dialler(self, address, server_public_key)
+        self._diallers[dialler.link] = dialler
+        return dialler.link
+
+    def hang_up(self, link: Link) -> None:
+        """Stop dialling a link; its open calls fail."""
+        dialler = self._diallers.pop(link, None)
+        if dialler is None:
+            return
+        link.say_bye("hung up")
+        link.close("hung up")
+        self.active.discard(link)
+        self.blocked.discard(link)
+        dialler.close(self.limits.tick_ms)
+
+    def links(
+        self, *, role: str | None = None, cell: str | None = None, service_id: str | None = None
+    ) -> list[Link]:
+        """The links that are up, of this role, cell and service id where given."""
+        found = []
+        for link in self.up_links:
+            peer = link.peer
+            if peer is not None and (
+                (role is None or peer.role == role)
+                and (cell is None or peer.cell == cell)
+                and (service_id is None or peer.service_id == service_id)
+            ):
+                found.append(link)
+        return found
+
+    def publish(self, topic: str, key: str, version: int, payload: bytes) -> None:
+        """Send a state event to every link that is up and whose peer named the topic; the newest version wins."""
+        for link in list(self.up_links):
+            if link.peer is not None and topic in link.peer.topics:
+                link.event(topic, key, version, payload)
+
+    def close(self, linger_ms: int = 200) -> None:
+        """Say bye, fail what is open, close the sockets; waits at most `linger_ms` for what is being sent."""
+        if self.closed:
+            return
+        links = [*self._diallers, *self.sessions.all()]
+        for link in links:
+            link.say_bye("closing")
+        self.closed = True
+        self._timer.stop()
+        self._timer.close()
+        for link in links:
+            link.close("endpoint closed")
+        self.active.clear()
+        self.blocked.clear()
+        for dialler in self._diallers.values():
+            dialler.close(linger_ms)
+        for listener in self._listeners:
+            listener.close(linger_ms)
+        if self._zap is not None:
+            self._zap.close()
+        self.serving.close()
+        self.admit_pool.close()
+        self.link_pool.close()
+        ended = gevent.get_hub().threadpool.spawn(self.context.term)
+        ended.wait((linger_ms + CLOSE_MARGIN_MS) / 1000)
+
+    # For links, diallers and listeners
+
+    def prepare(self, method: MethodSpec) -> PreparedMethod:
+        """The method's codec, made once (the entry keeps the method alive, so its id stays its own)."""
+        prepared = self._prepared.get(id(method))
+        if prepared is None:
+            prepared = self._prepared[id(method)] = PreparedMethod(method)
+        return prepared
+
+    def greet(self, greeting: type[Greeting]) -> Greeting:
+        """Our hello or welcome; the link number is filled in by the core. The attributes' maker may block."""
+        identity = self.identity
+        attributes = self._attributes() if self._attributes is not None else {}
+        return greeting(
+            protocol_major=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
+            link_number=0,
+            service_id=identity.service_id,
+            incarnation=self.incarnation,
+            role=identity.role,
+            cell=identity.cell,
+            release=identity.release,
+            hosts=sorted(identity.hosts),
+            interfaces=dict(self.serving.ranges),
+            topics=self._topics,
+            attributes=encode_attributes(attributes, self.limits),
+            report_credit=self.limits.report_credit,
+        )
+
+    def down_reason(self, link: Link) -> str:
+        """Why a dialled link is not up, for messages."""
+        dialler = self._diallers.get(link)
+        return f" ({dialler.refusal})" if dialler is not None and dialler.refusal is not None else ""
+
+    def retry_blocked(self, link: Link) -> None:
+        """The socket may take frames again."""
+        if link in self.blocked:
+            self.blocked.discard(link)
+            link.flush_soon()
+
+    def _refuse_key(self, reason: str, address: str) -> None:
+        self.refusals.count("key", address, reason)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BusConfigError("the endpoint is closed")
+
+    # Time
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        try:
+            for link in list(self.active):
+                link.tick(now)
+                if not link.core.active:
+                    self.active.discard(link)
+            for link in list(self.blocked):
+                self.retry_blocked(link)
+            for dialler in list(self._diallers.values()):
+                dialler.tick(now)
+            if now >= self._reread_at:
+                self._reread_at = now + (self.limits.events_reread_ms - self.limits.tick_ms / 2) / 1000
+                self._poke_all()
+            if now >= self._housekeeping_at:
+                self._housekeeping_at = now + HOUSEKEEPING_INTERVAL_S
+                self._keep_house(now)
+        except Exception:
+            log.exception("tick failed")
+
+    def _poke_all(self) -> None:
+        ends: list[Listener | Dialler] = [*self._listeners, *self._diallers.values()]
+        for end in ends:
+            end.watch.poke()
+            end.monitor_watch.poke()
+        if self._zap is not None:
+            self._zap.watch.poke()
+
+    def _keep_house(self, now: float) -> None:
+        for link in self.sessions.expired(now):
+            link.close("lost for too long")
+        if self.keyring is not None and self.keyring.version != self._keyring_version:
+            self._keyring_version = self.keyring.version
+            for listener in self._listeners:
+                listener.drop_unknown_keys()

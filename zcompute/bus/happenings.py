@@ -1,0 +1,71 @@
+"""What the protocol core tells the link that drives it, beside the envelopes Call, Cast, Event and Hello themselves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from zcompute.bus.envelope import Ack, Call, Cast, Error, Event, Hello, Reply, Report
+from zcompute.bus.identity import Peer
+
+
+class OpenCall:
+    """A call of ours that waits for its outcome; handed back as a happening when it has one."""
+
+    __slots__ = ("call", "deadline", "idempotent", "interface", "outcome", "waiter")
+
+    def __init__(self, call: Call, interface: str, deadline: float, idempotent: bool, waiter: Any = None) -> None:
+        self.call = call
+        self.interface = interface
+        self.deadline = deadline  # time.monotonic()
+        self.idempotent = idempotent
+        self.waiter = waiter
+        self.outcome: Reply | Error | Exception | None = None
+
+
+@dataclass(frozen=True)
+class LinkUp:
+    """Hello and welcome are done. `resent` reports go out again by themselves."""
+
+    peer: Peer
+    same_incarnation: bool
+    resent: int
+
+
+@dataclass(frozen=True)
+class LinkLost:
+    """The link is not up any more."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class HelloRefused:
+    """The listener does not take our hello."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class ReportsArrived:
+    """New reports, in the order in which they were sent."""
+
+    reports: list[Report]
+
+
+@dataclass(frozen=True)
+class AcksArrived:
+    """Durable outcomes of reports of ours."""
+
+    acks: list[Ack]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Something of the peer's was dropped and is to be counted."""
+
+    reason: str
+    detail: str = ""
+
+
+Happening = (
+    Call | Cast | Event | Hello | OpenCall | LinkUp | LinkLost | HelloRefused | ReportsArrived | AcksArrived | Refused
+)

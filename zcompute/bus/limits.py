@@ -1,0 +1,70 @@
+"""Every limit of the bus, with its name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one endpoint; the defaults are the protocol's."""
+
+    # Frames
+    frame_bytes_max: int = 4 * 1024 * 1024  # larger ones are refused by libzmq (ZMQ_MAXMSGSIZE) and by us
+    payload_bytes_max: int = 3 * 1024 * 1024  # with a full batch beside it a frame stays under its limit
+    frame_envelopes_max: int = 256  # accepted in one frame
+    batch_envelopes: int = 64  # sent in one frame; 64 beats 512, the two sides overlap instead of taking turns
+    batch_bytes: int = 256 * 1024  # a frame is closed when it has this much; one larger envelope travels alone
+    bulk_share: int = 16  # envelopes of a frame kept free for reports and events while calls wait too
+    hello_bytes_max: int = 64 * 1024  # of any frame on a route that has not said hello
+    attributes_bytes_max: int = 16 * 1024
+
+    # Queues of a link
+    queue_envelopes_max: int = 10_000  # outgoing calls, casts and replies
+    queue_bytes_max: int = 64 * 1024 * 1024
+    open_calls_max: int = 10_000  # calls of ours waiting for an answer
+    serving_calls_max: int = 4_000  # calls of the peer being worked on or queued
+    state_events_max: int = 20_000  # distinct (topic, key) waiting; more resets the link, which then gets a snapshot
+    held_frames_hwm: int = 64  # ZMQ_SNDHWM and ZMQ_RCVHWM, frames per peer
+    inbox_max: int = 20_000  # reports and acks that arrived and were not handled; more resets the link
+
+    # Reports
+    report_credit: int = 1_000  # reports that a peer may have here without a durable ack
+    report_batch: int = 64  # reports of one envelope
+    unacked_reports_max: int = 10_000  # kept for resending
+    acks_per_envelope_max: int = 1_024
+
+    # Workers
+    control_workers: int = 32
+    leaf_workers: int = 64
+    calls_workers: int = 256
+    reads_workers: int = 64
+    link_workers: int = 64  # greenlets that run on_reports, on_acks, on_event, on_link_up and on_link_down
+    admit_workers: int = 64
+    pool_queue_max: int = 10_000  # jobs waiting in one pool; more are answered Busy
+    job_run_max: int = 32  # jobs that a worker takes before it lets the hub go on
+
+    # Times
+    call_timeout_ms_max: int = 3_600_000
+    heartbeat_interval_ms: int = 500
+    heartbeat_timeout_ms: int = 1_200  # interval + timeout stay under the 2 s in which a stopped peer must be noticed
+    hello_timeout_ms: int = 5_000
+    hello_backoff_ms_min: int = 50
+    hello_backoff_ms_max: int = 1_000
+    reconnect_ms_min: int = 50
+    reconnect_ms_max: int = 1_000
+    handshake_timeout_ms: int = 5_000
+    tick_ms: int = 25  # deadline sweep
+    events_reread_ms: int = 75  # a missed edge of ZMQ_FD stalls no longer than this
+    idle_probe_ms: int = 5_000  # a dialler that sent nothing for so long sends its credit again
+    call_grace_ms: int = 1_000  # open idempotent calls wait so long for a lost link to come back
+    retransmit_ms: int = 1_000  # reports not known as received are sent again after this
+    received_ack_ms: int = 200  # received reports are confirmed at the latest after this
+    session_retention_ms: int = 30_000  # a listener remembers the unacknowledged reports of a lost peer so long
+    refusal_notice_ms: int = 250  # at most one hello_required per route in this time
+    retry_after_ms: int = 100  # what Busy tells
+
+    # Peers
+    routes_max: int = 20_000
+    links_per_key_max: int = 64
+    names_chars_max: int = 255
+    hosts_max: int = 1_000
+    frames_per_turn: int = 32  # read from one socket before others get their turn

@@ -1,0 +1,404 @@
+"""A link: the public face of one peer, and the greenlet side of its protocol core."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gevent
+import msgspec
+from gevent.event import Event as Flag
+from gevent.hub import Waiter
+
+from zcompute.bus.context import request_id as current_request_id
+from zcompute.bus.envelope import Ack, Bye, Call, Cast, Error, Event, Hello, Reply, Report
+from zcompute.bus.errors import BusConfigError, DeadlineExceeded, FrameRefused, LinkDown, RemoteError, from_wire
+from zcompute.bus.happenings import (
+    AcksArrived,
+    Happening,
+    HelloRefused,
+    LinkLost,
+    LinkUp,
+    OpenCall,
+    Refused,
+    ReportsArrived,
+)
+from zcompute.bus.identity import Peer
+from zcompute.bus.method import MethodSpec, check_version
+from zcompute.bus.outgoing import StateEvents
+from zcompute.bus.protocol import LinkCore, State
+from zcompute.bus.sockets import BLOCKED, GONE
+
+if TYPE_CHECKING:
+    from zcompute.bus.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+FRAMES_PER_FLUSH = 16
+REQUEST_ID_CHARS_MAX = 255
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Carrier(Protocol):
+    """What moves a link's frames: a dialled socket, or a route of a listener."""
+
+    def send(self, frame: bytes) -> str:
+        """SENT, BLOCKED (try the same frame again) or GONE."""
+
+    def on_hello(self, hello: Hello) -> None:
+        """The peer said hello on a link that has a peer already."""
+
+    def on_lost(self, link: "Link", reason: str) -> None:
+        """The link went down, whoever noticed."""
+
+    def on_refused(self, error: Exception) -> None:
+        """The listener refused our hello."""
+
+    def reset(self, reason: str) -> None:
+        """Begin anew with a hello."""
+
+
+class Link:
+    """One peer; the same object across reconnects of a dialled address, and of one incarnation at a listener."""
+
+    def __init__(self, endpoint: "Endpoint", core: LinkCore, address: str, name: str) -> None:
+        self.address = address
+        self.name = name
+        self.core = core
+        self.carrier: Carrier | None = None
+        self._endpoint = endpoint
+        self._limits = endpoint.limits
+        self._loop = gevent.get_hub().loop
+        self._up = Flag()
+        self._held: bytes | None = None
+        self._flushing = False
+        self._spoken: set[int] = set()
+        self._inbox: deque[Happening] = deque()
+        self._events_in = StateEvents(endpoint.limits.state_events_max)
+        self._inbox_running = False
+
+    def __repr__(self) -> str:
+        return f"<Link {self.name} {self.core.state.value}>"
+
+    # Public face
+
+    @property
+    def peer(self) -> Peer | None:
+        """The peer as its last hello described it; None before the first."""
+        return self.core.peer
+
+    @property
+    def up(self) -> bool:
+        """True between hello and loss."""
+        return self.core.state is State.UP
+
+    @property
+    def report_credit(self) -> int:
+        """Reports that may be sent now."""
+        return self.core.reports_out.credit if self.up else 0
+
+    def wait_up(self, timeout_ms: int) -> bool:
+        """Wait until the link is up; False when it is not within the time."""
+        return bool(self._up.wait(timeout_ms / 1000))
+
+    def call(
+        self, method: MethodSpec, request: msgspec.Struct, *, timeout_ms: int, request_id: str | None = None
+    ) -> Any:
+        """Ask the peer and wait in this greenlet for the answer, at most `timeout_ms`.
+
+        Raises LinkDown (nothing was sent), LinkReset or DeadlineExceeded (the outcome is unknown), Busy, UnknownMethod,
+        UnsupportedVersion, FrameRefused, or what the server's handler raised: registered errors as themselves,
+        others as RemoteError.
+        """
+        prepared = self._endpoint.prepare(method)
+        if id(prepared) not in self._spoken:
+            self._check_spoken(method)
+        if timeout_ms <= 0:
+            raise DeadlineExceeded(f"no time left for {prepared.full_name}")
+        timeout_ms = min(timeout_ms, self._limits.call_timeout_ms_max)
+        rid = current_request_id.get() if request_id is None else request_id
+        call = Call(
+            0, prepared.full_name, prepared.major, prepared.minor, timeout_ms, rid[:REQUEST_ID_CHARS_MAX],
+            self._payload(request),
+        )  # fmt: skip
+        waiter = Waiter()
+        deadline = time.monotonic() + timeout_ms / 1000
+        open_call = OpenCall(call, method.interface, deadline, method.idempotent, waiter)
+        self.core.call(open_call)
+        self._endpoint.counters["calls"] += 1
+        self._endpoint.active.add(self)
+        self.flush_soon()
+        try:
+            waiter.get()
+        finally:
+            if open_call.outcome is None:  # the caller was killed
+                self.core.calls.pop(call.call_id, None)
+        outcome = open_call.outcome
+        if type(outcome) is Reply:
+            if prepared.decode_reply is None:
+                return None
+            try:
+                return prepared.decode_reply(outcome.payload)
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+                raise RemoteError(f"reply of {prepared.full_name} cannot be read: {error}", type_name="Reply") from None
+        if type(outcome) is Error:
+            raise from_wire(outcome.wire_name, outcome.message, outcome.details)
+        raise outcome if isinstance(outcome, Exception) else LinkDown("the call was given up")
+
+    def cast(self, method: MethodSpec, request: msgspec.Struct, *, request_id: str | None = None) -> None:
+        """Queue a request without an answer. Raises LinkDown, Busy, UnknownMethod, UnsupportedVersion, FrameRefused."""
+        prepared = self._endpoint.prepare(method)
+        if id(prepared) not in self._spoken:
+            self._check_spoken(method)
+        rid = current_request_id.get() if request_id is None else request_id
+        payload = self._payload(request)
+        self.core.cast(
+            Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload)
+        )
+        self._endpoint.counters["casts"] += 1
+        self.flush_soon()
+
+    def report(self, reports: list[Report]) -> int:
+        """Queue up to `report_credit` reports; returns how many were taken.
+
+        The bus resends what is not durably acknowledged for as long as both incarnations live. Raises FrameRefused
+        for a report over `payload_bytes_max`.
+        """
+        for report in reports:
+            self._check_size(len(report.payload))
+        taken = self.core.report(reports)
+        if taken:
+            self._endpoint.active.add(self)
+            self.flush_soon()
+        return taken
+
+    def ack(self, acks: list[Ack]) -> None:
+        """Tell the durable outcome of reports, in any order; gives the sender its credit back."""
+        self.core.ack(acks)
+        self.flush_soon()
+
+    def event(self, topic: str, key: str, version: int, payload: bytes) -> None:
+        """Queue a state event to this peer; the newest version per (topic, key) replaces what still waits."""
+        self._check_size(len(payload))
+        if not self.core.event(Event(topic, key, version, payload)):
+            self._endpoint.refusals.count("events_overflow", self.name)
+            self.reset("too many state events waited")
+            return
+        self.flush_soon()
+
+    # The endpoint's side
+
+    def flush_soon(self) -> None:
+        """Send what is queued at the end of this turn of the hub."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.run_callback(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        core = self.core
+        for _ in range(FRAMES_PER_FLUSH):
+            carrier = self.carrier
+            frame = self._held
+            if frame is None:
+                if core.state is not State.UP:
+                    return
+                frame = core.take_frame(time.monotonic())
+            if frame is None or carrier is None:
+                return
+            result = carrier.send(frame)
+            if result == BLOCKED:
+                self._held = frame
+                self._endpoint.blocked.add(self)
+                return
+            self._held = None
+            if result == GONE:
+                self.lose("peer is unreachable")
+                return
+            self._endpoint.counters["bytes_sent"] += len(frame)
+        self.flush_soon()
+
+    def send_first(self, frame: bytes) -> bool:
+        """Send a hello, ahead of everything; False when it could not be sent."""
+        self._held = None
+        return self.carrier is not None and self.carrier.send(frame) not in (BLOCKED, GONE)
+
+    def receive(self, frame: bytes) -> None:
+        """Take a frame off the socket (in the hub)."""
+        now = time.monotonic()
+        self.happen(self.core.receive(frame, now), now)
+
+    def tick(self, now: float) -> None:
+        """Let the core look at the time."""
+        self.happen(self.core.tick(now), now)
+
+    def lose(self, reason: str) -> None:
+        """The connection is gone."""
+        now = time.monotonic()
+        self.happen(self.core.lost(reason, now), now)
+
+    def fail_calls(self, reason: str) -> None:
+        """The peer is known to be gone: let nobody wait for it."""
+        self.happen(self.core.fail_calls(reason), time.monotonic())
+
+    def reset(self, reason: str) -> None:
+        """Begin anew with a hello (a bound inside the link was reached)."""
+        if self.carrier is not None:
+            self.carrier.reset(reason)
+
+    def say_bye(self, reason: str) -> None:
+        """Tell the peer that this link ends, and send it at once."""
+        if self.up:
+            self.core.outgoing.add_control(Bye(reason))
+            self._flush()
+
+    def close(self, reason: str) -> None:
+        """The end of this link object."""
+        now = time.monotonic()
+        self.happen(self.core.close(reason, now), now)
+        self.carrier = None
+        self._held = None
+
+    def happen(self, happenings: list[Happening], now: float) -> None:
+        """Do what the core found."""
+        endpoint = self._endpoint
+        run_callback = self._loop.run_callback
+        for happening in happenings:
+            if isinstance(happening, OpenCall):
+                run_callback(happening.waiter.switch, None)
+            elif isinstance(happening, Call):
+                endpoint.serving.on_call(self, happening, now)
+            elif isinstance(happening, Cast):
+                endpoint.serving.on_cast(self, happening, now)
+            else:
+                self._happen_rarely(happening)
+        if self.core.outgoing:
+            self.flush_soon()
+        if self.core.active:
+            endpoint.active.add(self)
+
+    def _happen_rarely(self, happening: Happening) -> None:
+        if isinstance(happening, Event):
+            if not self._events_in.put(happening):
+                self._endpoint.refusals.count("inbox_overflow", self.name)
+                self.reset("state events arrive faster than they are handled")
+            self._run_inbox()
+        elif isinstance(happening, ReportsArrived | AcksArrived):
+            self._enqueue(happening)
+        elif isinstance(happening, Refused):
+            self._endpoint.refusals.count(happening.reason, self.name, happening.detail)
+        elif isinstance(happening, Hello):
+            if self.carrier is not None:
+                self.carrier.on_hello(happening)
+        elif isinstance(happening, HelloRefused):
+            if self.carrier is not None:
+                self.carrier.on_refused(happening.error)
+        elif isinstance(happening, LinkUp):
+            self._came_up(happening)
+        elif isinstance(happening, LinkLost):
+            self._went_down(happening)
+
+    def _came_up(self, happening: LinkUp) -> None:
+        peer = happening.peer
+        self._spoken.clear()
+        self.name = f"{peer.role}/{peer.service_id}@{peer.cell}"
+        self._up.set()
+        self._endpoint.up_links[self] = None
+        self._endpoint.counters["links_up"] += 1
+        log.info(
+            "link up peer=%s incarnation=%s release=%s address=%s number=%d resent=%d",
+            self.name, peer.incarnation, peer.release, self.address, self.core.link_number, happening.resent,
+        )  # fmt: skip
+        self._enqueue(happening)
+
+    def _went_down(self, happening: LinkLost) -> None:
+        self._up.clear()
+        self._held = None
+        self._endpoint.up_links.pop(self, None)
+        self._endpoint.counters["links_down"] += 1
+        log.info("link down peer=%s reason=%s", self.name, happening.reason)
+        self._enqueue(happening)
+        if self.carrier is not None:
+            self.carrier.on_lost(self, happening.reason)
+
+    # What handlers are told, one at a time and in order
+
+    def _enqueue(self, happening: Happening) -> None:
+        if len(self._inbox) >= self._limits.inbox_max:
+            self._endpoint.refusals.count("inbox_overflow", self.name)
+            self.reset("reports and acks arrive faster than they are handled")
+            if not isinstance(happening, LinkUp | LinkLost):
+                return
+        self._inbox.append(happening)
+        self._run_inbox()
+
+    def _run_inbox(self) -> None:
+        if not self._inbox_running:
+            self._inbox_running = self._endpoint.link_pool.submit(self._drain_inbox)
+
+    def _drain_inbox(self) -> None:
+        try:
+            for _ in range(self._limits.job_run_max):
+                if self._inbox:
+                    happening = self._inbox.popleft()
+                elif self._events_in:
+                    happening = self._events_in.take()
+                else:
+                    break
+                try:
+                    self._tell(happening)
+                except Exception:
+                    self._endpoint.counters["handlers_failed"] += 1
+                    log.exception("handler failed kind=%s peer=%s", type(happening).__name__, self.name)
+        finally:
+            self._inbox_running = False
+            if self._inbox or self._events_in:
+                self._run_inbox()
+
+    def _tell(self, happening: Happening) -> None:
+        handlers = self._endpoint.handlers
+        if isinstance(happening, ReportsArrived):
+            if handlers.reports is None:
+                self._endpoint.refusals.count("no_report_handler", self.name)
+            else:
+                handlers.reports(self, happening.reports)
+        elif isinstance(happening, AcksArrived):
+            if handlers.acks is not None:
+                handlers.acks(self, happening.acks)
+        elif isinstance(happening, Event):
+            told: Callable[[Link, Event], None] | None = handlers.events.get(happening.topic)
+            if told is not None:
+                told(self, happening)
+        elif isinstance(happening, LinkUp):
+            for handler in handlers.up:
+                handler(self)
+        elif isinstance(happening, LinkLost):
+            for handler in handlers.down:
+                handler(self)
+
+    # Checks before sending
+
+    def _payload(self, request: msgspec.Struct) -> bytes:
+        payload = _encode(request)
+        self._check_size(len(payload))
+        return payload
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.payload_bytes_max:
+            raise FrameRefused(
+                f"expected a payload of at most {self._limits.payload_bytes_max} bytes, found {size}: send less",
+                reason="size",
+            )
+
+    def _check_spoken(self, method: MethodSpec) -> None:
+        """Raise unless the peer of this very link serves the method's version; asked once per method and hello."""
+        peer = self.core.peer
+        if not self.up or peer is None:
+            why = self._endpoint.down_reason(self)
+            raise LinkDown(f"link to {self.name} is {self.core.state.value}{why}: wait for it, or ask another peer")
+        if self._endpoint.closed:
+            raise BusConfigError("the endpoint is closed")
+        check_version(method.interface, method.version, peer.interfaces, self._endpoint.serving.ranges)
+        self._spoken.add(id(self._endpoint.prepare(method)))

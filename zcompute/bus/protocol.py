@@ -1,0 +1,441 @@
+"""The state machine of one link, without I/O: time and frames go in, frames and happenings come out.
+
+The same core serves both ends. A dialler begins with `begin_hello`; a listener that admitted a hello calls `accept`.
+`receive` takes a frame, `take_frame` gives the next one, `tick` is called every few tens of milliseconds while
+`active`. What was lost with a link (calls, casts, reports) is settled in `lost` and at the next hello.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from zcompute.bus.counters import Counters
+from zcompute.bus.envelope import (
+    PROTOCOL_MAJOR,
+    Ack,
+    AckBatch,
+    Bye,
+    Call,
+    Cast,
+    Credit,
+    Envelope,
+    Error,
+    Event,
+    Hello,
+    HelloRequired,
+    Nak,
+    Reply,
+    Report,
+    ReportBatch,
+    Welcome,
+    decode_attributes,
+    decode_frame,
+    encode_frame,
+)
+from zcompute.bus.errors import (
+    BusError,
+    Busy,
+    DeadlineExceeded,
+    FrameRefused,
+    LinkDown,
+    LinkReset,
+    UnsupportedVersion,
+    from_wire,
+)
+from zcompute.bus.happenings import (
+    AcksArrived,
+    Happening,
+    HelloRefused,
+    LinkLost,
+    LinkUp,
+    OpenCall,
+    Refused,
+    ReportsArrived,
+)
+from zcompute.bus.identity import Peer, VersionRange
+from zcompute.bus.limits import Limits
+from zcompute.bus.method import check_version
+from zcompute.bus.outgoing import Outgoing
+from zcompute.bus.reports import ReportReceiver, ReportSender
+
+
+class State(Enum):
+    """Where a link is in its life."""
+
+    DOWN = "down"
+    HELLO_SENT = "hello_sent"
+    UP = "up"
+    CLOSED = "closed"
+
+
+def peer_of(greeting: Hello | Welcome, key_name: str, limits: Limits) -> Peer:
+    """The peer that a hello or welcome describes. Raises UnsupportedVersion, FrameRefused."""
+    if greeting.protocol_major != PROTOCOL_MAJOR:
+        raise UnsupportedVersion(
+            f"expected protocol {PROTOCOL_MAJOR}, found {greeting.protocol_major}.{greeting.protocol_minor}",
+            interface="protocol",
+            wanted=[greeting.protocol_major, greeting.protocol_minor],
+        )
+    return Peer(
+        role=greeting.role,
+        cell=greeting.cell,
+        service_id=greeting.service_id,
+        incarnation=greeting.incarnation,
+        release=greeting.release,
+        hosts=frozenset(greeting.hosts),
+        key_name=key_name,
+        interfaces=greeting.interfaces,
+        attributes=decode_attributes(greeting.attributes, limits),
+        topics=frozenset(greeting.topics),
+    )
+
+
+class LinkCore:
+    """One link's protocol state; see the module's text. All times are seconds of one monotonic clock."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        counters: Counters | None = None,
+        *,
+        verify: Callable[[Peer], None] | None = None,
+        interfaces: Callable[[], Mapping[str, VersionRange]] = dict,
+    ) -> None:
+        self.limits = limits
+        self.counters = counters if counters is not None else Counters()
+        self.state = State.DOWN
+        self.peer: Peer | None = None
+        self.peer_epoch = 0  # rises with each new incarnation of the peer: old work is not answered to a new process
+        self.link_number = 0
+        self.calls: dict[int, OpenCall] = {}
+        self.serving: set[int] = set()
+        self.reports_out = ReportSender(limits)
+        self.reports_in = ReportReceiver(limits)
+        self.outgoing = Outgoing(limits, self.reports_out)
+        self.lost_at = 0.0
+        self.hello_at = 0.0
+        self._calls_settled = True
+        self._next_call_id = 1
+        self._verify = verify
+        self._interfaces = interfaces
+        self._notice_at = 0.0
+
+    # Hello
+
+    def begin_hello(self, hello: Hello, now: float) -> bytes:
+        """Raise the link number and give the frame of the hello, which goes out before anything else."""
+        self.link_number += 1
+        hello.link_number = self.link_number
+        self.state = State.HELLO_SENT
+        self.hello_at = now
+        return encode_frame([hello])
+
+    def accept(self, hello: Hello, peer: Peer, welcome: Welcome, now: float) -> list[Happening]:
+        """Listener: the hello was admitted; queue the welcome, the link is up."""
+        happenings: list[Happening] = []
+        if self.state is State.UP:
+            happenings += self.lost("new hello", now)
+        self.link_number = welcome.link_number = hello.link_number
+        self.outgoing.add_control(welcome)
+        return happenings + self._come_up(peer, hello.report_credit, now)
+
+    def _come_up(self, peer: Peer, credit: int, now: float) -> list[Happening]:
+        same = self.peer is not None and self.peer.incarnation == peer.incarnation
+        if not same:
+            self.peer_epoch += 1
+            self.serving.clear()
+        self.peer = peer
+        self.state = State.UP
+        resent = self.reports_out.open(self.link_number, credit, same_peer=same)
+        self.reports_in.open(self.link_number)
+        self.counters["reports_resent"] += resent
+        self._calls_settled = True
+        return [LinkUp(peer, same, resent), *self._resend_calls(peer, now)]
+
+    def _resend_calls(self, peer: Peer, now: float) -> list[Happening]:
+        """Open idempotent calls go out again, with what remains of their time."""
+        failed: list[Happening] = []
+        for open_call in list(self.calls.values()):
+            call = open_call.call
+            call.remaining_ms = max(1, int((open_call.deadline - now) * 1000))
+            try:
+                check_version(open_call.interface, (call.major, call.minor), peer.interfaces, self._interfaces())
+                self.outgoing.add_work(call, len(call.payload))
+            except BusError as error:
+                failed.append(self._settle(open_call, error))
+                continue
+            self.counters["calls_resent"] += 1
+        return failed
+
+    def lost(self, reason: str, now: float) -> list[Happening]:
+        """The link is gone: what cannot be sent again fails, idempotent calls wait `call_grace_ms` for its return."""
+        was_up = self.state is State.UP
+        if self.state is not State.CLOSED:
+            self.state = State.DOWN
+        if not was_up:
+            return []
+        self.lost_at = now
+        self._calls_settled = False
+        unsent, casts = self.outgoing.clear()
+        self.counters["casts_lost"] += casts
+        self.reports_out.close()
+        happenings: list[Happening] = [LinkLost(reason)]
+        for open_call in list(self.calls.values()):
+            if not open_call.idempotent:
+                happenings.append(self._settle(open_call, self._loss(open_call, reason, unsent)))
+        return happenings
+
+    def fail_calls(self, reason: str) -> list[Happening]:
+        """Fail every open call: the peer is known to be gone, or the link is closed."""
+        self._calls_settled = True
+        open_calls = list(self.calls.values())
+        return [self._settle(open_call, self._loss(open_call, reason, set())) for open_call in open_calls]
+
+    def close(self, reason: str, now: float) -> list[Happening]:
+        """The end of this link."""
+        happenings = self.lost(reason, now) + self.fail_calls(reason)
+        self.state = State.CLOSED
+        return happenings
+
+    def _loss(self, open_call: OpenCall, reason: str, unsent: set[int]) -> BusError:
+        call = open_call.call
+        if call.call_id in unsent:
+            return LinkDown(f"link was lost before {call.method} was sent: {reason}")
+        return LinkReset(f"link was lost while {call.method} was open: {reason}")
+
+    def _settle(self, open_call: OpenCall, outcome: Reply | Error | Exception) -> OpenCall:
+        self.calls.pop(open_call.call.call_id, None)
+        open_call.outcome = outcome
+        return open_call
+
+    # Sending
+
+    def call(self, open_call: OpenCall) -> None:
+        """Queue a call; its id is given here. Raises LinkDown, Busy."""
+        self._need_up()
+        if len(self.calls) >= self.limits.open_calls_max:
+            raise Busy(
+                f"expected at most {self.limits.open_calls_max} open calls on a link: try again later",
+                retry_after_ms=self.limits.retry_after_ms,
+            )
+        call = open_call.call
+        call.call_id = self._next_call_id
+        self.outgoing.add_work(call, len(call.payload))
+        self._next_call_id += 1
+        self.calls[call.call_id] = open_call
+
+    def cast(self, cast: Cast) -> None:
+        """Queue a cast. Raises LinkDown, Busy."""
+        self._need_up()
+        self.outgoing.add_work(cast, len(cast.payload))
+
+    def answer(self, answer: Reply | Error, size: int, peer_epoch: int) -> bool:
+        """Queue the outcome of a call that was served; False when nobody waits for it any more."""
+        if peer_epoch != self.peer_epoch:
+            self.counters["replies_dropped"] += 1
+            return False
+        self.serving.discard(answer.call_id)
+        if self.state is not State.UP:
+            self.counters["replies_dropped"] += 1
+            return False
+        try:
+            self.outgoing.add_work(answer, size)
+        except Busy:  # the peer asks and does not read: its calls end by their deadlines
+            self.counters["replies_dropped"] += 1
+            return False
+        return True
+
+    def abandon(self, call_id: int, peer_epoch: int) -> None:
+        """A call of the peer will not be answered (it expired before it began)."""
+        if peer_epoch == self.peer_epoch:
+            self.serving.discard(call_id)
+
+    def report(self, reports: list[Report]) -> int:
+        """Queue reports up to the credit; returns how many were taken."""
+        return self.reports_out.offer(reports) if self.state is State.UP else 0
+
+    def ack(self, acks: list[Ack]) -> None:
+        """Send durable acks, and with them credit. On a link that is down they are dropped: the peer resends."""
+        if self.state is not State.UP:
+            self.counters["acks_dropped"] += len(acks)
+            return
+        step = self.limits.acks_per_envelope_max
+        for start in range(0, len(acks), step):
+            self.outgoing.add_control(self.reports_in.acknowledge(acks[start : start + step]))
+
+    def event(self, event: Event) -> bool:
+        """Queue a state event; False when too many distinct keys wait (the link must then be reset)."""
+        return self.state is not State.UP or self.outgoing.events.put(event)
+
+    def probe(self) -> None:
+        """Say something harmless: a listener that does not know the route will answer hello_required."""
+        if self.state is State.UP:
+            self.outgoing.add_control(self.reports_in.credit())
+
+    def _need_up(self) -> None:
+        if self.state is not State.UP:
+            raise LinkDown(f"link is {self.state.value}: wait for it, or ask another peer")
+
+    def take_frame(self, now: float) -> bytes | None:
+        """The next frame to send, None when nothing waits."""
+        if not self.outgoing:
+            return None
+        envelopes = self.outgoing.take(now)
+        if not envelopes:
+            return None
+        self.counters["frames_sent"] += 1
+        return encode_frame(envelopes)
+
+    # Receiving
+
+    def receive(self, frame: bytes, now: float) -> list[Happening]:
+        """Take one frame. A frame that cannot be read is dropped whole, counted and told to the peer."""
+        self.counters["frames_received"] += 1
+        self.counters["bytes_received"] += len(frame)
+        try:
+            envelopes = decode_frame(frame, self.limits)
+        except FrameRefused as error:
+            self._notice(error, now)
+            return [Refused(str(error.details.get("reason", "malformed")), str(error))]
+        happenings: list[Happening] = []
+        for envelope in envelopes:
+            if self.state is not State.UP and type(envelope) not in _BEFORE_UP:
+                happenings.append(Refused("before_welcome", type(envelope).__name__))
+                continue
+            _RECEIVERS[type(envelope)](self, envelope, now, happenings)
+        return happenings
+
+    def _notice(self, error: BusError, now: float) -> None:
+        """Tell the peer that a frame of its was refused, at most once in `refusal_notice_ms`."""
+        if self.state is State.UP and now >= self._notice_at:
+            self._notice_at = now + self.limits.refusal_notice_ms / 1000
+            self.outgoing.add_control(Error(0, error.wire_name, str(error), {}))
+
+    def _on_hello(self, hello: Hello, now: float, happenings: list[Happening]) -> None:
+        happenings.append(hello)
+
+    def _on_welcome(self, welcome: Welcome, now: float, happenings: list[Happening]) -> None:
+        if self.state is not State.HELLO_SENT or welcome.link_number != self.link_number:
+            happenings.append(Refused("late_welcome"))
+            return
+        try:
+            peer = peer_of(welcome, "", self.limits)
+            if self._verify is not None:
+                self._verify(peer)
+        except BusError as error:
+            self.state = State.DOWN
+            happenings.append(HelloRefused(error))
+            return
+        happenings += self._come_up(peer, welcome.report_credit, now)
+
+    def _on_call(self, call: Call, now: float, happenings: list[Happening]) -> None:
+        if call.call_id in self.serving:
+            self.counters["calls_repeated"] += 1
+        elif len(self.serving) >= self.limits.serving_calls_max:
+            happenings.append(Refused("busy"))
+            busy = Busy(f"{len(self.serving)} calls of this link are being served")
+            details = {"retry_after_ms": self.limits.retry_after_ms}
+            self.answer(Error(call.call_id, busy.wire_name, str(busy), details), 0, self.peer_epoch)
+        else:
+            self.serving.add(call.call_id)
+            happenings.append(call)
+
+    def _on_answer(self, answer: Reply | Error, now: float, happenings: list[Happening]) -> None:
+        open_call = self.calls.pop(answer.call_id, None)
+        if open_call is not None:
+            open_call.outcome = answer
+            happenings.append(open_call)
+        else:
+            self.counters["replies_late"] += 1
+
+    def _on_error(self, error: Error, now: float, happenings: list[Happening]) -> None:
+        if error.call_id:
+            if self.state is State.UP:
+                self._on_answer(error, now, happenings)
+        elif self.state is State.HELLO_SENT:
+            self.state = State.DOWN
+            happenings.append(HelloRefused(from_wire(error.wire_name, error.message, error.details)))
+        else:
+            happenings.append(Refused("told_by_peer", error.message))
+
+    def _on_cast(self, cast: Cast, now: float, happenings: list[Happening]) -> None:
+        happenings.append(cast)
+
+    def _on_reports(self, batch: ReportBatch, now: float, happenings: list[Happening]) -> None:
+        over = self.reports_in.over_credit
+        repeated = self.reports_in.repeated
+        reports, nak = self.reports_in.receive(batch, now)
+        self.counters["reports_repeated"] += self.reports_in.repeated - repeated
+        if nak is not None:
+            self.counters["naks_sent"] += 1
+            self.outgoing.add_control(nak)
+        if self.reports_in.over_credit > over:
+            happenings.append(Refused("over_credit"))
+        if reports:
+            happenings.append(ReportsArrived(reports))
+
+    def _on_acks(self, batch: AckBatch, now: float, happenings: list[Happening]) -> None:
+        if not self.reports_out.on_received(batch.link_number, batch.received, batch.limit, now):
+            happenings.append(Refused("bad_sequence"))
+        for ack in batch.acks:
+            self.reports_out.on_ack(ack)
+        happenings.append(AcksArrived(batch.acks))
+
+    def _on_credit(self, credit: Credit, now: float, happenings: list[Happening]) -> None:
+        if not self.reports_out.on_received(credit.link_number, credit.received, credit.limit, now):
+            happenings.append(Refused("bad_sequence"))
+
+    def _on_nak(self, nak: Nak, now: float, happenings: list[Happening]) -> None:
+        self.counters["naks_received"] += 1
+        if not self.reports_out.on_nak(nak, now):
+            happenings.append(Refused("bad_sequence"))
+
+    def _on_event(self, event: Event, now: float, happenings: list[Happening]) -> None:
+        happenings.append(event)
+
+    def _on_bye(self, bye: Bye, now: float, happenings: list[Happening]) -> None:
+        happenings += self.lost(f"peer said bye: {bye.reason}", now)
+
+    def _on_hello_required(self, required: HelloRequired, now: float, happenings: list[Happening]) -> None:
+        happenings += self.lost("listener does not know the route", now)
+
+    # Time
+
+    @property
+    def active(self) -> bool:
+        """True while `tick` has something to watch."""
+        return bool(self.calls) or self.reports_out.waiting or (self.reports_in.untold and self.state is State.UP)
+
+    def tick(self, now: float) -> list[Happening]:
+        """End calls whose time is over, repeat reports that were not confirmed, confirm those that came."""
+        happenings: list[Happening] = []
+        for open_call in [call for call in self.calls.values() if call.deadline <= now]:
+            late = DeadlineExceeded(f"no answer to {open_call.call.method} within its deadline")
+            happenings.append(self._settle(open_call, late))
+        if self.state is State.UP:
+            if self.reports_out.tick(now):
+                self.counters["reports_retransmitted"] += 1
+            if self.reports_in.credit_due(now):
+                self.outgoing.add_control(self.reports_in.credit())
+        elif not self._calls_settled and now - self.lost_at >= self.limits.call_grace_ms / 1000:
+            happenings += self.fail_calls("the link did not come back in time")
+        return happenings
+
+
+_BEFORE_UP = frozenset({Hello, Welcome, Error, HelloRequired, Bye})
+
+_RECEIVERS: dict[type[Envelope], Callable[[LinkCore, Any, float, list[Happening]], None]] = {
+    Hello: LinkCore._on_hello,
+    Welcome: LinkCore._on_welcome,
+    Call: LinkCore._on_call,
+    Reply: LinkCore._on_answer,
+    Error: LinkCore._on_error,
+    Cast: LinkCore._on_cast,
+    ReportBatch: LinkCore._on_reports,
+    AckBatch: LinkCore._on_acks,
+    Credit: LinkCore._on_credit,
+    Nak: LinkCore._on_nak,
+    Event: LinkCore._on_event,
+    Bye: LinkCore._on_bye,
+    HelloRequired: LinkCore._on_hello_required,
+}

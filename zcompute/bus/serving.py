@@ -1,0 +1,209 @@
+"""The methods an endpoint serves, and how a call or cast becomes the run of a handler."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zcompute.bus.context import request_id
+from zcompute.bus.counters import Refusals
+from zcompute.bus.envelope import Call, Cast, Error, Reply
+from zcompute.bus.errors import (
+    BusConfigError,
+    BusError,
+    Busy,
+    Forbidden,
+    FrameRefused,
+    InvalidRequest,
+    Unavailable,
+    UnknownMethod,
+    is_registered,
+    to_wire,
+)
+from zcompute.bus.identity import Peer, VersionRange
+from zcompute.bus.limits import Limits
+from zcompute.bus.method import MethodSpec, PreparedMethod, check_version, interface_ranges
+from zcompute.bus.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from zcompute.bus.link import Link
+
+log = logging.getLogger(__name__)
+
+_FIELD = re.compile(r"at `\$\.?(.*)`$")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class CallContext:
+    """What a handler knows of the call or cast it serves. `deadline` is of time.monotonic()."""
+
+    __slots__ = ("deadline", "link", "peer", "request_id")
+
+    def __init__(self, peer: Peer, link: "Link", request_id: str, deadline: float) -> None:
+        self.peer = peer
+        self.link = link
+        self.request_id = request_id
+        self.deadline = deadline
+
+    def remaining_ms(self) -> int:
+        """Milliseconds left until the deadline, never below 0."""
+        return max(0, int((self.deadline - time.monotonic()) * 1000))
+
+
+Handler = Callable[[Any, CallContext], Any]
+
+
+class Served:
+    """A method with its handler and its pool."""
+
+    __slots__ = ("handler", "pool", "prepared", "roles")
+
+    def __init__(self, prepared: PreparedMethod, handler: Handler, pool: WorkerPool) -> None:
+        self.prepared = prepared
+        self.handler = handler
+        self.pool = pool
+        self.roles = prepared.method.roles
+
+
+class Serving:
+    """Table of served methods; checks what arrives and hands it to the method's pool."""
+
+    def __init__(self, limits: Limits, refusals: Refusals, counters: dict[str, int]) -> None:
+        self._limits = limits
+        self._refusals = refusals
+        self._counters = counters
+        self._served: dict[str, Served] = {}
+        self.ranges: dict[str, VersionRange] = {}
+        sizes = {
+            "control": limits.control_workers,
+            "leaf": limits.leaf_workers,
+            "calls": limits.calls_workers,
+            "reads": limits.reads_workers,
+        }
+        self.pools = {
+            name: WorkerPool(name, size, limits.pool_queue_max, limits.job_run_max) for name, size in sizes.items()
+        }
+
+    def add(self, method: MethodSpec, handler: Handler) -> None:
+        """Serve a method. Raises BusConfigError for a repeated name, an unknown pool or two majors of an interface."""
+        prepared = PreparedMethod(method)
+        pool = self.pools.get(method.pool)
+        if pool is None:
+            known = sorted(self.pools)
+            raise BusConfigError(f"{prepared.full_name}: expected a pool of {known}, found {method.pool!r}")
+        if prepared.full_name in self._served:
+            raise BusConfigError(f"{prepared.full_name} is served already: serve it once")
+        for other in self._served.values():
+            if other.prepared.method.interface == method.interface and other.prepared.major != prepared.major:
+                raise BusConfigError(f"{prepared.full_name}: expected one major version per interface, found two")
+        self._served[prepared.full_name] = Served(prepared, handler, pool)
+        self.ranges = interface_ranges(served.prepared.method for served in self._served.values())
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for pool in self.pools.values():
+            pool.close()
+
+    def check(self, work: Call | Cast, peer: Peer) -> Served:
+        """The served method that a peer may run. Raises UnknownMethod, UnsupportedVersion, Forbidden."""
+        served = self._served.get(work.method)
+        if served is None or (work.major, work.minor) != (served.prepared.major, served.prepared.minor):
+            interface = work.method.rpartition(".")[0]
+            check_version(interface, (work.major, work.minor), self.ranges, peer.interfaces)
+        if served is None:
+            raise UnknownMethod(f"method {work.method} is not served here", method=work.method)
+        if peer.role not in served.roles:
+            raise Forbidden(f"role {peer.role!r} may not call {work.method}", method=work.method)
+        return served
+
+    def on_call(self, link: "Link", call: Call, now: float) -> None:
+        """A call arrived: check it, queue it, or answer with the refusal."""
+        core = link.core
+        peer = core.peer
+        if peer is None:
+            return
+        try:
+            served = self.check(call, peer)
+            deadline = now + min(call.remaining_ms, self._limits.call_timeout_ms_max) / 1000
+            if not served.pool.submit(self._run_call, link, call, served, deadline, core.peer_epoch):
+                raise Busy(
+                    f"pool {served.pool.name} has {served.pool.queued} jobs waiting",
+                    retry_after_ms=self._limits.retry_after_ms,
+                )
+        except BusError as error:
+            self._refusals.count(error.wire_name, link.name, str(error))
+            self._answer_error(link, call, error, core.peer_epoch)
+
+    def on_cast(self, link: "Link", cast: Cast, now: float) -> None:
+        """A cast arrived: check it and queue it; a refusal is counted and logged."""
+        peer = link.core.peer
+        if peer is None:
+            return
+        try:
+            served = self.check(cast, peer)
+            if not served.pool.submit(self._run_cast, link, cast, served, now, peer):
+                raise Busy(f"pool {served.pool.name} is full")
+        except BusError as error:
+            self._refusals.count(error.wire_name, link.name, str(error))
+
+    def _run_call(self, link: "Link", call: Call, served: Served, deadline: float, peer_epoch: int) -> None:
+        core = link.core
+        peer = core.peer
+        if deadline <= time.monotonic() or peer is None:
+            self._counters["calls_expired"] += 1
+            core.abandon(call.call_id, peer_epoch)
+            return
+        request_id.set(call.request_id)
+        try:
+            request = decode_request(served.prepared, call.payload)
+            result = served.handler(request, CallContext(peer, link, call.request_id, deadline))
+            payload = _encode(result) if served.prepared.decode_reply is not None else b""
+            if len(payload) > self._limits.payload_bytes_max:
+                raise FrameRefused(
+                    f"reply of {call.method} has {len(payload)} bytes, expected at most "
+                    f"{self._limits.payload_bytes_max}: ask for less",
+                    reason="size",
+                )
+        except Exception as error:
+            if not is_registered(error):
+                log.exception("handler failed method=%s peer=%s", call.method, link.name)
+                self._counters["handlers_failed"] += 1
+            self._answer_error(link, call, error, peer_epoch)
+            return
+        except BaseException:  # the handler's greenlet was killed: tell the caller, then end as asked
+            self._answer_error(link, call, Unavailable("the handler was stopped"), peer_epoch)
+            raise
+        self._counters["calls_served"] += 1
+        if core.answer(Reply(call.call_id, payload), len(payload), peer_epoch):
+            link.flush_soon()
+
+    def _run_cast(self, link: "Link", cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
+        request_id.set(cast.request_id)
+        deadline = arrived + self._limits.call_timeout_ms_max / 1000
+        try:
+            request = decode_request(served.prepared, cast.payload)
+            served.handler(request, CallContext(peer, link, cast.request_id, deadline))
+            self._counters["casts_served"] += 1
+        except InvalidRequest as error:
+            self._refusals.count(error.wire_name, link.name, str(error))
+        except Exception:
+            self._counters["handlers_failed"] += 1
+            log.exception("handler failed method=%s peer=%s", cast.method, link.name)
+
+    def _answer_error(self, link: "Link", call: Call, error: BaseException, peer_epoch: int) -> None:
+        wire_name, message, details = to_wire(error)
+        if link.core.answer(Error(call.call_id, wire_name, message, details), 0, peer_epoch):
+            link.flush_soon()
+
+
+def decode_request(prepared: PreparedMethod, payload: bytes) -> Any:
+    """The typed request. Raises InvalidRequest naming the field."""
+    try:
+        return prepared.decode_request(payload)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        found = _FIELD.search(str(error))
+        field = found.group(1) if found else ""
+        raise InvalidRequest(f"{prepared.full_name}: {error}", field=field) from None

@@ -1,0 +1,146 @@
+"""Plain ZeroMQ sockets under gevent's loop.
+
+ZMQ_FD is edge-triggered: EVENTS must be read again after every send and receive, the first send on a DEALER included.
+A `SocketWatch` therefore runs its reader on each edge and at the end of each hub turn in which something was sent
+(`poke`), and the endpoint pokes every watch once in `events_reread_ms` whatever happens.
+"""
+
+import errno
+import logging
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import zmq
+
+from zcompute.bus.errors import BusConfigError
+from zcompute.bus.identity import Identity
+from zcompute.bus.limits import Limits
+
+log = logging.getLogger(__name__)
+
+SENT, BLOCKED, GONE = "sent", "blocked", "gone"
+ZAP_DOMAIN = b"zcompute"
+FREE_PORTS = range(20000, 32000)
+BIND_ATTEMPTS_MAX = 200
+MONITORED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+)
+
+
+class SocketWatch:
+    """Runs `ready` in the hub when its socket may have become readable or writable.
+
+    `ready` returns True to be run again after others had their turn.
+    """
+
+    def __init__(self, socket: "zmq.Socket[Any]", ready: Callable[[], bool]) -> None:
+        self._loop = gevent.get_hub().loop
+        self._ready = ready
+        self._poked = False
+        self._closed = False
+        self._watcher = self._loop.io(socket.getsockopt(zmq.FD), 1)
+        self._watcher.start(self._run)
+        self.poke()
+
+    def poke(self) -> None:
+        """Run `ready` at the end of this turn of the hub."""
+        if not self._poked and not self._closed:
+            self._poked = True
+            self._loop.run_callback(self._run)
+
+    def close(self) -> None:
+        """Watch no more; to be called before the socket is closed."""
+        self._closed = True
+        self._watcher.stop()
+        self._watcher.close()
+
+    def _run(self) -> None:
+        self._poked = False
+        if self._closed:
+            return
+        try:
+            again = self._ready()
+        except Exception:
+            log.exception("reading a socket failed")
+            again = True
+        if again:
+            self.poke()
+
+
+def set_options(socket: "zmq.Socket[bytes]", identity: Identity, limits: Limits) -> None:
+    """Options that listeners and diallers share."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.frame_bytes_max)
+    socket.setsockopt(zmq.SNDHWM, limits.held_frames_hwm)
+    socket.setsockopt(zmq.RCVHWM, limits.held_frames_hwm)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, limits.heartbeat_interval_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, limits.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, limits.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, limits.handshake_timeout_ms)
+    if identity.secret_key:
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, identity.public_key.encode("ascii"))
+        socket.setsockopt(zmq.CURVE_SECRETKEY, identity.secret_key.encode("ascii"))
+
+
+def open_router(context: "zmq.Context[Any]", identity: Identity, limits: Limits) -> "zmq.Socket[bytes]":
+    """A ROUTER that tells when a peer is gone or full, and lets nobody take another's route."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+    set_options(socket, identity, limits)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
+    socket.setsockopt(zmq.BACKLOG, 4096)
+    if identity.secret_key:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    return socket
+
+
+def open_dealer(
+    context: "zmq.Context[Any]", identity: Identity, limits: Limits, server_public_key: str
+) -> "zmq.Socket[bytes]":
+    """A DEALER that queues nothing while unconnected and reconnects with libzmq's jittered back-off."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    set_options(socket, identity, limits)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, limits.reconnect_ms_min)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, limits.reconnect_ms_max)
+    if server_public_key:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, server_public_key.encode("ascii"))
+    return socket
+
+
+def bind_socket(socket: "zmq.Socket[bytes]", address: str) -> str:
+    """Bind, choosing a port of 20000-31999 for port 0; returns the address. Raises BusConfigError."""
+    host, _, port = address.rpartition(":")
+    attempts = BIND_ATTEMPTS_MAX if port == "0" else 1
+    for _ in range(attempts):
+        chosen = f"{host}:{random.choice(FREE_PORTS)}" if port == "0" else address
+        try:
+            socket.bind(chosen)
+            return chosen
+        except zmq.ZMQError as error:
+            if error.errno != errno.EADDRINUSE or port != "0":
+                raise BusConfigError(f"cannot listen on {chosen}: {error}: choose another address") from error
+    raise BusConfigError(f"expected a free port for {address}, found none in {attempts} attempts")
+
+
+def readable(socket: "zmq.Socket[Any]") -> bool:
+    """EVENTS, read anew (cheaper than an EAGAIN exception, and it makes libzmq handle its commands)."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def read_monitor(monitor: "zmq.Socket[bytes]") -> list[tuple[int, int]]:
+    """All (event, value) that wait on a monitor; value is a file descriptor for most events."""
+    found = []
+    while readable(monitor):
+        event, value = struct.unpack("=Hi", monitor.recv_multipart(zmq.NOBLOCK)[0])
+        found.append((int(event), int(value)))
+    return found
