@@ -1,0 +1,1 @@
+"""Virtualisation drivers: one interface (``driver``), and the hypervisors behind it."""

@@ -1,0 +1,207 @@
+"""Append-only journal: framed records that survive kill -9, a torn tail and a full disk.
+
+File: the header line, then frames of ``<u32 length><u32 crc32><record>``, little-endian. Reading stops at the first
+frame that is short or whose checksum is wrong (the tail of a write that was cut off), and writing goes on from there.
+A rewrite goes to a new file that replaces the old one by rename.
+
+What ``append`` has returned from survives the death of the process. It is not forced to the platter: the hub must not
+wait for a disk, and after a loss of power the host begins a new epoch with full state.
+"""
+
+import contextlib
+import logging
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from zcompute.compute.errors import JournalUnsupported, JournalWriteFailed
+from zcompute.compute.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HEADER = b"zcompute journal 1\n"
+RECORD_BYTES_MAX = 1 << 20
+
+_FRAME = struct.Struct("<II")
+
+
+def frame(record: bytes) -> bytes:
+    """One record as it lies in the file. Raises ValueError above RECORD_BYTES_MAX."""
+    if len(record) > RECORD_BYTES_MAX:
+        raise ValueError(f"a journal record has at most {RECORD_BYTES_MAX} bytes, found {len(record)}")
+    return _FRAME.pack(len(record), zlib.crc32(record)) + record
+
+
+def scan(data: bytes) -> tuple[list[bytes], int]:
+    """The sound records of a file's bytes (header included) and where they end. Raises JournalUnsupported.
+
+    A file shorter than its header is one whose creation was cut off: no records, end 0.
+    """
+    if len(data) < len(HEADER) and HEADER.startswith(data):
+        return [], 0
+    if not data.startswith(HEADER):
+        raise JournalUnsupported(f"expected a file that begins with {HEADER!r}, found {data[: len(HEADER)]!r}")
+    records: list[bytes] = []
+    end = len(HEADER)
+    while end + _FRAME.size <= len(data):
+        length, checksum = _FRAME.unpack_from(data, end)
+        start = end + _FRAME.size
+        record = data[start : start + length]
+        if length > RECORD_BYTES_MAX or len(record) < length or zlib.crc32(record) != checksum:
+            break
+        records.append(record)
+        end = start + length
+    return records, end
+
+
+class JournalFile:
+    """The file itself. Opening it reads it; ``records`` are those found, oldest first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.records = self._read()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _read(self) -> list[bytes]:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            data = file.read()
+        try:
+            records, end = scan(data)
+        except JournalUnsupported as error:
+            raise JournalUnsupported(
+                f"{self.path}: {error}: use the release that wrote it, or an empty state_dir"
+            ) from None
+        if end < len(data):
+            log.warning("journal tail ignored path=%s sound_bytes=%d ignored_bytes=%d", self.path, end, len(data) - end)
+        os.ftruncate(self._descriptor, end)
+        self.size_bytes = end
+        self._sound = True
+        if end == 0:
+            self._write(HEADER)
+        return records
+
+    def append(self, record: bytes) -> None:
+        """Write one record. Raises JournalWriteFailed; the records before it are untouched then."""
+        if not self._sound:
+            raise JournalWriteFailed(f"{self.path}: an earlier write failed, rewrite it first")
+        self._write(frame(record))
+
+    def _write(self, data: bytes) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.pwrite(self._descriptor, data[written:], self.size_bytes + written)
+        except OSError as error:
+            # What was written of it must not be taken for a record once shorter ones follow.
+            try:
+                os.ftruncate(self._descriptor, self.size_bytes)
+            except OSError:
+                self._sound = False
+            raise JournalWriteFailed(f"{self.path}: {error.strerror}") from error
+        self.size_bytes += len(data)
+
+    def rewrite(self, records: Iterable[bytes]) -> None:
+        """Replace the contents by these records, all or nothing. Raises JournalWriteFailed."""
+        fresh = self.path.with_suffix(".new")
+        try:
+            descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise JournalWriteFailed(f"{fresh}: {error.strerror}") from error
+        try:
+            size_bytes = 0
+            with open(descriptor, "wb", closefd=False) as file:
+                size_bytes += file.write(HEADER)
+                for record in records:
+                    size_bytes += file.write(frame(record))
+            os.rename(fresh, self.path)
+        except OSError as error:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise JournalWriteFailed(f"{fresh}: {error.strerror}") from error
+        os.close(self._descriptor)
+        self._descriptor, self.size_bytes, self._sound = descriptor, size_bytes, True
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Journal:
+    """A journal of state that also lives in memory: ``snapshot`` gives the records that say all of it.
+
+    A failing disk degrades it: ``write`` answers False, the state lives in memory only, and ``tend`` tries to write
+    the whole of it again. Replaying a record twice must do what once does.
+    """
+
+    def __init__(self, path: Path, snapshot: Callable[[], Iterable[bytes]], settings: Settings) -> None:
+        self._file = JournalFile(path)
+        self._snapshot = snapshot
+        self._settings = settings
+        self._compact_at_bytes = max(settings.compact_bytes_min, 2 * self._file.size_bytes)
+        self._retry_at = 0.0
+        self._log_at = 0.0
+        self.degraded = False
+        self.writes_failed = 0
+
+    @property
+    def records(self) -> list[bytes]:
+        """What was found at start; read once, then drop by ``loaded``."""
+        return self._file.records
+
+    def loaded(self) -> None:
+        self._file.records = []
+
+    @property
+    def size_bytes(self) -> int:
+        return self._file.size_bytes
+
+    def write(self, record: bytes) -> bool:
+        """Append; the caller's memory holds the change already. False: it is not on disk."""
+        if self.degraded:
+            self.writes_failed += 1
+            return False
+        try:
+            self._file.append(record)
+        except JournalWriteFailed as error:
+            self._failed(error, time.monotonic())
+            return False
+        if self._file.size_bytes >= self._compact_at_bytes:
+            self._compact()
+        return True
+
+    def tend(self, now: float) -> None:
+        """Called now and then: gets a failed journal back on disk when the disk allows."""
+        if self.degraded and now >= self._retry_at:
+            try:
+                self._file.rewrite(self._snapshot())
+            except JournalWriteFailed as error:
+                self._failed(error, now)
+                return
+            self.degraded = False
+            self._log_at = 0.0
+            log.warning("journal back on disk path=%s writes_failed=%d", self._file.path, self.writes_failed)
+
+    def _failed(self, error: JournalWriteFailed, now: float) -> None:
+        self.degraded = True
+        self.writes_failed += 1
+        self._retry_at = now + self._settings.journal_retry_ms / 1000
+        if now >= self._log_at:
+            self._log_at = now + self._settings.journal_log_ms / 1000
+            log.error("journal failing, state kept in memory only: %s writes_failed=%d", error, self.writes_failed)
+
+    def _compact(self) -> None:
+        try:
+            self._file.rewrite(self._snapshot())
+        except JournalWriteFailed as error:
+            log.warning("journal not compacted: %s", error)
+        self._compact_at_bytes = max(self._settings.compact_bytes_min, 2 * self._file.size_bytes)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,194 @@
+"""Links to every conductor of the cell, and the partition map that says which of them owns what."""
+
+import logging
+from collections.abc import Callable
+
+import gevent
+import msgspec
+from gevent.event import Event as Signal
+
+from zcompute.bus import BusError, Endpoint, Event, Link
+from zcompute.compute.backoff import Backoff
+from zcompute.compute.fences import EPOCH_MAX
+from zcompute.compute.settings import Settings
+from zcompute.config import PeerConfig
+from zcompute.objects.errors import EpochRefused, ServiceError
+from zcompute.objects.methods import HOST_ATTACH, MAP_GET, TOPIC_MAP, Empty, HostAttachRequest, MapReply
+from zcompute.objects.partition import PARTITIONS, PartitionMap
+
+log = logging.getLogger(__name__)
+
+_MAP: msgspec.msgpack.Decoder[PartitionMap] = msgspec.msgpack.Decoder(PartitionMap)
+
+
+def plan_dials(
+    seeds: dict[str, tuple[str, str]], cell_map: PartitionMap, conductors_max: int
+) -> dict[str, tuple[str, str]]:
+    """Whom to dial: (address, public key) by service id. Those of the map first, then seeds, which may come back."""
+    wanted = {service_id: (info.address, info.public_key) for service_id, info in sorted(cell_map.conductors.items())}
+    for service_id, where in seeds.items():
+        wanted.setdefault(service_id, where)
+    return dict(list(wanted.items())[:conductors_max])
+
+
+def is_sound(cell_map: PartitionMap, cell: str) -> bool:
+    """Whether a map can be used: of this cell, with an owner and an epoch for each partition."""
+    return (
+        cell_map.cell == cell
+        and len(cell_map.owners) == len(cell_map.epochs) == PARTITIONS
+        and all(0 <= epoch <= EPOCH_MAX for epoch in cell_map.epochs)
+    )
+
+
+class ConductorLinks:
+    """Dials by the map, greets each link that comes up: learn the map, attach the hosts' epochs, then it is ready.
+
+    ``on_map(map)``, ``on_ready(service_id, link, same_process)``, ``on_unready(service_id)`` and
+    ``on_refused(EpochRefused)`` are set by the service; ``epochs`` gives the hosts that have begun.
+    """
+
+    def __init__(self, endpoint: Endpoint, cell: str, seeds: list[PeerConfig], settings: Settings) -> None:
+        self._endpoint = endpoint
+        self._settings = settings
+        self._seeds = {seed.id: (seed.address, seed.public_key) for seed in seeds}
+        self._dialled: dict[str, tuple[tuple[str, str], Link]] = {}
+        self._up: dict[str, Link] = {}
+        self._ready_incarnation: dict[str, str] = {}
+        self._greetings: dict[str, gevent.Greenlet] = {}
+        self._refreshing: gevent.Greenlet | None = None
+        self._changed = Signal()
+        self.map = PartitionMap(cell=cell)
+        self.epochs: Callable[[], dict[str, int]] = dict
+        self.on_map: Callable[[PartitionMap], None] = lambda _: None
+        self.on_ready: Callable[[str, Link, bool], None] = lambda *_: None
+        self.on_unready: Callable[[str], None] = lambda _: None
+        self.on_refused: Callable[[EpochRefused], None] = lambda _: None
+        endpoint.on_link_up(self._link_up)
+        endpoint.on_link_down(self._link_down)
+        endpoint.on_event(TOPIC_MAP, self._map_event)
+
+    def start(self) -> None:
+        """Dial the seeds."""
+        self._dial()
+
+    def stop(self) -> None:
+        """End the greetings; the endpoint's close ends the links."""
+        greenlets = [*self._greetings.values(), *([self._refreshing] if self._refreshing is not None else [])]
+        gevent.killall(greenlets, block=True, timeout=1)
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def owner_link(self, key: str) -> Link | None:
+        """The link to the owner of a key's partition, None while there is none."""
+        link = self._up.get(self.map.owner_of(key))
+        return link if link is not None and link.up else None
+
+    def wait_change(self, timeout_s: float) -> None:
+        """Wait until a link or the map has changed, this long at most."""
+        self._changed.wait(timeout_s)
+
+    # -- the map ---------------------------------------------------------------------------------------------------
+
+    def learn(self, cell_map: PartitionMap) -> None:
+        """Take a map if it is newer."""
+        if not is_sound(cell_map, self.map.cell):
+            log.error("map refused cell=%s expected_cell=%s", cell_map.cell, self.map.cell)
+            return
+        if (cell_map.term, cell_map.version) <= (self.map.term, self.map.version):
+            return
+        log.info("map learnt term=%d version=%d", cell_map.term, cell_map.version)
+        self.map = cell_map
+        self.on_map(cell_map)
+        self._dial()
+        self._notify()
+
+    def refresh(self, link: Link) -> None:
+        """Ask this peer for its map, unless someone is being asked already."""
+        if self._refreshing is None or self._refreshing.dead:
+            self._refreshing = gevent.spawn(self._refresh, link)
+
+    def _refresh(self, link: Link) -> None:
+        try:
+            self._ask_map(link)
+        except (BusError, ServiceError) as error:
+            log.debug("map not answered peer=%s error=%s", link.name, error)
+
+    def _ask_map(self, link: Link) -> None:
+        reply: MapReply = link.call(MAP_GET, Empty(), timeout_ms=self._settings.call_ms)
+        self.learn(reply.map)
+
+    def _map_event(self, link: Link, event: Event) -> None:
+        try:
+            self.learn(_MAP.decode(event.payload))
+        except msgspec.DecodeError as error:
+            log.error("map event refused peer=%s error=%s", link.name, error)
+
+    def _dial(self) -> None:
+        wanted = plan_dials(self._seeds, self.map, self._settings.conductors_max)
+        for service_id, (where, link) in list(self._dialled.items()):
+            if wanted.get(service_id) != where:
+                del self._dialled[service_id]
+                self._endpoint.hang_up(link)
+        for service_id, where in wanted.items():
+            if service_id not in self._dialled:
+                try:
+                    self._dialled[service_id] = (where, self._endpoint.dial(*where))
+                except BusError as error:
+                    log.error("conductor not dialled peer=%s address=%s error=%s", service_id, where[0], error)
+
+    # -- links -----------------------------------------------------------------------------------------------------
+
+    def _link_up(self, link: Link) -> None:
+        peer = link.peer
+        if peer is None or peer.role != "conductor" or peer.cell != self.map.cell:
+            log.error("link is not to a conductor of this cell link=%s cell=%s", link.name, self.map.cell)
+            return
+        self._up[peer.service_id] = link
+        self._greet(peer.service_id, link)
+        self._notify()
+
+    def _link_down(self, link: Link) -> None:
+        for service_id in [service_id for service_id, up in self._up.items() if up is link]:
+            del self._up[service_id]
+            self.on_unready(service_id)
+            self._notify()
+
+    def attach_again(self) -> None:
+        """The hosts' epochs have changed: no reports before every link knows."""
+        for service_id, link in list(self._up.items()):
+            self._greet(service_id, link)
+
+    def _greet(self, service_id: str, link: Link) -> None:
+        self.on_unready(service_id)
+        former = self._greetings.get(service_id)
+        if former is not None:
+            former.kill(block=False)
+        self._greetings[service_id] = gevent.spawn(self._greeting, service_id, link)
+
+    def _greeting(self, service_id: str, link: Link) -> None:
+        backoff = Backoff(self._settings.retry_ms_min, self._settings.retry_ms_max)
+        asked = False
+        while link.up and self._up.get(service_id) is link and link.peer is not None:
+            incarnation = link.peer.incarnation
+            try:
+                if not asked:
+                    self._ask_map(link)
+                    asked = True
+                epochs = self.epochs()
+                if epochs:
+                    link.call(HOST_ATTACH, HostAttachRequest(epochs=epochs), timeout_ms=self._settings.call_ms)
+            except EpochRefused as error:
+                self.on_refused(error)
+            except (BusError, ServiceError) as error:
+                log.info("attach failed peer=%s error=%s", service_id, error)
+            else:
+                same_process = self._ready_incarnation.get(service_id) == incarnation
+                self._ready_incarnation[service_id] = incarnation
+                if epochs:
+                    self.on_ready(service_id, link, same_process)
+                return
+            gevent.sleep(backoff.next_s())
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = Signal()

@@ -1,0 +1,149 @@
+"""Sends what the outbox owes to the owners of the instances, over the links that may carry reports."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from gevent.event import Event
+
+from zcompute.bus import Ack, BusError, Link, Report
+from zcompute.compute.dispatch import Dispatch
+from zcompute.compute.outbox import Entry, Outbox
+from zcompute.compute.settings import Settings
+from zcompute.objects.report import (
+    VERDICT_INVALID,
+    VERDICT_NOT_OWNER,
+    VERDICT_NOT_YOURS,
+    Observation,
+    StepResult,
+)
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 1.0
+
+
+class Reporter:
+    """Outbox and dispatch as one. A host's entries are held until the host has begun its epoch (``release``)."""
+
+    def __init__(self, outbox: Outbox, settings: Settings) -> None:
+        self._outbox = outbox
+        self._dispatch = Dispatch(settings)
+        self._links: dict[str, Link] = {}
+        self._released: set[str] = set()
+        self._wake = Event()
+        self.on_not_owner: Callable[[Link], None] = lambda _: None
+
+    # -- what is owed ----------------------------------------------------------------------------------------------
+
+    def report(self, body: Observation | StepResult) -> None:
+        """Owe this. Raises ResultsFull, ObservationsFull. A result that is owed already is left as it is."""
+        if isinstance(body, StepResult):
+            entry = self._outbox.add_result(body)
+        else:
+            entry, folded = self._outbox.observe(body)
+            if folded is not None:
+                self._dispatch.discard(folded)
+        if entry is not None and entry.host in self._released:
+            self._dispatch.add(entry)
+            self._wake.set()
+
+    def retract(self, host: str, uuid: str) -> None:
+        """The host does not observe this instance any more."""
+        seq = self._outbox.retract(host, uuid)
+        if seq is not None:
+            self._dispatch.discard(seq)
+
+    def release(self, host: str) -> None:
+        """The host has begun its epoch: what it owes may go."""
+        if host not in self._released:
+            self._released.add(host)
+            for entry in self._owed(host):
+                self._dispatch.add(entry)
+            self._wake.set()
+
+    def hold(self, host: str) -> None:
+        """The host must not speak (superseded, or about to begin a new epoch): what it owes stays in the outbox."""
+        if host in self._released:
+            self._released.discard(host)
+            for entry in self._owed(host):
+                self._dispatch.discard(entry.seq)
+
+    def _owed(self, host: str) -> list[Entry]:
+        return [entry for entry in self._outbox.entries() if entry.host == host]
+
+    def results_room(self) -> int:
+        return self._outbox.results_room()
+
+    def __len__(self) -> int:
+        """Reports without a final verdict."""
+        return len(self._outbox)
+
+    # -- where it goes ---------------------------------------------------------------------------------------------
+
+    def remap(self, owner_of: Callable[[str], str]) -> None:
+        """A new map has come."""
+        self._dispatch.remap(owner_of)
+        self._wake.set()
+
+    def link_ready(self, owner: str, link: Link, same_process: bool) -> None:
+        """Reports may go over this link. ``same_process``: the bus itself resends what this peer has not answered."""
+        self._links[owner] = link
+        if not same_process:
+            self._dispatch.link_lost(owner)
+        self._wake.set()
+
+    def link_unready(self, owner: str) -> None:
+        """No reports over this owner's link until ``link_ready``."""
+        self._links.pop(owner, None)
+
+    def acks(self, link: Link, acks: list[Ack]) -> None:
+        """Verdicts came."""
+        peer = link.peer
+        if peer is None:
+            return
+        now = time.monotonic()
+        final: list[int] = []
+        asked = False
+        for ack in acks:
+            if self._dispatch.answered(peer.service_id, ack.seq, ack.verdict, now):
+                final.append(ack.seq)
+            if ack.verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
+                log.warning("report refused instance=%s verdict=%s detail=%s", ack.key, ack.verdict, ack.detail)
+            elif ack.verdict == VERDICT_NOT_OWNER and not asked:
+                asked = True
+                self.on_not_owner(link)
+        if final:
+            self._outbox.forget(final)
+        self._wake.set()
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The sending greenlet; ends by being killed."""
+        while True:
+            due = self.pump(time.monotonic())
+            wait_s = IDLE_S if due is None else min(IDLE_S, max(0.0, due - time.monotonic()))
+            self._wake.wait(wait_s)
+            self._wake.clear()
+
+    def pump(self, now: float) -> float | None:
+        """Send what can be sent; answers when something more is due."""
+        self._dispatch.tick(now)
+        for owner in self._dispatch.owners():
+            link = self._links.get(owner)
+            if link is not None and link.up:
+                self._send(owner, link, now)
+        return self._dispatch.tick(now)
+
+    def _send(self, owner: str, link: Link, now: float) -> None:
+        entries = self._dispatch.take(owner, now, link.report_credit)
+        if not entries:
+            return
+        taken = 0
+        try:
+            taken = link.report([Report(entry.key, entry.seq, entry.payload) for entry in entries])
+        except BusError as error:
+            log.debug("reports not taken peer=%s error=%s", owner, error)
+        if taken < len(entries):
+            self._dispatch.untake(owner, entries[taken:])

@@ -1,0 +1,148 @@
+"""The compute service: puts the parts together, starts and stops them."""
+
+import logging
+import time
+
+import gevent
+
+from zcompute.bus import Endpoint, Link, register_error
+from zcompute.compute.commands import Commands
+from zcompute.compute.fences import Fences
+from zcompute.compute.generations import Generations
+from zcompute.compute.hosts import Hosts
+from zcompute.compute.identity import load_identity
+from zcompute.compute.links import ConductorLinks
+from zcompute.compute.observer import Observer
+from zcompute.compute.outbox import Outbox
+from zcompute.compute.reporter import Reporter
+from zcompute.compute.settings import Settings
+from zcompute.compute.statedir import StateDir
+from zcompute.compute.steps import Steps
+from zcompute.compute.virt.driver import Driver
+from zcompute.compute.virt.fake import FakeDriver
+from zcompute.compute.workers import Workers
+from zcompute.config import Config, ConfigError
+from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.methods import TOPIC_MAP
+from zcompute.objects.partition import PartitionMap
+
+log = logging.getLogger(__name__)
+
+
+def make_driver(config: Config) -> Driver:
+    """The driver that the configuration names. Raises ConfigError, DriverError."""
+    compute = config.compute
+    names = [host.name for host in compute.hosts]
+    if not names:
+        raise ConfigError("compute.hosts: expected at least one host, found none")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"compute.hosts: expected each host once, found {sorted(names)}")
+    if not compute.fake_dir:
+        raise ConfigError("compute.fake_dir: expected the directory of the fake hosts, found nothing")
+    return FakeDriver(compute.fake_dir, compute.hosts, compute.build_ms, compute.delete_ms)
+
+
+class ComputeService:
+    """One agent. ``start`` returns when it works (links come up by themselves), ``stop`` within Settings.stop_ms + 1 s.
+
+    Raises ConfigError, StateDirInUse, JournalUnsupported, RecordInvalid, DriverError at construction.
+    """
+
+    def __init__(self, config: Config, driver: Driver | None = None, settings: Settings | None = None) -> None:
+        self._config = config
+        self._settings = settings = settings or Settings()
+        self._driver = driver or make_driver(config)
+        self._state = StateDir(config.service.state_dir)
+        self._fences = Fences(self._state.fences)
+        self._generations = Generations(self._state.generations, settings)
+        self._outbox = Outbox(self._state.outbox, settings)
+        self._workers = Workers(config.compute.workers_max, settings.waiting_max)
+        self.reporter = Reporter(self._outbox, settings)
+        self.observer = Observer(self._driver, self._generations, self.reporter, self._workers.busy)
+        self._steps = Steps(self._driver, self._generations, self.reporter, self.observer)
+        self._loops: list[gevent.Greenlet] = []
+        self._endpoint: Endpoint | None = None
+        self._links: ConductorLinks | None = None
+        self._hosts: Hosts | None = None
+
+    def start(self) -> None:
+        """End what can be ended of a former life, then dial the conductors. Raises ConfigError, DriverError."""
+        for error in SERVICE_ERRORS:
+            register_error(error)
+        config, settings = self._config, self._settings
+        names = self._driver.hosts()
+        self._steps.settle(self._outbox.results())
+        endpoint = Endpoint(load_identity(config, names), topics=[TOPIC_MAP])
+        links = ConductorLinks(endpoint, config.service.cell, config.bus.conductors, settings)
+        inventories = [self._driver.inventory(name) for name in names]
+        hosts = Hosts(inventories, config.service.id, links, settings)
+        links.epochs = hosts.epochs
+        links.on_map = self._map_learnt
+        links.on_ready = self._link_ready
+        links.on_unready = self.reporter.link_unready
+        links.on_refused = hosts.refused
+        hosts.on_begun = self._host_begun
+        hosts.on_silent = self._host_silent
+        self.reporter.on_not_owner = links.refresh
+        endpoint.on_acks(self.reporter.acks)
+        Commands(
+            self._driver, hosts, self._fences, self._generations, self._workers, self._steps, self.reporter, settings
+        ).serve(endpoint)
+        self._endpoint, self._links, self._hosts = endpoint, links, hosts
+        links.start()
+        hosts.start()
+        self._loops = [gevent.spawn(self._work_loop, hosts), gevent.spawn(self.reporter.run)]
+        granted = self._generations.granted_count()
+        log.info("compute started hosts=%d owed=%d granted=%d", len(names), len(self._outbox), granted)
+
+    def stop(self) -> None:
+        """Stop speaking, let work under way end, close the files. What is owed goes at the next start."""
+        if self._hosts is not None:
+            self._hosts.stop()
+        if self._links is not None:
+            self._links.stop()
+        gevent.killall(self._loops, block=True, timeout=1)
+        if not self._workers.stop(self._settings.stop_ms / 1000):
+            log.warning("work under way was broken off after stop_ms=%d", self._settings.stop_ms)
+        if self._endpoint is not None:
+            self._endpoint.close()
+        self._outbox.close()
+        self._generations.close()
+        self._fences.close()
+        self._state.close()
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def _map_learnt(self, cell_map: PartitionMap) -> None:
+        self._fences.raise_all(cell_map.epochs)
+        self.reporter.remap(cell_map.owner_of)
+
+    def _link_ready(self, service_id: str, link: Link, same_process: bool) -> None:
+        self.reporter.link_ready(service_id, link, same_process)
+        if self._hosts is not None:
+            self._hosts.beat()
+
+    def _host_begun(self, host: str) -> None:
+        self.observer.report_all(host)
+        self.reporter.release(host)
+        if self._links is not None:
+            self._links.attach_again()
+
+    def _host_silent(self, host: str) -> None:
+        self.reporter.hold(host)
+
+    # -- the work loop ---------------------------------------------------------------------------------------------
+
+    def _work_loop(self, hosts: Hosts) -> None:
+        """Beats, journals and looking at the hosts: an agent whose loop hangs is missed by its owners."""
+        look_at = time.monotonic() + self._settings.observe_ms / 1000
+        while True:
+            now = time.monotonic()
+            hosts.beat()
+            self._outbox.journal.tend(now)
+            self._generations.journal.tend(now)
+            if now >= look_at:
+                look_at = now + self._settings.observe_ms / 1000
+                for host in hosts.epochs():
+                    self.observer.look(host)
+            gevent.sleep(self._config.compute.beat_ms / 1000)

@@ -1,0 +1,43 @@
+"""Every limit and period of the agent that operators do not set."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of the agent. Counts are of one process, whatever the number of its hosts."""
+
+    # commands
+    tombstones_max: int = 20_000  # records of instances that are not granted to a host of ours
+    steps_max: int = 32  # steps remembered of one instance under one command generation
+    waiting_max: int = 2_000  # commands that wait for a worker
+    busy_retry_ms: int = 500  # what a refused sender is told
+
+    # outbox
+    observations_max: int = 20_000  # instances with an unacknowledged observation = grants at most
+    results_max: int = 20_000  # unacknowledged step results, those of commands under way included
+    compact_bytes_min: int = 1 << 20  # a journal below this size is never rewritten
+    journal_retry_ms: int = 1_000  # between two tries to get a failed journal back
+    journal_log_ms: int = 60_000  # between two log lines that say a journal is failing
+
+    # reports
+    frame_reports_max: int = 256  # reports a frame
+    straggler_ms: int = 200  # a frame unanswered for so long does not hold back the next
+    answer_ms_max: int = 5_000  # a report without a verdict for so long is sent again
+    not_yet_ms: int = 1_000  # between two sends of a report whose grant is not there yet
+    invalid_times_max: int = 5  # a report called invalid is tried so often: its link may not have been attached yet
+    not_owner_ms_min: int = 50  # back-off of a report whose owner is not known, doubled up to the maximum
+    not_owner_ms_max: int = 1_000
+
+    # links
+    conductors_max: int = 16
+    call_ms: int = 5_000  # map_get and attach
+    begin_ms: int = 10_000  # host.begin: one commit at the owner
+    retry_ms_min: int = 50  # back-off of begin and attach, doubled up to the maximum
+    retry_ms_max: int = 2_000
+
+    # observing
+    observe_ms: int = 10_000  # between two comparisons of domains with what was reported
+
+    # stop
+    stop_ms: int = 3_000  # work under way may end within this

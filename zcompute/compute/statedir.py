@@ -1,0 +1,38 @@
+"""The agent's state directory, for one agent at a time."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from zcompute.compute.errors import StateDirInUse
+
+
+class StateDir:
+    """Locks the directory until closed (or the process ends). Raises StateDirInUse, OSError."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise StateDirInUse(
+                f"state directory {self.path} is in use by another agent: stop it, or give this one its own"
+            ) from None
+
+    @property
+    def fences(self) -> Path:
+        return self.path / "fences"
+
+    @property
+    def generations(self) -> Path:
+        return self.path / "generations.journal"
+
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox.journal"
+
+    def close(self) -> None:
+        os.close(self._descriptor)
