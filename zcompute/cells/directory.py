@@ -1,0 +1,115 @@
+"""Which cells there are: learnt from the root, links dialled to every conductor of each. For the api."""
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from zcompute.bus import Endpoint, Event, Link
+from zcompute.bus.errors import Unavailable
+from zcompute.cells.router import CONDUCTOR, PartitionRouter
+from zcompute.objects.cell import ROOT_CELL, CellInfo
+from zcompute.objects.methods import TOPIC_CELLS
+from zcompute.objects.partition import ConductorInfo, PartitionMap
+
+log = logging.getLogger(__name__)
+
+CELLS_MAX = 1000
+CONDUCTORS_MAX = 64  # a cell; the design allows 16 living ones
+
+
+class _Cell:
+    """One cell: its router, and the links dialled to its conductors by address."""
+
+    def __init__(self, name: str, endpoint: Endpoint) -> None:
+        self.name = name
+        self.router = PartitionRouter(endpoint, name)
+        self.info: CellInfo | None = None
+        self.seeds: dict[str, str] = {}
+        self.links: dict[tuple[str, str], Link] = {}
+
+
+class CellDirectory:
+    """Dials the root's conductors, learns the cells (topic ``cells``) and their conductors (also from each cell's
+    map, topic ``map``), dials those, and has a router for each cell. The endpoint must have named both topics."""
+
+    def __init__(self, endpoint: Endpoint, root: Iterable[ConductorInfo]) -> None:
+        self._endpoint = endpoint
+        self._cells: dict[str, _Cell] = {}
+        root_cell = self._add(ROOT_CELL)
+        root_cell.seeds = {conductor.address: conductor.public_key for conductor in root}
+
+    def start(self) -> None:
+        """Dial the root's conductors; returns at once."""
+        self._endpoint.on_event(TOPIC_CELLS, self._arrived)
+        self._dial(self._cells[ROOT_CELL])
+
+    @property
+    def root(self) -> PartitionRouter:
+        """The router of the root cell."""
+        return self._cells[ROOT_CELL].router
+
+    def cells(self) -> list[str]:
+        """Names of the known cells, without the root, disabled ones too (their servers still live)."""
+        return sorted(name for name in self._cells if name != ROOT_CELL)
+
+    def router(self, cell: str) -> PartitionRouter:
+        """The router of a cell. Raises Unavailable for one that is not known (yet)."""
+        known = self._cells.get(cell)
+        if known is None:
+            raise Unavailable(f"cell {cell} is not known here yet: try again")
+        return known.router
+
+    def linked(self, cell: str) -> bool:
+        """Whether a conductor of the cell is linked now."""
+        return bool(self._endpoint.links(role=CONDUCTOR, cell=cell))
+
+    def update(self, info: CellInfo) -> None:
+        """Take what the root says of a cell; older revisions are ignored."""
+        cell = self._cells.get(info.name)
+        if cell is None:
+            if len(self._cells) >= CELLS_MAX:
+                log.error("cell not taken up cell=%s limit=%s", info.name, CELLS_MAX)
+                return
+            cell = self._add(info.name)
+        if cell.info is None or info.revision > cell.info.revision:
+            cell.info = info
+            self._dial(cell)
+
+    def _add(self, name: str) -> _Cell:
+        cell = self._cells[name] = _Cell(name, self._endpoint)
+        cell.router.on_map(lambda _: self._dial(cell))
+        return cell
+
+    def _arrived(self, link: Link, event: Event) -> None:
+        peer = link.peer
+        if peer is None or peer.role != CONDUCTOR or peer.cell != ROOT_CELL:
+            log.warning("cell refused cell=%s from=%s", event.key, link.name)
+            return
+        try:
+            self.update(msgspec.msgpack.decode(event.payload, type=CellInfo))
+        except msgspec.DecodeError as error:
+            log.warning("cell cannot be read cell=%s from=%s error=%s", event.key, link.name, error)
+
+    def _dial(self, cell: _Cell) -> None:
+        """Dial who is new, hang up who is in no list any more; an empty list changes nothing."""
+        wanted = dict(cell.seeds.items())
+        if cell.info is not None:
+            wanted.update(_addresses(cell.info.conductors))
+        wanted.update(_living(cell.router.map))
+        if not wanted or len(wanted) > CONDUCTORS_MAX:
+            log.warning("conductors not dialled cell=%s count=%s limit=%s", cell.name, len(wanted), CONDUCTORS_MAX)
+            return
+        for address, public_key in wanted.items():
+            if (address, public_key) not in cell.links:
+                cell.links[(address, public_key)] = self._endpoint.dial(address, public_key)
+        for place in [place for place in cell.links if wanted.get(place[0]) != place[1]]:
+            self._endpoint.hang_up(cell.links.pop(place))
+
+
+def _addresses(conductors: Iterable[ConductorInfo]) -> dict[str, str]:
+    return {conductor.address: conductor.public_key for conductor in conductors}
+
+
+def _living(cell_map: PartitionMap) -> dict[str, str]:
+    return _addresses(cell_map.conductors.values())
