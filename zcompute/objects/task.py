@@ -23,13 +23,17 @@ class ClaimName(msgspec.Struct, frozen=True, kw_only=True):
 class TaskBody(VersionedObject):
     """What the steps of a task have learnt so far. ``candidates`` are hosts not yet tried, best first; ``host`` is
     the host of the attempt under way; ``named_hosts`` every host that a command or claim of this task may have
-    reached: a new owner adopts the instance at each of them; ``release`` are claims to be released before the end."""
+    reached: a new owner adopts the instance at those that were commanded; ``destroyed`` those of them that have
+    answered that nothing is left; ``release`` are claims to be released before the end; ``reschedules`` counts how
+    often all candidates were used up; ``refused`` says why, by host."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)
     named_hosts: list[str] = msgspec.field(default_factory=list)
     refused: dict[str, str] = msgspec.field(default_factory=dict)
     release: list[ClaimName] = msgspec.field(default_factory=list)
+    destroyed: list[str] = msgspec.field(default_factory=list)
+    reschedules: int = 0
     result: str = ""
     fault: Fault | None = None
 

@@ -1,0 +1,153 @@
+"""The steps of a build. Their decisions are in build_walk."""
+
+import logging
+import time
+
+from zcompute.bus.errors import BusError
+from zcompute.conductor.tasks import build_walk
+from zcompute.conductor.tasks.decision import Decision, raise_generation
+from zcompute.conductor.tasks.run import TaskRun
+from zcompute.objects.command import SpawnRequest
+from zcompute.objects.errors import CommandRefused
+from zcompute.objects.instance import Instance
+from zcompute.objects.methods import CLAIM, SPAWN, ClaimReply, ClaimRequest, SelectRequest
+from zcompute.objects.task import Task
+
+log = logging.getLogger(__name__)
+
+STALE_GENERATION = "stale_generation"
+
+
+class Schedule:
+    """Ask a scheduler, and journal the first attempt; no host at all is the cell's definite refusal."""
+
+    name = build_walk.STEP_SCHEDULE
+    commands_hosts = False
+
+    def run(self, run: TaskRun) -> None:
+        run.release_owed()
+        body = run.now_task().body
+        if body.reschedules > run.settings.reschedules_max:
+            self._refuse(run, f"tried {len(body.refused)} hosts; {build_walk.refusal_reason(body, {})}")
+            return
+        spec = run.instance.spec
+        reply = run.env.schedulers.select(
+            SelectRequest(
+                instance_uuids=[run.uuid],
+                amounts=run.instance.flavor.amounts(),
+                alternates=run.settings.alternates,
+                availability_zone=spec.availability_zone,
+                ignore_hosts=sorted(body.refused),
+            ),
+            timeout_ms=run.left_ms(run.settings.select_ms_max),
+            one_ms_max=run.settings.select_one_ms_max,
+        )
+        hosts = [host for host in (reply.hosts[0] if reply.hosts else []) if host not in body.refused]
+        if hosts:
+            run.journal(lambda _, task, __: build_walk.begin_attempt(task, hosts))
+        else:
+            self._refuse(run, build_walk.refusal_reason(body, reply.reasons))
+
+    def _refuse(self, run: TaskRun, reason: str) -> None:
+        log.info("build refused uuid=%s reason=%s", run.uuid, reason)
+
+        def decide(instance: Instance, task: Task, now_us: int) -> Decision:
+            return build_walk.refuse_build(instance, task, run.env.cell, reason, now_us)
+
+        run.journal(decide)
+
+
+class ClaimHost:
+    """Claim at the owner of the host; silence repeats the same claim, a refusal goes to the next candidate."""
+
+    name = build_walk.STEP_CLAIM
+    commands_hosts = False
+
+    def run(self, run: TaskRun) -> None:
+        run.release_owed()
+        task = run.now_task()
+        host = task.body.host or ""
+        reply: ClaimReply = run.env.router.call(
+            host,
+            CLAIM,
+            ClaimRequest(
+                instance_uuid=run.uuid,
+                task_id=task.id,
+                attempt=task.attempt,
+                host=host,
+                amounts=run.instance.flavor.amounts(),
+            ),
+            timeout_ms=run.left_ms(run.settings.claim_ms_max),
+        )
+        if reply.granted:
+            if run.journal(lambda instance, task, _: build_walk.begin_spawn(instance, task)):
+                run.own_attempt = task.attempt
+            return
+        log.info("claim refused uuid=%s host=%s reason=%s", run.uuid, host, reply.reason)
+        run.journal(lambda _, task, __: build_walk.claim_refused(task, reply.reason))
+
+
+class Spawn:
+    """Send the whole instance to its host until it is accepted; the result comes as a report.
+
+    It is sent again after a while and when the host's agent is back: the agent recognises a repeat. A host that was
+    not linked at all since this very runner chose it cannot have been told anything: the next candidate is tried.
+    """
+
+    name = build_walk.STEP_SPAWN
+    commands_hosts = True
+
+    def run(self, run: TaskRun) -> None:
+        task = run.now_task()
+        host = task.body.host or ""
+        may_give_up = run.own_attempt == task.attempt and not run.parked
+        give_up_at = time.monotonic() + run.settings.link_wait_ms_max / 1000
+        while run.is_at(task):
+            run.changed.clear()
+            if run.env.commands.link(host) is not None:
+                if self._send(run, task, host):
+                    run.wait(run.settings.resend_ms)
+                continue
+            if may_give_up and host not in run.commanded and time.monotonic() >= give_up_at:
+                log.warning("host is not linked uuid=%s host=%s", run.uuid, host)
+                run.journal(lambda instance, task, _: build_walk.spawn_given_up(instance, task, "host is not linked"))
+                return
+            run.wait(min(run.settings.resend_ms, run.settings.link_wait_ms_max))
+
+    def _send(self, run: TaskRun, task: Task, host: str) -> bool:
+        """True: recorded by the agent. False: the generation was raised, send again. Raises the bus' errors."""
+        instance = run.instance
+        order = run.env.commands.order(instance, task, host, reporter_generation=instance.generation)
+        run.commanded.add(host)
+        try:
+            run.env.commands.send(
+                host,
+                SPAWN,
+                SpawnRequest(order=order, instance=instance),
+                timeout_ms=run.left_ms(run.settings.command_ms_max),
+            )
+        except CommandRefused as error:
+            if error.details.get("reason") != STALE_GENERATION:
+                raise
+            log.warning("generation was stale uuid=%s host=%s generation=%s", run.uuid, host, order.generation)
+            run.journal(raise_generation)
+            return False
+        except BusError:
+            if not run.is_at(task):
+                return True
+            raise
+        return True
+
+
+class Abandon:
+    """A failure behind the deadline: release, and leave the instance in ERROR."""
+
+    name = build_walk.STEP_ABANDON
+    commands_hosts = False
+
+    def run(self, run: TaskRun) -> None:
+        run.release_owed()
+        run.journal(lambda instance, _, __: build_walk.end_abandoned(instance))
+
+
+BUILD_STEPS = (Schedule(), ClaimHost(), Spawn(), Abandon())

@@ -1,0 +1,86 @@
+"""What one commit does to an instance and its task. Decided purely, applied in the ledger's decide functions."""
+
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from zcompute.conductor.change import Change
+from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
+from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.instance import VM_ERROR, Fault, Instance
+from zcompute.objects.task import TASK_PARKED, ClaimName, Task
+
+FAULT_CHARS_MAX = 255
+
+
+@dataclass(frozen=True)
+class Decision:
+    """New images of the rows; None leaves a row as it is. ``ended``: the task's row goes."""
+
+    instance: Instance | None = None
+    task: Task | None = None
+    ended: bool = False
+    outbox: OutboxEntry | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows as committed. ``task`` None: the instance has no task under way (any more)."""
+
+    instance: Instance | None
+    task: Task | None
+    outbox: OutboxEntry | None = None
+
+
+def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
+    """Put a decision's rows, and return what they are then."""
+    now_us = change.now_us
+    instance, task = former.instance, former.task
+    if decision.instance is not None:
+        instance = msgspec.structs.replace(
+            decision.instance, updated_at_us=now_us, decided=decision.instance.decided + 1
+        )
+        change.put(INSTANCES, instance)
+    if decision.ended:
+        if former.task is not None:
+            change.delete(TASKS, (former.task.id,))
+        task = None
+    elif decision.task is not None:
+        task = msgspec.structs.replace(decision.task, updated_at_us=now_us)
+        if former.task is not None and former.task.id != task.id:
+            change.delete(TASKS, (former.task.id,))
+        change.put(TASKS, task)
+    if decision.outbox is not None:
+        change.put(ROOT_OUTBOX, decision.outbox)
+    return Snapshot(instance, task, decision.outbox)
+
+
+def without_released(decision: Decision, released: frozenset[ClaimName]) -> Decision:
+    """The same decision, with the claims that were released meanwhile no longer owed."""
+    task = decision.task
+    if task is None or not released.intersection(task.body.release):
+        return decision
+    body = msgspec.structs.replace(task.body, release=[name for name in task.body.release if name not in released])
+    return replace(decision, task=msgspec.structs.replace(task, body=body))
+
+
+def make_fault(message: str, now_us: int, code: int = 500) -> Fault:
+    """A fault as the API shows it."""
+    return Fault(message=message[:FAULT_CHARS_MAX], code=code, details=message, created_at_us=now_us)
+
+
+def park(instance: Instance, task: Task, message: str, now_us: int) -> Decision:
+    """The deadline has passed while a host is silent: the fault is shown, claims and generations are kept.
+
+    No other copy is started; a delete, or the host's answer, goes on from here.
+    """
+    fault = make_fault(message, now_us)
+    return Decision(
+        instance=msgspec.structs.replace(instance, vm_state=VM_ERROR, task_state=None, fault=fault),
+        task=msgspec.structs.replace(task, state=TASK_PARKED),
+    )
+
+
+def raise_generation(instance: Instance, task: Task, now_us: int) -> Decision:
+    """Commands of whoever owned the instance before are stale from here on."""
+    return Decision(instance=msgspec.structs.replace(instance, command_generation=instance.command_generation + 1))
