@@ -159,7 +159,7 @@ class HandOff:
         """Exponential, with jitter."""
         item.attempts += 1
         limits = self._limits
-        pause_ms = min(limits.retry_ms_max, limits.retry_ms_min * 2 ** min(item.attempts, 16))
+        pause_ms: float = min(limits.retry_ms_max, limits.retry_ms_min * 2 ** min(item.attempts, 16))
         return pause_ms * random.uniform(0.5, 1.0) / 1000
 
     def _advance(self, item: Item) -> bool:

@@ -1,0 +1,52 @@
+"""What the audit can find."""
+
+from dataclasses import dataclass
+
+SERVER_ON_NO_HOST = "server_on_no_host"
+SERVER_ON_SEVERAL_HOSTS = "server_on_several_hosts"
+SPAWNED_TWICE = "spawned_twice"
+ORPHAN_DOMAIN = "orphan_domain"
+DOMAIN_LOG_UNREADABLE = "domain_log_unreadable"
+MAPPING_WITHOUT_SERVER = "mapping_without_server"
+SERVER_WITHOUT_MAPPING = "server_without_mapping"
+USAGE_WITHOUT_SERVER = "usage_without_server"
+SERVER_WITHOUT_USAGE = "server_without_usage"
+USAGE_WRONG = "usage_wrong"
+CLAIM_LEAKED = "claim_leaked"
+CLAIM_MISSING = "claim_missing"
+HOST_USED_WRONG = "host_used_wrong"
+TASK_STUCK = "task_stuck"
+OUTBOX_STUCK = "outbox_stuck"
+BUILD_REQUEST_STUCK = "build_request_stuck"
+API_DIFFERS = "api_differs"
+OBSERVED_DIFFERS = "observed_differs"
+
+KINDS: dict[str, str] = {
+    SERVER_ON_NO_HOST: "an ACTIVE server runs on no host",
+    SERVER_ON_SEVERAL_HOSTS: "a server runs on more than one host",
+    SPAWNED_TWICE: "a server was spawned more often than it was given to a host",
+    ORPHAN_DOMAIN: "a host runs what is no server of it",
+    DOMAIN_LOG_UNREADABLE: "a host's log of domains has lines that cannot be read",
+    MAPPING_WITHOUT_SERVER: "the root knows a server that its cell does not have",
+    SERVER_WITHOUT_MAPPING: "a cell has a server, or the root a build request, that is mapped elsewhere or nowhere",
+    USAGE_WITHOUT_SERVER: "a project pays for a server that is not there",
+    SERVER_WITHOUT_USAGE: "a server that no project pays for",
+    USAGE_WRONG: "a usage row differs from the server's flavor",
+    CLAIM_LEAKED: "a claim that neither a server nor its task names",
+    CLAIM_MISSING: "a server without the claim that its row names",
+    HOST_USED_WRONG: "a host's used amounts differ from the sum of its claims",
+    TASK_STUCK: "a task parked, past its deadline or without progress, or a task_state without a task",
+    OUTBOX_STUCK: "a message to the root that is not delivered",
+    BUILD_REQUEST_STUCK: "a build request that is not handed off",
+    API_DIFFERS: "the API shows something else than the databases",
+    OBSERVED_DIFFERS: "a server's power state differs from what its host runs",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One thing that does not hold. ``subject`` is a server's uuid or a host's name."""
+
+    kind: str
+    subject: str
+    detail: str = ""

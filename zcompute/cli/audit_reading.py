@@ -1,0 +1,141 @@
+"""Takes the audit's snapshots: databases read directly, the API over HTTP, the fake hosts' files. Writes nothing."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gevent
+
+from zcompute.cli import exits
+from zcompute.cli.audit_snapshot import ApiServer, CellRows, HostDomains, RootRows, Snapshot
+from zcompute.cli.client import ApiClient, pages
+from zcompute.cli.exits import CommandError
+from zcompute.compute.virt.fake_log import domain_log_path, parse_lines
+from zcompute.db.store import Store, open_store
+from zcompute.db.tables import (
+    BUILD_REQUESTS,
+    CLAIMS,
+    HOSTS,
+    INSTANCES,
+    MAPPINGS,
+    ROOT_OUTBOX,
+    TASKS,
+    USAGES,
+    TableCodec,
+)
+from zcompute.objects.base import VersionedObject
+from zcompute.objects.cell import ROOT_CELL
+
+PAGE_ROWS = 5000
+PAGES_MAX = 2000
+READ_S_MAX = 60.0
+SERVERS_PATH = "/v2.1/servers/detail?all_tenants=1"
+
+T = TypeVar("T", bound=VersionedObject)
+
+
+class AuditNotMade(CommandError):
+    """Something that the audit compares cannot be read, so nothing can be said."""
+
+    exit_code = exits.USAGE
+
+
+def read_table(store: Store, table: TableCodec[T]) -> list[T]:
+    """All rows of a table, page by page. Raises AuditNotMade for more than PAGES_MAX pages."""
+    rows: list[T] = []
+    after: tuple[Any, ...] | None = None
+    for _ in range(PAGES_MAX):
+        page = store.scan(table, limit=PAGE_ROWS, after=after)
+        rows.extend(page)
+        if len(page) < PAGE_ROWS:
+            return rows
+        after = table.key_of(page[-1])
+    raise AuditNotMade(f"table {table.name} has more than {PAGE_ROWS * PAGES_MAX} rows")
+
+
+def read_root(store: Store) -> RootRows:
+    """The root's tables; what is taken away first is read first, so that a server on its way is not missed."""
+    return RootRows(
+        build_requests=read_table(store, BUILD_REQUESTS),
+        mappings=read_table(store, MAPPINGS),
+        usages=read_table(store, USAGES),
+        now_us=store.now_us(),
+    )
+
+
+def read_cell(store: Store) -> CellRows:
+    """A cell's tables."""
+    return CellRows(
+        tasks=read_table(store, TASKS),
+        outbox=read_table(store, ROOT_OUTBOX),
+        claims=read_table(store, CLAIMS),
+        hosts=read_table(store, HOSTS),
+        instances=read_table(store, INSTANCES),
+        now_us=store.now_us(),
+    )
+
+
+def read_host(directory: Path, host: str) -> HostDomains:
+    """A fake host's log."""
+    try:
+        data = domain_log_path(directory, host).read_bytes()
+    except FileNotFoundError:
+        data = b""
+    lines, _, unreadable = parse_lines(data)
+    return HostDomains(lines, unreadable)
+
+
+def read_api(client: ApiClient) -> dict[str, ApiServer]:
+    """All servers of all projects as the API lists them."""
+    rows = pages(client, SERVERS_PATH, "servers")
+    return {row["id"]: ApiServer(row["id"], row["status"], row.get("OS-EXT-SRV-ATTR:host")) for row in rows}
+
+
+class RegionReader:
+    """Everything of one region, read again and again. ``stores`` by cell, the root among them."""
+
+    def __init__(
+        self, stores: Mapping[str, Store], hosts: tuple[str, ...], hosts_dir: Path, connect: Callable[[], ApiClient]
+    ) -> None:
+        self._stores = stores
+        self._hosts = hosts
+        self._hosts_dir = hosts_dir
+        self._connect = connect
+
+    @classmethod
+    def open(
+        cls, urls: Mapping[str, str], hosts: tuple[str, ...], hosts_dir: Path, connect: Callable[[], ApiClient]
+    ) -> "RegionReader":
+        """Open the databases at ``urls`` (by cell). Raises StoreError."""
+        return cls({cell: open_store(url) for cell, url in urls.items()}, hosts, hosts_dir, connect)
+
+    def take(self) -> Snapshot:
+        """One snapshot; databases and the API are read at the same time. Raises what reading raises,
+        AuditNotMade when it takes longer than READ_S_MAX."""
+        cells = {cell: store for cell, store in self._stores.items() if cell != ROOT_CELL}
+        api = gevent.spawn(self._read_api)
+        root = gevent.spawn(read_root, self._stores[ROOT_CELL])
+        readers = {cell: gevent.spawn(read_cell, store) for cell, store in cells.items()}
+        everything = [api, root, *readers.values()]
+        gevent.joinall(everything, timeout=READ_S_MAX, raise_error=True)
+        if not all(reader.ready() for reader in everything):
+            gevent.killall(everything)
+            raise AuditNotMade(f"API and databases were not read within {READ_S_MAX:.0f} s")
+        return Snapshot(
+            root=root.value,
+            cells={cell: reader.value for cell, reader in readers.items()},
+            hosts={host: read_host(self._hosts_dir, host) for host in self._hosts},
+            api=api.value,
+        )
+
+    def close(self) -> None:
+        """Close the databases."""
+        for store in self._stores.values():
+            store.close()
+
+    def _read_api(self) -> dict[str, ApiServer]:
+        client = self._connect()
+        try:
+            return read_api(client)
+        finally:
+            client.close()

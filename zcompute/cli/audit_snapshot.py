@@ -1,0 +1,88 @@
+"""What the audit compares: one reading of API, databases and hosts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from zcompute.compute.virt.fake_log import OP_SPAWN, DomainLine
+from zcompute.objects.build_request import BuildRequest, InstanceMapping, Usage
+from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.host import Claim, Host
+from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.task import Task
+
+
+@dataclass(frozen=True)
+class RootRows:
+    """The root's database. ``now_us`` is its UTC time."""
+
+    now_us: int = 0
+    build_requests: list[BuildRequest] = field(default_factory=list)
+    mappings: list[InstanceMapping] = field(default_factory=list)
+    usages: list[Usage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CellRows:
+    """One cell's database. ``now_us`` is its UTC time. Deleted instances are among the instances."""
+
+    now_us: int = 0
+    instances: list[Instance] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    outbox: list[OutboxEntry] = field(default_factory=list)
+
+    def living(self) -> list[Instance]:
+        """Those that are not deleted."""
+        return [instance for instance in self.instances if instance.vm_state != VM_DELETED]
+
+
+@dataclass(frozen=True)
+class HostDomains:
+    """One host's own log of spawns and destroys, oldest first."""
+
+    lines: list[DomainLine] = field(default_factory=list)
+    unreadable_lines: int = 0
+
+    def running(self) -> set[str]:
+        """The uuids whose last word is a spawn."""
+        last = {line.uuid: line.op for line in self.lines}
+        return {uuid for uuid, op in last.items() if op == OP_SPAWN}
+
+    def spawns(self) -> list[DomainLine]:
+        return [line for line in self.lines if line.op == OP_SPAWN]
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """One server as the API lists it to an administrator."""
+
+    uuid: str
+    status: str
+    host: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One reading of everything; its parts are some milliseconds apart, so a finding needs two readings."""
+
+    root: RootRows = field(default_factory=RootRows)
+    cells: Mapping[str, CellRows] = field(default_factory=dict)
+    hosts: Mapping[str, HostDomains] = field(default_factory=dict)
+    api: Mapping[str, ApiServer] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """How much was compared."""
+        cells = self.cells.values()
+        return {
+            "servers": sum(len(cell.living()) for cell in cells),
+            "api_servers": len(self.api),
+            "build_requests": len(self.root.build_requests),
+            "mappings": len(self.root.mappings),
+            "usages": len(self.root.usages),
+            "claims": sum(len(cell.claims) for cell in cells),
+            "tasks": sum(len(cell.tasks) for cell in cells),
+            "outbox_rows": sum(len(cell.outbox) for cell in cells),
+            "hosts": len(self.hosts),
+            "domains": sum(len(domains.running()) for domains in self.hosts.values()),
+        }
