@@ -295,7 +295,7 @@ class LinkCore:
         try:
             envelopes = decode_frame(frame, self.limits)
         except FrameRefused as error:
-            self._notice(error, now)
+            self.notice(error, now)
             return [Refused(str(error.details.get("reason", "malformed")), str(error))]
         happenings: list[Happening] = []
         for envelope in envelopes:
@@ -305,8 +305,8 @@ class LinkCore:
             _RECEIVERS[type(envelope)](self, envelope, now, happenings)
         return happenings
 
-    def _notice(self, error: BusError, now: float) -> None:
-        """Tell the peer that a frame of its was refused, at most once in `refusal_notice_ms`."""
+    def notice(self, error: BusError, now: float) -> None:
+        """Tell the peer that something of its was dropped, at most once in `refusal_notice_ms`."""
         if self.state is State.UP and now >= self._notice_at:
             self._notice_at = now + self.limits.refusal_notice_ms / 1000
             self.outgoing.add_control(Error(0, error.wire_name, str(error), {}))

@@ -148,6 +148,7 @@ class Serving:
                 raise Busy(f"pool {served.pool.name} is full")
         except BusError as error:
             self._refusals.count(error.wire_name, link.name, str(error))
+            link.core.notice(error, now)
 
     def _run_call(self, link: "Link", call: Call, served: Served, deadline: float, peer_epoch: int) -> None:
         core = link.core

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import zmq
 
-from zcompute.bus import Endpoint, Identity, KeyEntry, Keyring, Limits, Peer
+from zcompute.bus import Endpoint, Identity, KeyEntry, Keyring, Limits, Link, Peer
 
 
 class Ask(msgspec.Struct):
@@ -111,3 +111,16 @@ def bus() -> Iterator[Bus]:
     made = Bus()
     yield made
     made.close()
+
+
+def serve_echo(endpoint: Endpoint) -> None:
+    """Serve ECHO: the text comes back."""
+    endpoint.serve(ECHO, lambda ask, context: Answer(ask.text))
+
+
+def connect(server: Endpoint, client: Endpoint, address: str = "tcp://127.0.0.1:0") -> Link:
+    """Bind the one, dial with the other, and wait for the link."""
+    real = server.bind(address)
+    link = client.dial(real, server.identity.public_key)
+    assert link.wait_up(5000), (client.counters, server.counters)
+    return link
