@@ -12,16 +12,18 @@ from typing import Any
 
 import gevent
 import msgspec
+import psutil
 import pytest
 import zmq
 
 from zcompute.bus import Ack, Endpoint, Identity, KeyEntry, Keyring, Link, NotOwner, Report, register_error
-from zcompute.compute.virt.fake_log import domain_log_path, read_domain_log
-from zcompute.objects.command import CommandReply, DestroyRequest, ForgetRequest, Order, SpawnRequest
-from zcompute.objects.errors import SERVICE_ERRORS, EpochRefused
+from zcompute.compute.virt.fake_log import DomainLine, domain_log_path, read_domain_log
+from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, Order, SpawnRequest
+from zcompute.objects.errors import SERVICE_ERRORS, CommandRefused, EpochRefused, HostNotFound
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import POWER_RUNNING, Instance, ServerSpec
 from zcompute.objects.methods import (
+    ADOPT,
     DESTROY,
     FORGET,
     HOST_ATTACH,
@@ -40,7 +42,10 @@ from zcompute.objects.methods import (
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap, partition_of
 from zcompute.objects.report import (
     OUTCOME_DONE,
+    OUTCOME_FAILED,
     VERDICT_APPLIED,
+    VERDICT_NOT_OWNER,
+    VERDICT_NOT_YET,
     Observation,
     ReportBody,
     StepResult,
@@ -337,3 +342,278 @@ def test_a_spawn_and_a_destroy_come_back_as_results_and_observations(cell: Cell)
     assert conductor.results(one)[1].task_id == "t2"
     assert cell.domains("node1").running == frozenset()
     call(link, FORGET, ForgetRequest(order=order))
+
+
+def test_a_spawn_that_comes_twice_spawns_once_and_answers_twice(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    cell.start_agent(build_ms=100)
+    link = conductor.ready()
+    one = fresh()
+    request = spawn_request(make_order(one))
+
+    for _ in range(3):
+        call(link, SPAWN, request)
+    eventually("a result came", lambda: conductor.results(one))
+    call(link, SPAWN, request)
+    eventually("the result came again", lambda: len(conductor.results(one)) == 2)
+    assert {result.outcome for result in conductor.results(one)} == {OUTCOME_DONE}
+    assert cell.domains("node1").spawns == {one: 1}
+
+
+def test_orders_of_an_older_owner_or_generation_are_refused(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent()
+    link = conductor.ready()
+    one, two = fresh(), fresh()
+    call(link, SPAWN, spawn_request(make_order(one, generation=5, owner_epoch=7)))
+
+    with pytest.raises(CommandRefused) as refused:
+        call(link, DESTROY, DestroyRequest(order=make_order(one, generation=6, owner_epoch=6)))
+    assert refused.value.details["reason"] == "stale_owner"
+    with pytest.raises(CommandRefused) as refused:
+        call(link, DESTROY, DestroyRequest(order=make_order(one, generation=4, owner_epoch=7)))
+    assert refused.value.details["reason"] == "stale_generation"
+    with pytest.raises(HostNotFound):
+        call(link, SPAWN, spawn_request(make_order(two, host="elsewhere")))
+
+    cell.publish(["k1"] * PARTITIONS, version=9)
+    eventually("the agent has the new map", lambda: "version=9" in cell.log_text())
+    with pytest.raises(CommandRefused) as refused:
+        call(link, SPAWN, spawn_request(make_order(two, owner_epoch=8)))
+    assert refused.value.details["reason"] == "stale_owner"
+
+    eventually("the first is done", lambda: conductor.results(one))
+    kill(agent)
+    conductor.attached.clear()
+    cell.start_agent()
+    link = conductor.ready()
+    with pytest.raises(CommandRefused) as refused:
+        call(link, DESTROY, DestroyRequest(order=make_order(one, generation=4, owner_epoch=9)))
+    assert refused.value.details["reason"] == "stale_generation"
+    assert cell.domains("node1").running == {one}
+
+
+def test_an_agent_killed_in_mid_build_spawns_once_when_the_command_comes_again(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent(build_ms=60_000)
+    link = conductor.ready()
+    one = fresh()
+    request = spawn_request(make_order(one))
+    call(link, SPAWN, request)
+    kill(agent)
+    assert cell.domains("node1").spawns == {}
+
+    conductor.attached.clear()
+    cell.start_agent()
+    link = conductor.ready()
+    assert conductor.epochs == {"node1": 2, "node2": 2}
+    call(link, SPAWN, request)
+    eventually("a result came", lambda: conductor.results(one))
+    call(link, SPAWN, request)
+    eventually("the result came again", lambda: len(conductor.results(one)) == 2)
+    assert cell.domains("node1").spawns == {one: 1}
+
+
+def test_an_agent_killed_after_the_domain_appeared_finds_it_done(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent(build_ms=60_000)
+    link = conductor.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    kill(agent)
+    line = msgspec.json.encode(DomainLine(op="spawn", uuid=one)) + b"\n"
+    with domain_log_path(cell.directory / "hosts", "node1").open("ab") as file:
+        file.write(line)
+
+    conductor.attached.clear()
+    cell.start_agent()
+    conductor.ready()
+    eventually("the result came", lambda: conductor.results(one))
+    eventually("an observation came", lambda: conductor.observations(one))
+    assert conductor.results(one)[0].outcome == OUTCOME_DONE
+    assert conductor.observations(one)[0].generation == 1
+    assert cell.domains("node1").spawns == {one: 1}
+
+
+def test_results_outlive_kill_nine_and_sequences_rise(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    conductor.verdict = lambda _: None
+    agent = cell.start_agent()
+    link = conductor.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the result came", lambda: conductor.results(one))
+    before = max(got.seq for got in conductor.got)
+    kill(agent)
+
+    conductor.got.clear()
+    conductor.attached.clear()
+    conductor.verdict = lambda _: VERDICT_APPLIED
+    cell.start_agent()
+    eventually("the result came again", lambda: conductor.results(one))
+    eventually("a full state came", lambda: conductor.observations(one))
+    assert {got.epochs["node1"] for got in conductor.got} == {2}
+    newest = max(got.seq for got in conductor.got if isinstance(got.body, Observation))
+    assert newest > before
+
+
+def test_a_new_epoch_reports_every_granted_instance(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent()
+    link = conductor.ready()
+    uuids = [fresh() for _ in range(20)]
+    for number, one in enumerate(uuids):
+        call(link, SPAWN, spawn_request(make_order(one, host=HOSTS[number % 2])))
+    eventually("all are reported", lambda: all(conductor.observations(one) for one in uuids))
+    kill(agent)
+    conductor.got.clear()
+    conductor.attached.clear()
+    cell.start_agent()
+    eventually("all are reported again", lambda: all(conductor.observations(one) for one in uuids))
+    assert conductor.results() == []
+
+
+def test_a_report_without_its_owner_goes_to_the_new_one(cell: Cell) -> None:
+    old, new = cell.conductors
+    old.verdict = lambda _: VERDICT_NOT_OWNER
+    cell.start_agent()
+    link = old.ready()
+    new.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the old owner turned it away twice", lambda: len(old.results(one)) > 1)
+    assert new.results(one) == []
+    cell.publish(["k2"] * PARTITIONS, version=2)
+    eventually("the new owner has it", lambda: new.results(one))
+    eventually("beats go to the new owner", lambda: {*HOSTS} <= {*new.beats})
+
+
+def test_a_report_that_is_not_yet_wanted_comes_again(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    conductor.verdict = lambda body: VERDICT_NOT_YET if isinstance(body, Observation) else VERDICT_APPLIED
+    cell.start_agent()
+    link = conductor.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the observation came twice", lambda: len(conductor.observations(one)) > 1)
+    assert len(conductor.results(one)) == 1
+
+
+def test_what_a_dead_owner_never_answered_goes_to_the_next(cell: Cell) -> None:
+    old, new = cell.conductors
+    old.verdict = lambda _: None
+    cell.start_agent()
+    link = old.ready()
+    new.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the old owner has the result", lambda: old.results(one))
+    old.endpoint.close()
+    cell.publish(["k2"] * PARTITIONS, version=2)
+    eventually("the new owner has it", lambda: new.results(one))
+
+
+def test_an_adopter_learns_what_is_here_and_takes_command(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    cell.start_agent()
+    link = conductor.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the result came", lambda: conductor.results(one))
+
+    reply = call(link, ADOPT, AdoptRequest(order=make_order(one, generation=2, step="adopt")))
+    assert (reply.running, reply.power_state) == (True, POWER_RUNNING)
+    assert (reply.last_task_id, reply.last_step, reply.last_attempt) == ("t1", "spawn", 1)
+    assert reply.last_outcome == OUTCOME_DONE
+    with pytest.raises(CommandRefused):
+        call(link, SPAWN, spawn_request(make_order(one)))
+    call(link, SPAWN, spawn_request(make_order(one, generation=2)))
+    eventually("done again, without a spawn", lambda: len(conductor.results(one)) == 2)
+    assert conductor.results(one)[1].generation == 2
+    assert cell.domains("node1").spawns == {one: 1}
+    nothing = call(link, ADOPT, AdoptRequest(order=make_order(fresh())))
+    assert nothing == CommandReply()
+
+
+def test_a_superseded_agent_falls_silent_for_that_host_only(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    cell.start_agent()
+    link = conductor.ready()
+    one, two = fresh(), fresh()
+    conductor.epochs["node1"] += 1
+    conductor.attached.clear()
+    conductor.endpoint.close()
+    again = cell._conductor("k1")
+    again.epochs = conductor.epochs
+    cell.conductors[0] = again
+    cell.publish(["k1"] * PARTITIONS, version=3)
+    link = eventually(
+        "the other host is attached alone",
+        lambda: next((link for link, epochs in again.attached.items() if [*epochs] == ["node2"]), None),
+    )
+    assert "ALARM" in cell.log_text()
+    again.beats.clear()
+    with pytest.raises(CommandRefused) as refused:
+        call(link, SPAWN, spawn_request(make_order(one, owner_epoch=3)))
+    assert refused.value.details["reason"] == "host_superseded"
+    call(link, SPAWN, spawn_request(make_order(two, host="node2", owner_epoch=3)))
+    eventually("the other host works", lambda: again.results(two))
+    eventually("the other host beats", lambda: len(again.beats) > 2)
+    assert {*again.beats} == {"node2"}
+
+
+def test_a_build_asks_conductors_nothing(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    cell.start_agent(build_ms=300)
+    link = conductor.ready()
+    cell.conductors[1].ready()
+    asked = [list(c.calls) for c in cell.conductors]
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the result came", lambda: conductor.results(one))
+    assert [list(c.calls) for c in cell.conductors] == asked
+
+
+def test_the_process_knows_no_database_and_listens_nowhere(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent()
+    link = conductor.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    eventually("the result came", lambda: conductor.results(one))
+
+    process = psutil.Process(agent.pid)
+    assert [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
+    agent.send_signal(signal.SIGUSR1)
+    modules = cell.directory / "modules"
+    eventually("the agent lists its modules", lambda: modules.exists() and modules.read_text())
+    loaded = {name.split(".")[0] for name in modules.read_text().split("\n")}
+    assert loaded.isdisjoint({"pymysql", "sqlalchemy", "sqlite3", "_sqlite3", "alembic", "MySQLdb"})
+    ours = {name for name in modules.read_text().split("\n") if name.startswith("zcompute.")}
+    assert not any(name.startswith(("zcompute.db", "zcompute.conductor", "zcompute.cells")) for name in ours)
+    open_files = [file.path for file in process.open_files()]
+    assert not any("mysql" in path or path.endswith(".db") for path in open_files)
+
+
+def test_a_second_agent_on_the_state_directory_is_refused(cell: Cell) -> None:
+    cell.start_agent()
+    cell.conductors[0].ready()
+    second = cell.start_agent()
+    assert second.wait(WAIT_S) != 0
+    assert "is in use by another agent" in cell.log_text()
+
+
+def test_sigterm_ends_the_agent_and_the_next_one_carries_on(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent(build_ms=200)
+    link = conductor.ready()
+    one = fresh()
+    call(link, SPAWN, spawn_request(make_order(one)))
+    agent.terminate()
+    assert agent.wait(WAIT_S) == 0
+    conductor.attached.clear()
+    cell.start_agent()
+    conductor.ready()
+    eventually("the result came", lambda: conductor.results(one))
+    assert conductor.results(one)[0].outcome != OUTCOME_FAILED
+    assert cell.domains("node1").spawns == {one: 1}
