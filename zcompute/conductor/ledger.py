@@ -25,6 +25,8 @@ from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.store import Store
 from zcompute.objects.partition import PartitionMap, partition_of
 
+__all__ = ["Change", "Held", "Keys", "Ledger", "Ticket"]
+
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")

@@ -1,0 +1,192 @@
+"""Who is alive: beats raised by a native thread, and the count of a peer's silence. Monotonic clocks only.
+
+A beat says that the process runs and that its hub turns. A peer is dead when its counter has not moved for lease_ms of
+the watcher's own clock, without any disturbance of the watcher itself: a database that stalls kills nobody.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import gevent
+from gevent import monkey, socket
+
+from zcompute.conductor.settings import LeaseSettings
+from zcompute.db.store import Beater
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.05
+
+
+@dataclass
+class _Silence:
+    """A peer's last counter, since when (at the earliest) it has not moved, and whether it has ever been seen to."""
+
+    counter: int
+    since_s: float
+    moved_at_s: float | None = None
+
+
+class LeaseWatch:
+    """Counts the silence of peers. Pure: the times are passed in, in seconds of time.monotonic()."""
+
+    def __init__(self, settings: LeaseSettings, me: str) -> None:
+        self._settings = settings
+        self._me = me
+        self._peers: dict[str, _Silence] = {}
+        self._read_at_s: float | None = None
+        self._checked_at_s = 0.0
+        self._refused: set[str] = set()
+
+    def failed(self, now_s: float) -> None:
+        """A read of the beats failed: every count starts again."""
+        self._restart(now_s)
+
+    def observe(self, sent_s: float, received_s: float, beats: Mapping[str, int], disturbed_s: float) -> None:
+        """The beats as read between ``sent_s`` and ``received_s``.
+
+        A counter that has moved did so before ``received_s``, so silence counts from there; it is known to have
+        lasted until ``sent_s``, since the read began then. ``disturbed_s``: when an own beat last failed or was slow.
+        """
+        settings = self._settings
+        gap_s = 0.0 if self._read_at_s is None else sent_s - self._read_at_s
+        slow = (received_s - sent_s) * 1000 > settings.round_trip_ms_max
+        if slow or gap_s * 1000 > settings.lease_ms / 2:
+            self._restart(received_s)
+        elif disturbed_s:
+            self._restart(disturbed_s)
+        for gone in self._peers.keys() - beats.keys():
+            del self._peers[gone]
+            self._refused.discard(gone)
+        for incarnation, counter in beats.items():
+            if incarnation == self._me:
+                continue
+            peer = self._peers.get(incarnation)
+            if peer is None:
+                self._peers[incarnation] = _Silence(counter, received_s)
+            elif counter != peer.counter:
+                peer.counter, peer.since_s, peer.moved_at_s = counter, received_s, received_s
+                self._refused.discard(incarnation)
+        self._read_at_s = received_s
+        self._checked_at_s = sent_s
+
+    def suspects(self) -> list[str]:
+        """Silent for ``refused_beats``: worth asking whether their port refuses."""
+        return self._silent(self._settings.refused_beats * self._settings.beat_ms)
+
+    def refuses(self, incarnation: str) -> None:
+        """Its port refused, asked twice."""
+        self._refused.add(incarnation)
+
+    def dead(self) -> list[str]:
+        """Silent for the whole lease, or suspect with a port that refuses."""
+        refused = [incarnation for incarnation in self.suspects() if incarnation in self._refused]
+        return sorted({*self._silent(self._settings.lease_ms), *refused})
+
+    def fresh(self) -> list[str]:
+        """Seen to beat, and no suspect of half a lease: fit to receive partitions."""
+        half_silent = set(self._silent(self._settings.lease_ms // 2))
+        return sorted(
+            incarnation
+            for incarnation, peer in self._peers.items()
+            if peer.moved_at_s is not None and incarnation not in half_silent
+        )
+
+    def _silent(self, silence_ms: int) -> list[str]:
+        return sorted(
+            incarnation
+            for incarnation, peer in self._peers.items()
+            if (self._checked_at_s - peer.since_s) * 1000 >= silence_ms
+        )
+
+    def _restart(self, now_s: float) -> None:
+        for peer in self._peers.values():
+            peer.since_s = max(peer.since_s, now_s)
+
+
+class BeatThread:
+    """Raises the beat while the hub turns. The thread is a native one, of gevent's unpatched world: it takes no
+    patched lock, logs nothing, and shares plain attributes with the hub."""
+
+    def __init__(self, beater: Beater, settings: LeaseSettings) -> None:
+        self._beater = beater
+        self._settings = settings
+        self._hub_at_s = time.monotonic()
+        self._stop = False
+        self._stopped = True
+        self._beating_since_s = 0.0
+        self._disturbed_at_s = 0.0
+        self._held_from_s = 0.0
+
+    def tick_hub(self) -> None:
+        """The greenlet that shows that the hub turns; runs until it is killed."""
+        while True:
+            self._hub_at_s = time.monotonic()
+            gevent.sleep(self._settings.hub_tick_ms / 1000)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._hub_at_s = time.monotonic()
+        self._stopped = False
+        monkey.get_original("_thread", "start_new_thread")(self._run, ())
+
+    def stop(self, timeout_ms: int) -> bool:
+        """No beat begins after this; False when one is still under way at the deadline."""
+        self._stop = True
+        ends_at_s = time.monotonic() + timeout_ms / 1000
+        while not self._stopped and time.monotonic() < ends_at_s:
+            gevent.sleep(0.005)
+        return self._stopped
+
+    def disturbed_at_s(self, now_s: float) -> float:
+        """When an own beat last failed or took too long (now, while one does); 0.0 for never."""
+        since_s = self._beating_since_s
+        if since_s and (now_s - since_s) * 1000 > self._settings.round_trip_ms_max:
+            return now_s
+        return self._disturbed_at_s
+
+    def held(self, now_s: float) -> bool:
+        """Whether a beat that began less than lease_ms ago has committed: reads may call themselves current."""
+        return self._held_from_s > 0 and (now_s - self._held_from_s) * 1000 < self._settings.lease_ms
+
+    def _run(self) -> None:
+        sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+        try:
+            while not self._stop:
+                begun_s = time.monotonic()
+                sleep(self._beat(begun_s))
+        finally:
+            self._beater.close()
+            self._stopped = True
+
+    def _beat(self, begun_s: float) -> float:
+        """One beat if the hub turns; returns the seconds until the next."""
+        settings = self._settings
+        if (begun_s - self._hub_at_s) * 1000 > settings.hub_late_ms_max:
+            return settings.hub_tick_ms / 1000
+        self._beating_since_s = begun_s
+        beaten = self._beater.beat()
+        ended_s = time.monotonic()
+        if beaten:
+            self._held_from_s = begun_s
+        if not beaten or (ended_s - begun_s) * 1000 > settings.round_trip_ms_max:
+            self._disturbed_at_s = ended_s
+        self._beating_since_s = 0.0
+        return max(0.0, begun_s + settings.beat_ms / 1000 - ended_s) if beaten else RETRY_S
+
+
+def port_refuses(address: str, timeout_ms: int) -> bool:
+    """Whether a connection to ``tcp://host:port`` is refused outright. Silence, or anything else, is no refusal."""
+    parts = urlsplit(address)
+    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
+        return False
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=timeout_ms / 1000).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
