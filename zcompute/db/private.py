@@ -195,7 +195,8 @@ class PrivateMariaDB:
                 "--skip-test-db",
                 "--skip-name-resolve",
                 "--innodb-log-file-size=16M",
-            ]
+            ],
+            self._environment(),
         )
         password = secrets.token_urlsafe(24)
         # The server runs these itself at every start, before it accepts anyone.
@@ -236,6 +237,12 @@ class PrivateMariaDB:
 
     # -- the process ----------------------------------------------------------------------------------------------
 
+    def _environment(self) -> dict[str, str]:
+        """A temporary directory of its own: a starting server deletes the #sql files of all others in a shared one."""
+        directory = f"{self.datadir}.tmp"
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        return {**os.environ, "TMPDIR": directory}
+
     def _socket_path(self) -> str:
         beside = f"{self.datadir}.sock"
         if len(os.fsencode(beside)) <= SOCKET_PATH_BYTES_MAX:
@@ -273,6 +280,7 @@ class PrivateMariaDB:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=self.datadir,
+                env=self._environment(),
                 start_new_session=True,
                 preexec_fn=lambda: _die_with(parent),
             )
@@ -320,9 +328,9 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _run_program(command: list[str]) -> None:
+def _run_program(command: list[str], environment: dict[str, str] | None = None) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=INSTALL_DEADLINE_S, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=INSTALL_DEADLINE_S, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PrivateServerFailed(f"{command[0]} failed: {error}") from error
     if done.returncode != 0:

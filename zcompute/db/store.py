@@ -19,6 +19,9 @@ from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 
 T = TypeVar("T", bound=VersionedObject)
 
+KIND_MARIADB = "mariadb"
+KIND_SQLITE = "sqlite"
+
 READERS_MAX = 8
 SCAN_ROWS_MAX = 10_000
 
@@ -130,7 +133,7 @@ class Beater(Protocol):
 
 
 class Store(Protocol):
-    """One database of a cell or of the root."""
+    """One database of a cell or of the root. ``kind`` is that of its server: KIND_MARIADB or KIND_SQLITE."""
 
     kind: str
     url: str

@@ -117,7 +117,7 @@ class Connection:
             return int(self._raw.query(statement))
         except MySQLError as error:
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
-            if _from_server(code):
+            if is_from_server(code):
                 raise ServerError(code, str(error.args[1] if len(error.args) > 1 else error)) from error
             self.cut()
             raise ConnectionLost(f"the connection broke in a statement: {error}") from error
@@ -140,7 +140,7 @@ class Connection:
         self._raw._force_close()
 
 
-def _from_server(code: int) -> bool:
+def is_from_server(code: int) -> bool:
     """Is this the code of an error packet, after which the stream is in order?"""
     if code in _ER_SHUTDOWN or CR.CR_ERROR_FIRST <= code <= CR.CR_ERROR_LAST:
         return False

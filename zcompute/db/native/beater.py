@@ -1,0 +1,72 @@
+"""The beat of a lease, for a native thread that gevent knows nothing of.
+
+Everything here comes from before monkey patching: an original socket, original name resolution; no logging, no
+patched lock. So the beat goes on while the hub is busy, which is for the caller to judge, and stops with the process.
+"""
+
+from typing import Any
+
+from gevent.monkey import get_original
+
+from zcompute.db.errors import StoreError
+from zcompute.db.native.connection import Connection, ServerError
+from zcompute.db.native.literal import literal
+from zcompute.db.url import MariaDbTarget
+
+BEAT_TIMEOUT_S = 1.0
+
+_AF_UNIX, _AF_INET, _SOCK_STREAM = 1, 2, 1
+
+
+class NativeBeater:
+    """Raises the beat counter of one incarnation; reconnects by itself at the next beat."""
+
+    def __init__(self, target: MariaDbTarget, incarnation: str) -> None:
+        self._target = target
+        self._statement = b"UPDATE beats SET counter = counter + 1 WHERE incarnation = " + literal(incarnation)
+        self._connection: Connection | None = None
+
+    def beat(self) -> bool:
+        """True when the row really changed; False when it did not, or the database did not answer in time."""
+        try:
+            if self._connection is None or not self._connection.is_open:
+                self._connection = self._connect()
+            return self._connection.query(self._statement) == 1
+        except (StoreError, ServerError, OSError):
+            self.close()
+            return False
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.cut()
+
+    def _connect(self) -> Connection:
+        return Connection(
+            self._target,
+            timeout_s=BEAT_TIMEOUT_S,
+            connect_timeout_s=BEAT_TIMEOUT_S,
+            raw_socket=_original_socket(self._target),
+        )
+
+
+def _original_socket(target: MariaDbTarget) -> Any:
+    """A connected socket of the standard library's own class. Raises OSError."""
+    original = get_original("socket", "socket")
+    if target.unix_socket is not None:
+        attempts = [(_AF_UNIX, target.unix_socket)]
+    else:
+        found = get_original("socket", "getaddrinfo")(target.host, target.port, 0, _SOCK_STREAM)
+        attempts = [(family, address) for family, _, _, _, address in found]
+    failure: OSError = OSError(f"no address for {target.host}")
+    for family, address in attempts:
+        plain = original(family, _SOCK_STREAM)
+        try:
+            plain.settimeout(BEAT_TIMEOUT_S)
+            plain.connect(address)
+        except OSError as error:
+            plain.close()
+            failure = error
+        else:
+            return plain
+    raise failure

@@ -1,0 +1,133 @@
+"""Sessions on raw PyMySQL connections."""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from zcompute.db.errors import ConnectionLost, StoreError
+from zcompute.db.native.connection import (
+    ER_LOCK_WAIT_TIMEOUT,
+    Connection,
+    ServerError,
+    kill,
+    store_error,
+)
+from zcompute.db.native.literal import literal, tuple_literal
+from zcompute.db.session import LockWaitTimeout, Pool, Session, retried
+from zcompute.db.store import READERS_MAX
+from zcompute.db.tables import Row
+from zcompute.db.url import MariaDbTarget
+
+R = TypeVar("R")
+
+WRITERS_MAX = 4
+_NAME = re.compile(rb":([a-z_][a-z_0-9]*)")
+
+
+class NativeSession:
+    """A Session on one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def select(self, sql: str, **values: Any) -> list[Row]:
+        try:
+            return self._connection.rows(bound(sql, values))
+        except ServerError as error:
+            raise _translated(error) from error
+
+    def select_for_update(self, sql: str, **values: Any) -> list[Row]:
+        return self.select(f"{sql} FOR UPDATE", **values)
+
+    def execute(self, sql: str, **values: Any) -> int:
+        try:
+            return self._connection.query(bound(sql, values))
+        except ServerError as error:
+            raise _translated(error) from error
+
+
+def bound(sql: str, values: dict[str, Any]) -> bytes:
+    """The statement with its values in place. Raises KeyError for a name without a value."""
+
+    def value_of(match: re.Match[bytes]) -> bytes:
+        value = values[match.group(1).decode()]
+        return tuple_literal(value) if isinstance(value, list) else literal(value)
+
+    return _NAME.sub(value_of, sql.encode())
+
+
+def _translated(error: ServerError) -> StoreError:
+    if error.code == ER_LOCK_WAIT_TIMEOUT:
+        return LockWaitTimeout(str(error))
+    return store_error(error)
+
+
+class NativeSessions:
+    """Pooled reader connections, and a few for the rare ownership transactions."""
+
+    def __init__(self, target: MariaDbTarget, readers_max: int = READERS_MAX) -> None:
+        self._target = target
+        self._readers: Pool[Connection] = Pool(self._connect, readers_max)
+        self._writers: Pool[Connection] = Pool(self._connect, WRITERS_MAX)
+
+    def _connect(self) -> Connection:
+        return Connection(self._target)
+
+    def read(self, work: Callable[[Session], R]) -> R:
+        with self._readers.borrow() as (connection, used):
+            try:
+                return work(NativeSession(connection))
+            except ConnectionLost:
+                if not used:
+                    raise
+        # It had idled, and the server or the network dropped it: that says nothing about a new one.
+        with self._readers.borrow(fresh=True) as (connection, _):
+            return work(NativeSession(connection))
+
+    def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
+        return retried(lambda: self._transaction(work), on_lock_wait)
+
+    def _transaction(self, work: Callable[[Session], R]) -> R:
+        with self._writers.borrow() as (connection, used):
+            session = NativeSession(connection)
+            try:
+                session.execute("START TRANSACTION")
+            except ConnectionLost:
+                if not used:
+                    raise
+            else:
+                return self._finish(connection, session, work)
+        with self._writers.borrow(fresh=True) as (connection, _):
+            session = NativeSession(connection)
+            session.execute("START TRANSACTION")
+            return self._finish(connection, session, work)
+
+    def _finish(self, connection: Connection, session: Session, work: Callable[[Session], R]) -> R:
+        try:
+            result = work(session)
+            session.execute("COMMIT")
+        except BaseException:
+            # Cutting the connection rolls back too, but only when the server notices.
+            if connection.is_open:
+                session.execute("ROLLBACK")
+            raise
+        return result
+
+    def now_us(self) -> int:
+        return now_us(self.read)
+
+    def kill_connection(self, connection_id: int) -> None:
+        kill(self._target, connection_id)
+
+    def close(self) -> None:
+        self._readers.close()
+        self._writers.close()
+
+
+def now_us(read: Callable[[Callable[[Session], int]], int]) -> int:
+    """The server's UTC time (its sessions are in time zone +00:00)."""
+
+    def work(session: Session) -> int:
+        return int(session.select("SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)")[0][0])
+
+    return read(work)

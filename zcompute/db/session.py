@@ -1,0 +1,127 @@
+"""What the ownership and read statements are written against, whichever driver runs them.
+
+Statements are plain SQL that MariaDB and SQLite both speak, with ``:name`` for values (a list fills an IN list).
+The hot path, a lane's commit, does not go through here: each driver has its own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+from gevent.lock import BoundedSemaphore
+
+from zcompute.db.errors import ConnectionLost, DatabaseBusy
+from zcompute.db.tables import Row
+
+R = TypeVar("R")
+
+READERS_WAIT_S = 10.0
+TRANSACTION_TRIES_MAX = 5
+
+
+class Session(Protocol):
+    """One connection, borrowed."""
+
+    def select(self, sql: str, **values: Any) -> list[Row]:
+        """All rows of a SELECT. Raises ConnectionLost, DatabaseBusy, StatementFailed."""
+
+    def select_for_update(self, sql: str, **values: Any) -> list[Row]:
+        """The same, and lock the rows until the transaction ends (where the database is not locked as a whole)."""
+
+    def execute(self, sql: str, **values: Any) -> int:
+        """Run a statement; returns the affected rows. Raises as select does."""
+
+
+class LockWaitTimeout(DatabaseBusy):
+    """A row lock was not to be had; the transaction was rolled back."""
+
+
+class Sessions(Protocol):
+    """Where sessions come from."""
+
+    def read(self, work: Callable[[Session], R]) -> R:
+        """Run ``work`` on a pooled connection, each statement by itself; again, once, when the connection was stale."""
+
+    def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
+        """Run ``work`` as one transaction; again, a bounded number of times, on deadlocks and lock waits.
+
+        ``on_lock_wait`` runs between two tries after a lock wait. Raises DatabaseBusy after the last try.
+        """
+
+    def now_us(self) -> int:
+        """The primary's UTC time."""
+
+    def kill_connection(self, connection_id: int) -> None:
+        """End a connection of another process."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+def retried(attempt: Callable[[], R], on_lock_wait: Callable[[], None] | None) -> R:
+    """Run a transaction until it is through, TRANSACTION_TRIES_MAX times at most."""
+    for _ in range(TRANSACTION_TRIES_MAX - 1):
+        try:
+            return attempt()
+        except LockWaitTimeout:
+            if on_lock_wait is not None:
+                on_lock_wait()
+        except DatabaseBusy:
+            continue
+    return attempt()
+
+
+class Poolable(Protocol):
+    """What a pool keeps: it can be asked whether it is in order, and cut."""
+
+    @property
+    def is_open(self) -> bool:
+        """False once a statement was interrupted."""
+
+    def cut(self) -> None:
+        """Drop the connection without a word."""
+
+
+C = TypeVar("C", bound=Poolable)
+
+
+class Pool(Generic[C]):
+    """At most ``limit`` connections, the last used first; a broken one is dropped, not given back."""
+
+    def __init__(self, connect: Callable[[], C], limit: int, wait_s: float = READERS_WAIT_S) -> None:
+        self._connect = connect
+        self._slots = BoundedSemaphore(limit)
+        self._idle: list[C] = []
+        self._limit = limit
+        self._wait_s = wait_s
+        self._closed = False
+
+    @contextmanager
+    def borrow(self, *, fresh: bool = False) -> Iterator[tuple[C, bool]]:
+        """A connection and whether it was used before. Raises DatabaseBusy, ConnectionLost."""
+        if self._closed:
+            raise ConnectionLost("the store is closed")
+        if not self._slots.acquire(timeout=self._wait_s):
+            raise DatabaseBusy(f"all {self._limit} connections have been in use for {self._wait_s} s")
+        connection: C | None = None
+        try:
+            used = bool(self._idle) and not fresh
+            connection = self._idle.pop() if used else self._connect()
+            yield connection, used
+        finally:
+            if connection is not None and connection.is_open:
+                self._give_back(connection)
+            self._slots.release()
+
+    def _give_back(self, connection: C) -> None:
+        if self._closed:
+            connection.cut()
+        else:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close what is idle now, and the rest as it comes back."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.cut()

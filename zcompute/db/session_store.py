@@ -1,0 +1,72 @@
+"""The parts of a Store that both drivers share: everything but the lanes and the beaters."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from zcompute.db import ownership, reads
+from zcompute.db.session import Sessions
+from zcompute.db.store import ConductorRow, MapRows
+from zcompute.db.tables import Key, TableCodec
+from zcompute.objects.base import VersionedObject
+from zcompute.objects.build_request import BuildRequest
+from zcompute.objects.instance import Instance
+from zcompute.objects.methods import InstanceQuery
+
+T = TypeVar("T", bound=VersionedObject)
+
+
+class SessionStore:
+    """A Store over ``Sessions``; the drivers add open_lane and open_beater."""
+
+    def __init__(self, kind: str, url: str, sessions: Sessions) -> None:
+        self.kind = kind
+        self.url = url
+        self._sessions = sessions
+
+    def now_us(self) -> int:
+        return self._sessions.now_us()
+
+    def register(self, conductor: ConductorRow, lanes: int) -> list[int]:
+        return ownership.register(self._sessions, conductor, lanes)
+
+    def read_beats(self) -> dict[str, int]:
+        return self._sessions.read(ownership.read_beats)
+
+    def read_map(self) -> MapRows:
+        return self._sessions.read(ownership.read_map)
+
+    def take_over(
+        self, dead: Sequence[str], lanes: Sequence[int], term: int, partitions: Sequence[int] | None = None
+    ) -> int:
+        return ownership.take_over(self._sessions, dead, lanes, term, partitions)
+
+    def release(self, incarnation: str) -> None:
+        ownership.release(self._sessions, incarnation)
+
+    def fetch(self, table: TableCodec[T], keys: Sequence[Key]) -> dict[Key, T]:
+        return self._sessions.read(lambda session: reads.fetch(session, table, keys)) if keys else {}
+
+    def scan(
+        self,
+        table: TableCodec[T],
+        *,
+        partitions: Sequence[int] | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: int,
+        after: Key | None = None,
+    ) -> list[T]:
+        return self._sessions.read(
+            lambda session: reads.scan(session, table, partitions=partitions, where=where, limit=limit, after=after)
+        )
+
+    def list_instances(self, query: InstanceQuery) -> list[Instance]:
+        return self._sessions.read(lambda session: reads.list_instances(session, query))
+
+    def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
+        return self._sessions.read(lambda session: reads.list_build_requests(session, query))
+
+    def ping(self) -> None:
+        self._sessions.read(lambda session: session.select("SELECT 1"))
+
+    def close(self) -> None:
+        self._sessions.close()
