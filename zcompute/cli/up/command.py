@@ -17,6 +17,7 @@ from zcompute.cli.up import report, victims
 from zcompute.cli.up.boots import Boot, Booter, BootRun
 from zcompute.cli.up.databases import AUTO, MARIADB, SQLITE
 from zcompute.cli.up.region import DEFAULT_API_PORT, Region
+from zcompute.db.errors import StoreError
 
 BOOTS = 100
 CONCURRENCY = 20
@@ -146,10 +147,18 @@ def _run(up: Up, json_path: str | None, leave: bool, stop: Event) -> int:
     return status
 
 
+def _run_or_error(up: Up, json_path: str | None, leave: bool, stop: Event) -> int | Exception:
+    """The greenlet's body: an error is its result, so that it is told once, as a sentence."""
+    try:
+        return _run(up, json_path, leave, stop)
+    except (CommandError, OSError, StoreError) as error:
+        return error
+
+
 def _until_stopped(up: Up, json_path: str | None, leave: bool) -> int:
     """Run in a greenlet that a signal ends wherever it is; the region is stopped in any case."""
     stop = Event()
-    work = gevent.spawn(_run, up, json_path, leave, stop)
+    work = gevent.spawn(_run_or_error, up, json_path, leave, stop)
 
     def end(number: int) -> None:
         up.say(f"{signal.Signals(number).name}: stopping")
@@ -165,6 +174,8 @@ def _until_stopped(up: Up, json_path: str | None, leave: bool) -> int:
             handler.cancel()
     if isinstance(result, gevent.GreenletExit):
         return FAILED if leave else 0
+    if isinstance(result, Exception):
+        raise result
     up.say("stopped")
     return int(result)
 
@@ -212,8 +223,6 @@ def up(
     run = Up(region, Console(), boot, concurrency, kill_conductor)
     try:
         status = _until_stopped(run, json_path, leave)
-    except CommandError:
-        raise
-    except OSError as error:
+    except (OSError, StoreError) as error:
         raise CommandError(f"the region failed: {error}") from error
     sys.exit(status)

@@ -53,15 +53,32 @@ class Databases:
 
     def start(self) -> None:
         """Start all servers together, bring every schema to the newest, seed the root. Raises CommandError."""
-        make = self._sqlite if self.kind == SQLITE else self._mariadb
         try:
-            self.urls = dict(zip(self._cells, Pool(len(self._cells)).map(make, self._cells), strict=True))
+            self.urls = self._urls()
             # One after the other: Alembic keeps what it works on in module globals.
             for cell, url in self.urls.items():
                 upgrade(url, KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell)
             seed.flavors(self.urls[ROOT_CELL])
         except StoreError as error:
-            raise CommandError(f"the databases did not come up: {error}") from error
+            raise CommandError(f"the databases did not come up: {' '.join(str(error).split())}") from error
+
+    def _urls(self) -> dict[str, str]:
+        """Every database's URL, its server started; all have ended trying before an error is raised."""
+        pool = Pool(len(self._cells))
+        try:
+            found = dict(zip(self._cells, pool.map(self._url_or_error, self._cells), strict=True))
+        finally:
+            pool.kill()
+        for value in found.values():
+            if isinstance(value, StoreError):
+                raise value
+        return {cell: url for cell, url in found.items() if isinstance(url, str)}
+
+    def _url_or_error(self, cell: str) -> str | StoreError:
+        try:
+            return self._sqlite(cell) if self.kind == SQLITE else self._mariadb(cell)
+        except StoreError as error:
+            return error
 
     def _sqlite(self, cell: str) -> str:
         directory = self._paths.database(cell)
