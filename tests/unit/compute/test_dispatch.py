@@ -1,0 +1,183 @@
+import random
+
+import pytest
+
+from zcompute.compute.dispatch import Dispatch
+from zcompute.compute.outbox import Entry
+from zcompute.compute.settings import Settings
+from zcompute.objects.report import (
+    VERDICT_APPLIED,
+    VERDICT_INVALID,
+    VERDICT_NOT_OWNER,
+    VERDICT_NOT_YET,
+    VERDICT_STALE,
+)
+
+LIMITS = Settings(frame_reports_max=3)
+MANY = 1000
+
+
+def entry(seq: int, key: str = "a") -> Entry:
+    return Entry(seq, key, "node1", b"")
+
+
+def made(*entries: Entry, owner: str = "k1") -> Dispatch:
+    dispatch = Dispatch(LIMITS)
+    dispatch.remap(lambda _: owner)
+    for one in entries:
+        dispatch.add(one)
+    return dispatch
+
+
+def seqs(entries: list[Entry]) -> list[int]:
+    return [one.seq for one in entries]
+
+
+def test_one_frame_is_unanswered_at_a_time_and_the_next_is_in_order() -> None:
+    dispatch = made(*(entry(n) for n in range(1, 6)))
+    assert seqs(dispatch.take("k1", 0.0, MANY)) == [1, 2, 3]
+    dispatch.add(entry(6))
+    assert dispatch.take("k1", 0.01, MANY) == []
+    for seq in (1, 2):
+        assert dispatch.answered("k1", seq, VERDICT_APPLIED, 0.02)
+    assert dispatch.take("k1", 0.02, MANY) == []
+    assert dispatch.answered("k1", 3, VERDICT_STALE, 0.02)
+    assert seqs(dispatch.take("k1", 0.03, MANY)) == [4, 5, 6]
+
+
+def test_credit_bounds_a_frame() -> None:
+    dispatch = made(entry(1), entry(2))
+    assert dispatch.take("k1", 0.0, 0) == []
+    assert seqs(dispatch.take("k1", 0.0, 1)) == [1]
+
+
+def test_a_straggler_does_not_hold_back_the_rest() -> None:
+    dispatch = made(*(entry(n) for n in range(1, 5)))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.answered("k1", 1, VERDICT_APPLIED, 0.01)
+    due = dispatch.tick(0.01)
+    assert due == pytest.approx(LIMITS.straggler_ms / 1000)
+    assert seqs(dispatch.take("k1", due, MANY)) == [4]
+
+
+def test_a_report_without_a_verdict_goes_again() -> None:
+    dispatch = made(entry(1))
+    dispatch.take("k1", 0.0, MANY)
+    due = dispatch.tick(1.0)
+    assert due == LIMITS.answer_ms_max / 1000
+    dispatch.tick(due)
+    assert seqs(dispatch.take("k1", due, MANY)) == [1]
+
+
+def test_not_yet_is_kept_and_tried_again_each_second() -> None:
+    dispatch = made(entry(1))
+    dispatch.take("k1", 0.0, MANY)
+    assert not dispatch.answered("k1", 1, VERDICT_NOT_YET, 0.5)
+    assert dispatch.tick(1.4) == 1.5
+    assert dispatch.take("k1", 1.4, MANY) == []
+    dispatch.tick(1.5)
+    assert seqs(dispatch.take("k1", 1.5, MANY)) == [1]
+
+
+def test_not_owner_backs_off_and_goes_to_the_new_owner_at_once() -> None:
+    dispatch = made(entry(1))
+    now, waits = 0.0, []
+    for _ in range(8):
+        assert seqs(dispatch.take("k1", now, MANY)) == [1]
+        assert not dispatch.answered("k1", 1, VERDICT_NOT_OWNER, now)
+        due = dispatch.tick(now)
+        assert due is not None
+        waits.append(round((due - now) * 1000))
+        now = due
+        dispatch.tick(now)
+    assert waits == [50, 100, 200, 400, 800, 1000, 1000, 1000]
+    dispatch.take("k1", now, MANY)
+    dispatch.answered("k1", 1, VERDICT_NOT_OWNER, now)
+    dispatch.remap(lambda _: "k2")
+    assert dispatch.owners() == ["k2"]
+    assert seqs(dispatch.take("k2", now, MANY)) == [1]
+    assert not dispatch.answered("k1", 1, VERDICT_NOT_OWNER, now)
+    assert dispatch.answered("k2", 1, VERDICT_APPLIED, now)
+    assert len(dispatch) == 0
+
+
+def test_invalid_is_believed_after_some_times_only() -> None:
+    dispatch, now = made(entry(1)), 0.0
+    for times in range(1, LIMITS.invalid_times_max + 1):
+        assert seqs(dispatch.take("k1", now, MANY)) == [1]
+        assert dispatch.answered("k1", 1, VERDICT_INVALID, now) == (times == LIMITS.invalid_times_max)
+        now += 1.0
+        dispatch.tick(now)
+    assert len(dispatch) == 0
+
+
+def test_a_folded_report_in_flight_is_no_news_when_answered() -> None:
+    dispatch = made(entry(1))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.discard(1)
+    dispatch.add(entry(2))
+    assert dispatch.take("k1", 0.01, MANY) == []
+    assert not dispatch.answered("k1", 1, VERDICT_APPLIED, 0.02)
+    assert seqs(dispatch.take("k1", 0.03, MANY)) == [2]
+
+
+def test_a_process_that_died_answers_nothing_and_all_of_it_goes_again() -> None:
+    dispatch = made(entry(1), entry(2))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.link_lost("k1")
+    assert seqs(dispatch.take("k1", 0.01, MANY)) == [1, 2]
+
+
+def test_what_a_link_did_not_take_is_queued_again() -> None:
+    dispatch = made(entry(1), entry(2))
+    taken = dispatch.take("k1", 0.0, MANY)
+    dispatch.untake("k1", taken[1:])
+    assert dispatch.answered("k1", 1, VERDICT_APPLIED, 0.0)
+    assert seqs(dispatch.take("k1", 0.0, MANY)) == [2]
+
+
+def test_without_an_owner_nothing_goes() -> None:
+    dispatch = made(entry(1), owner="")
+    assert dispatch.owners() == []
+    dispatch.remap(lambda _: "k1")
+    assert dispatch.owners() == ["k1"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_report_ends_whatever_happens_on_the_way(seed: int) -> None:
+    """Random verdicts, losses, deaths and moves: each entry ends in exactly one final verdict of its present owner."""
+    dice = random.Random(seed)
+    owners = {f"i{n}": "k1" for n in range(10)}
+    dispatch = Dispatch(LIMITS)
+    dispatch.remap(lambda key: owners[key])
+    now, seq, owed = 0.0, 0, set[int]()
+    flying: list[tuple[str, int]] = []
+    for turn in range(4000):
+        now += 0.01
+        calm = turn > 2000
+        if not calm and dice.random() < 0.3:
+            seq += 1
+            owed.add(seq)
+            dispatch.add(entry(seq, dice.choice(list(owners))))
+        if not calm and dice.random() < 0.02:
+            owners[dice.choice(list(owners))] = dice.choice(["k1", "k2", ""])
+            dispatch.remap(lambda key: owners[key])
+        if not calm and dice.random() < 0.01:
+            dispatch.link_lost("k1")
+            flying = [flight for flight in flying if flight[0] != "k1"]
+        if turn == 2001:
+            owners.update(dict.fromkeys(owners, "k2"))
+            dispatch.remap(lambda key: owners[key])
+        dispatch.tick(now)
+        for owner in dispatch.owners():
+            flying += [(owner, one.seq) for one in dispatch.take(owner, now, 5)]
+        for owner, number in dice.sample(flying, (len(flying) + 1) // 2):
+            flying.remove((owner, number))
+            if calm or dice.random() < 0.8:
+                verdict = (
+                    VERDICT_APPLIED if calm else dice.choice([VERDICT_APPLIED, VERDICT_NOT_YET, VERDICT_NOT_OWNER])
+                )
+                if dispatch.answered(owner, number, verdict, now):
+                    owed.remove(number)
+    assert owed == set()
+    assert len(dispatch) == 0
