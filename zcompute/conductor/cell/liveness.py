@@ -1,8 +1,8 @@
 """Which hosts of the owned partitions are alive, by their beats. Pure: monotonic seconds are passed in.
 
-Down after three missed beats, up after three in a row. A host whose owner is new here is unknown: it keeps its committed
-state until it has beaten, or failed to, for as long as any other. When more than a tenth of the hosts vanish together
-it is rather this conductor's network: none is declared down, and an alarm is raised (design, section 8).
+Down after three missed beats, up after three in a row. A host whose owner is new here is unknown: it keeps its
+committed state until it has beaten, or failed to, for as long as any other. When more than a tenth of the hosts vanish
+together it is rather this conductor's network: none is declared down, and an alarm is raised (design, section 8).
 """
 
 from collections.abc import Iterable

@@ -54,7 +54,7 @@ class Schedule:
         def decide(instance: Instance, task: Task, now_us: int) -> Decision:
             return build_walk.refuse_build(instance, task, run.env.cell, reason, now_us)
 
-        run.journal(decide)
+        run.journal(decide, outbox_kind=build_walk.OUTBOX_REFUSED)
 
 
 class ClaimHost:

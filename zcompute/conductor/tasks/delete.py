@@ -53,7 +53,7 @@ class Finish:
 
     def run(self, run: TaskRun) -> None:
         run.release_owed()
-        if run.journal(delete_walk.finish_delete):
+        if run.journal(delete_walk.finish_delete, outbox_kind=delete_walk.OUTBOX_DELETED):
             log.info("instance deleted uuid=%s", run.uuid)
 
 

@@ -30,7 +30,7 @@ def accept_delete(
     """Take a delete in. None: it is under way already, nothing to do.
 
     A build under way is pre-empted: the delete task takes its place in the same commit, with the hosts that were
-    commanded and the claims to be released. An instance of which no host and no claim knows is deleted at once.
+    commanded and the claims to be released.
     Raises InstanceNotFound for an absent, deleted or other project's instance, InstanceBusy while a refusal is on its
     way to the root, or for a task that this release does not know.
     """
@@ -57,8 +57,6 @@ def accept_delete(
         body=body,
         created_at_us=now_us,
     )
-    if not body.named_hosts and not body.release:
-        return finish_delete(instance, fresh, now_us)
     deleting = msgspec.structs.replace(
         instance,
         task_state=TASK_DELETING,

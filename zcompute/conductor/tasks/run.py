@@ -14,11 +14,11 @@ from zcompute.bus.errors import NotOwner
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.cell.commands import Commands
 from zcompute.conductor.cell.schedulers import Schedulers
-from zcompute.conductor.change import Change, Keys
+from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.ledger import Ledger
 from zcompute.conductor.tasks.decision import Decision, Snapshot, apply, without_released
 from zcompute.conductor.tasks.settings import TaskSettings
-from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.instance import Instance
 from zcompute.objects.methods import RELEASE, ReleaseRequest
@@ -111,11 +111,11 @@ class TaskRun:
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def journal(self, decide: Callable[[Instance, Task, int], Decision]) -> bool:
+    def journal(self, decide: Callable[[Instance, Task, int], Decision], *, outbox_kind: str | None = None) -> bool:
         """Commit a decision on the newest rows; False when the task was no longer at this step: nothing was done.
 
-        ``decide(instance, task, now_us)`` is pure. Raises TaskLost, and what the ledger raises (outcome unknown: the
-        step is begun again).
+        ``decide(instance, task, now_us)`` is pure; one that writes an outbox row names its kind here. Raises TaskLost,
+        and what the ledger raises (outcome unknown: the step is begun again).
         """
         expected = self.now_task()
         released = frozenset(self._released)
@@ -132,16 +132,21 @@ class TaskRun:
             return True, apply(change, former, decision)
 
         keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (task_id,))]
+        if outbox_kind is not None:
+            keys = [*keys, (ROOT_OUTBOX, (uuid, outbox_kind, self.instance.mapping_generation))]
         try:
-            done, snapshot = self.env.ledger.commit(
-                self.partition, keys, on_rows, timeout_ms=self.settings.commit_ms_max
-            )
+            ticket = self.env.ledger.submit(self.partition, keys, on_rows)
+            ticket.on_done(self._committed)
+            done, snapshot = ticket.wait(self.settings.commit_ms_max)
         except NotOwner as error:
             raise TaskLost(str(error)) from error
         self.learn(snapshot)
-        if done and snapshot.outbox is not None:
-            self.env.owed(snapshot.outbox)
-        return done
+        return bool(done)
+
+    def _committed(self, ticket: Ticket) -> None:
+        """Runs at the commit even when nobody waits for it any more: what is owed to the root must be sent."""
+        if ticket.error is None and ticket.result[0] and ticket.result[1].outbox is not None:
+            self.env.owed(ticket.result[1].outbox)
 
     def learn(self, snapshot: Snapshot) -> None:
         """Take newer rows over; older ones are ignored."""

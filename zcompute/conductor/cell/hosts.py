@@ -1,0 +1,261 @@
+"""Hosts: a new agent takes its host up, links are attached under a checked epoch, beats decide up and down."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import gevent
+import msgspec
+
+from zcompute.bus import CallContext, Event, Link
+from zcompute.bus.errors import BusError, Forbidden, InvalidRequest
+from zcompute.conductor.cell.commands import Commands
+from zcompute.conductor.cell.host_table import HostTable
+from zcompute.conductor.cell.liveness import Liveness
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.change import Change
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.db.tables import HOSTS
+from zcompute.objects.errors import EpochRefused
+from zcompute.objects.host import HOST_DOWN, HOST_UP, Host, HostInventory
+from zcompute.objects.methods import (
+    HOST_ATTACH,
+    HOST_BEAT,
+    HOST_BEGIN,
+    TOPIC_EPOCHS,
+    Empty,
+    HostAttachRequest,
+    HostBeat,
+    HostBeginReply,
+    HostBeginRequest,
+    HostEpoch,
+    Method,
+)
+from zcompute.objects.partition import partition_of
+from zcompute.objects.report import VERDICT_INVALID, VERDICT_SUPERSEDED
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def begin_host(host: Host | None, inventory: HostInventory, service_id: str, now_us: int) -> Host:
+    """The host's row under a new agent: one epoch above the former, what the agent has counted, up. Pure.
+
+    ``used`` and the operator's flags stay as they are.
+    """
+    if host is None:
+        return Host(
+            name=inventory.name,
+            service_id=service_id,
+            total=inventory.total,
+            hypervisor_type=inventory.hypervisor_type,
+            hypervisor_hostname=inventory.hypervisor_hostname or inventory.name,
+            availability_zone=inventory.availability_zone,
+            agent_epoch=1,
+            state=HOST_UP,
+            created_at_us=now_us,
+            updated_at_us=now_us,
+        )
+    return msgspec.structs.replace(
+        host,
+        service_id=service_id,
+        total=inventory.total,
+        hypervisor_type=inventory.hypervisor_type,
+        hypervisor_hostname=inventory.hypervisor_hostname or inventory.name,
+        availability_zone=inventory.availability_zone,
+        agent_epoch=host.agent_epoch + 1,
+        state=HOST_UP,
+        updated_at_us=now_us,
+    )
+
+
+def check_epoch(name: str, host: Host | None, epoch: int) -> None:
+    """Raises EpochRefused: superseded for an older agent's epoch, invalid for one that was never given."""
+    committed = 0 if host is None else host.agent_epoch
+    if epoch == committed and host is not None:
+        return
+    verdict = VERDICT_SUPERSEDED if epoch < committed else VERDICT_INVALID
+    raise EpochRefused(
+        f"host {name}: the agent's epoch is {epoch}, the host's is {committed}: begin the host anew",
+        host=name,
+        epoch=committed,
+        verdict=verdict,
+    )
+
+
+@dataclass
+class Attachments:
+    """Which epochs each link speaks under. A host that is not attached to a link is not listened to on it."""
+
+    by_link: dict[Link, dict[str, int]] = field(default_factory=dict)
+
+    def epoch(self, link: Link, host: str) -> int | None:
+        """The epoch under which this link reports the host, None when it may not."""
+        epochs = self.by_link.get(link)
+        return None if epochs is None else epochs.get(host)
+
+
+class Hosts:
+    """The handlers of interface ``host`` and the liveness of the owned hosts."""
+
+    def __init__(self, env: ConductorEnv, table: HostTable, commands: Commands, settings: CellSettings) -> None:
+        self._env = env
+        self._table = table
+        self._commands = commands
+        self._settings = settings
+        self._liveness = Liveness(settings.liveness)
+        self._greenlet: gevent.Greenlet | None = None
+        self._alarm_at = 0.0
+        self.attachments = Attachments()
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        """Interface ``host``."""
+        return [(HOST_BEGIN, self.begin), (HOST_ATTACH, self.attach), (HOST_BEAT, self.beat)]
+
+    def start(self) -> None:
+        """Listen for epochs and lost links, and watch."""
+        self._env.endpoint.on_event(TOPIC_EPOCHS, self._epoch_changed)
+        self._env.endpoint.on_link_down(self.link_down)
+        self._greenlet = gevent.spawn(self._watch)
+
+    def stop(self) -> None:
+        """End watching."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    # -- handlers ---------------------------------------------------------------------------------------------------
+
+    def begin(self, request: HostBeginRequest, context: CallContext) -> HostBeginReply:
+        """A new agent at its host's owner. Raises NotOwner, Forbidden."""
+        inventory = request.inventory
+        _check_hosts(context, [inventory.name])
+        service_id = context.peer.service_id
+
+        def decide(change: Change) -> Host:
+            host = begin_host(change.get(HOSTS, (inventory.name,)), inventory, service_id, change.now_us)
+            change.put(HOSTS, host)
+            return host
+
+        host = self._commit(inventory.name, decide)
+        self._liveness.begun(host.name, time.monotonic())
+        self._table.put(host)
+        log.info("host begun host=%s service=%s epoch=%s", host.name, service_id, host.agent_epoch)
+        payload = msgspec.msgpack.encode(HostEpoch(host=host.name, agent_epoch=host.agent_epoch))
+        self._env.endpoint.publish(TOPIC_EPOCHS, host.name, host.agent_epoch, payload)
+        self._supersede(host.name, host.agent_epoch)
+        return HostBeginReply(agent_epoch=host.agent_epoch)
+
+    def attach(self, request: HostAttachRequest, context: CallContext) -> Empty:
+        """Let a link speak for hosts: each epoch is checked at the primary. Raises EpochRefused, Forbidden."""
+        names = sorted(request.epochs)
+        if len(names) > self._settings.attach_hosts_max:
+            raise InvalidRequest(f"{len(names)} hosts in one attach, at most {self._settings.attach_hosts_max}")
+        _check_hosts(context, names)
+        rows = self._env.store.fetch(HOSTS, [(name,) for name in names])
+        for name in names:
+            try:
+                check_epoch(name, rows.get((name,)), request.epochs[name])
+            except EpochRefused as error:
+                log.warning("epoch refused host=%s from=%s error=%s", name, context.peer.service_id, error)
+                raise
+        link = context.link
+        if not link.up:
+            return Empty()
+        self.attachments.by_link.setdefault(link, {}).update(request.epochs)
+        for name in names:
+            self._commands.attach(name, link)
+        return Empty()
+
+    def beat(self, request: HostBeat, context: CallContext) -> None:
+        """The agent's work loop is alive. A host that is not attached to this link is not believed."""
+        now = time.monotonic()
+        epochs = self.attachments.by_link.get(context.link, {})
+        for host in request.hosts:
+            if host in epochs:
+                self._liveness.beat(host, now)
+
+    # -- links and ownership ----------------------------------------------------------------------------------------
+
+    def link_down(self, link: Link) -> None:
+        """Whoever spoke on this link attaches anew."""
+        for host in self.attachments.by_link.pop(link, {}):
+            self._commands.detach(host, link)
+
+    def gained(self, hosts: list[Host]) -> None:
+        """Hosts of partitions gained: in the table as committed, their liveness unknown."""
+        now = time.monotonic()
+        for host in hosts:
+            self._liveness.watch(host.name, now)
+            self._table.put(host)
+
+    def lost(self, partitions: list[int]) -> None:
+        """Others watch these now."""
+        self._liveness.forget(self._table.drop(partitions))
+
+    def _epoch_changed(self, link: Link, event: Event) -> None:
+        peer = link.peer
+        if peer is None or (peer.role, peer.cell) != ("conductor", self._env.cell):
+            log.warning("epoch event refused from=%s", link.name)
+            return
+        news = msgspec.msgpack.decode(event.payload, type=HostEpoch)
+        self._supersede(news.host, news.agent_epoch)
+
+    def _supersede(self, host: str, agent_epoch: int) -> None:
+        """A newer agent has the host: links of the older are heard no more."""
+        for link, epochs in self.attachments.by_link.items():
+            if epochs.get(host, agent_epoch) < agent_epoch:
+                log.warning("agent superseded host=%s from=%s epoch=%s", host, link.name, epochs[host])
+                del epochs[host]
+                self._commands.detach(host, link)
+
+    # -- up and down ------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while True:
+            gevent.sleep(self._settings.liveness_check_ms / 1000)
+            findings = self._liveness.check(time.monotonic())
+            if findings.vanished and time.monotonic() >= self._alarm_at:
+                self._alarm_at = time.monotonic() + self._settings.alarm_s
+                log.error(
+                    "alarm: hosts vanished together, none is declared down count=%s of=%s first=%s",
+                    len(findings.vanished), len(self._table), findings.vanished[0],
+                )  # fmt: skip
+            for host in findings.up:
+                self._declare(host, HOST_UP)
+            for host in findings.down:
+                self._declare(host, HOST_DOWN)
+
+    def _declare(self, name: str, state: str) -> None:
+        def decide(change: Change) -> Host | None:
+            host = change.get(HOSTS, (name,))
+            if host is None or host.state == state:
+                return host
+            host = msgspec.structs.replace(host, state=state, updated_at_us=change.now_us)
+            change.put(HOSTS, host)
+            return host
+
+        try:
+            host = self._commit(name, decide)
+        except BusError as error:
+            log.info("host state not committed host=%s state=%s error=%s", name, state, error)
+            return
+        self._liveness.declared(name, state)
+        if host is not None:
+            self._table.put(host)
+        log.warning("host is %s host=%s", state, name)
+
+    def _commit(self, name: str, decide: Callable[[Change], T]) -> T:
+        return self._env.ledger.commit(
+            partition_of(name), [(HOSTS, (name,))], decide, timeout_ms=self._settings.commit_ms_max
+        )
+
+
+def _check_hosts(context: CallContext, names: list[str]) -> None:
+    """A compute speaks of its key's hosts only."""
+    foreign = sorted(set(names) - context.peer.hosts)
+    if foreign:
+        log.warning("security: hosts of others from=%s hosts=%s", context.peer.service_id, ",".join(foreign[:5]))
+        raise Forbidden(f"{context.peer.service_id} does not speak for hosts {foreign[:5]}")

@@ -1,0 +1,186 @@
+"""Intake of builds and deletes at the instance's owner; a conductor that does not own it forwards once."""
+
+import logging
+import uuid as uuids
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from zcompute.bus.errors import Busy, InvalidRequest
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.change import Change, Keys, Ticket
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.tasks.build_walk import begin_build
+from zcompute.conductor.tasks.decision import Snapshot, apply
+from zcompute.conductor.tasks.delete_walk import accept_delete
+from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.objects.build_request import BuildRequest
+from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.methods import (
+    INSTANCE_BUILD,
+    INSTANCE_DELETE,
+    BuildRequestMessage,
+    Empty,
+    InstanceDeleteRequest,
+    Method,
+)
+from zcompute.objects.partition import partition_of
+
+log = logging.getLogger(__name__)
+
+TASK_READS_MAX = 5
+
+
+def new_task_id() -> str:
+    """A random id."""
+    return str(uuids.uuid4())
+
+
+def takes_build(instance: Instance | None, request: BuildRequest) -> bool:
+    """Whether this request begins a build here; a row of the same or a later generation answers it already. Pure.
+
+    Raises Busy while an older generation of the server is still in this cell.
+    """
+    if instance is None:
+        return True
+    if instance.mapping_generation >= request.generation:
+        return False
+    if instance.vm_state == VM_DELETED:
+        return True
+    raise Busy(f"instance {instance.uuid} of an earlier generation is still here: try again", retry_after_ms=200)
+
+
+class Instances:
+    """The handlers that change instances."""
+
+    def __init__(
+        self,
+        env: ConductorEnv,
+        engine: TaskEngine,
+        owed: Callable[[OutboxEntry], None],
+        settings: CellSettings,
+        task_settings: TaskSettings,
+        make_task_id: Callable[[], str] = new_task_id,
+    ) -> None:
+        self._env = env
+        self._ledger = env.ledger
+        self._engine = engine
+        self._owed = owed
+        self._settings = settings
+        self._task_settings = task_settings
+        self._make_task_id = make_task_id
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        """Interface ``instance`` but for its reads."""
+        return [(INSTANCE_BUILD, self.build), (INSTANCE_DELETE, self.delete)]
+
+    def build(self, message: BuildRequestMessage, context: Any) -> Empty:
+        """From a root conductor: acknowledged after the commit of instance and task, however often it is asked for.
+
+        Raises Busy, NotOwner, InvalidRequest when the request was meant for another cell.
+        """
+        request = message.build_request
+        if self._forwards(request.uuid, context):
+            return self._forward(request.uuid, INSTANCE_BUILD, message, context)
+        if request.cell not in (None, self._env.cell):
+            raise InvalidRequest(f"expected a request for cell {self._env.cell}, found {request.cell}", field="cell")
+        self._engine.check_room()
+        task_id = self._make_task_id()
+        deadline_s = self._task_settings.build_deadline_s
+
+        def decide(change: Change) -> Snapshot | None:
+            instance = change.get(INSTANCES, (request.uuid,))
+            if not takes_build(instance, request):
+                return None
+            decision = begin_build(request, task_id, change.now_us, deadline_s)
+            return apply(change, Snapshot(instance, None), decision)
+
+        keys: Keys = [(INSTANCES, (request.uuid,)), (TASKS, (task_id,))]
+        ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
+        ticket.on_done(self._committed)
+        ticket.wait(self._timeout_ms(context))
+        return Empty()
+
+    def delete(self, request: InstanceDeleteRequest, context: Any) -> Empty:
+        """Acknowledged after the commit that makes the delete sure to happen; repeated, it changes nothing.
+
+        Raises InstanceNotFound, InstanceBusy, Busy, NotOwner.
+        """
+        if self._forwards(request.uuid, context):
+            return self._forward(request.uuid, INSTANCE_DELETE, request, context)
+        self._engine.check_room()
+        fresh_id = self._make_task_id()
+        known_id = self._engine.task_id(request.uuid)
+        for _ in range(TASK_READS_MAX):
+            missing = self._delete_with(request, fresh_id, known_id, context)
+            if missing is None:
+                return Empty()
+            known_id = missing
+        raise Busy(f"the task of instance {request.uuid} keeps changing: try again", retry_after_ms=100)
+
+    def _delete_with(
+        self, request: InstanceDeleteRequest, fresh_id: str, known_id: str | None, context: Any
+    ) -> str | None:
+        """Decide with the task read under ``known_id``; returns the id that must be read when it is another."""
+        uuid = request.uuid
+        deadline_s = self._task_settings.delete_deadline_s
+
+        def decide(change: Change) -> Snapshot | str | None:
+            instance = change.get(INSTANCES, (uuid,))
+            task_id = None if instance is None else instance.task_id
+            if task_id is not None and task_id != known_id:
+                return task_id
+            task = change.get(TASKS, (task_id,)) if task_id is not None else None
+            decision = accept_delete(
+                instance,
+                task,
+                project_id=request.project_id,
+                operation_id=request.operation_id,
+                request_id=getattr(context, "request_id", ""),
+                task_id=fresh_id,
+                now_us=change.now_us,
+                deadline_s=deadline_s,
+            )
+            return None if decision is None else apply(change, Snapshot(instance, task), decision)
+
+        keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (fresh_id,))]
+        if known_id is not None:
+            keys = [*keys, (TASKS, (known_id,))]
+        ticket = self._ledger.submit(partition_of(uuid), keys, decide)
+        ticket.on_done(self._committed)
+        result = ticket.wait(self._timeout_ms(context))
+        return result if isinstance(result, str) else None
+
+    def _committed(self, ticket: Ticket) -> None:
+        """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""
+        snapshot = ticket.result if ticket.error is None else None
+        if not isinstance(snapshot, Snapshot) or snapshot.instance is None:
+            return
+        if snapshot.outbox is not None:
+            self._owed(snapshot.outbox)
+        if snapshot.task is None:
+            self._engine.applied(snapshot)
+        else:
+            self._engine.begin(snapshot.instance, snapshot.task)
+
+    # -- forwarding -------------------------------------------------------------------------------------------------
+
+    def _forwards(self, uuid: str, context: Any) -> bool:
+        """Not the owner, and not asked by a fellow conductor, who has forwarded already."""
+        if self._ledger.owns(partition_of(uuid)):
+            return False
+        peer = context.peer
+        return (peer.role, peer.cell) != ("conductor", self._env.cell)
+
+    def _forward(self, uuid: str, method: Method, request: msgspec.Struct, context: Any) -> Empty:
+        timeout_ms = max(1, min(self._settings.forward_ms_max, context.remaining_ms()))
+        reply: Empty = self._env.router.call(uuid, method, request, timeout_ms=timeout_ms)
+        return reply
+
+    def _timeout_ms(self, context: Any) -> int:
+        remaining: int = context.remaining_ms()
+        return max(1, min(self._settings.commit_ms_max, remaining))

@@ -1,0 +1,144 @@
+"""Reads of a cell: instances from the primary, services from the map, the hosts' rows and the links."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from zcompute.bus import Endpoint
+from zcompute.bus.errors import Unavailable
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.db.errors import StoreError
+from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.objects.cell import ServiceInfo
+from zcompute.objects.errors import InstanceNotFound
+from zcompute.objects.host import HOST_UP, Host
+from zcompute.objects.instance import VM_DELETED
+from zcompute.objects.methods import (
+    INSTANCE_GET,
+    INSTANCE_LIST,
+    SERVICE_LIST,
+    Empty,
+    InstanceGetRequest,
+    InstanceListReply,
+    InstanceQuery,
+    InstanceReply,
+    Method,
+    ServiceListReply,
+)
+from zcompute.objects.partition import PartitionMap
+
+log = logging.getLogger(__name__)
+
+BINARY_CONDUCTOR = "nova-conductor"
+BINARY_SCHEDULER = "nova-scheduler"
+BINARY_COMPUTE = "nova-compute"
+STATE_UP = "up"
+STATE_DOWN = "down"
+
+R = TypeVar("R")
+
+
+def unavailable_without_database(handler: Callable[[Any, Any], R]) -> Callable[[Any, Any], R]:
+    """A handler whose failing reads are answered as Unavailable: the caller tries another conductor."""
+
+    def handle(request: Any, context: Any) -> R:
+        try:
+            return handler(request, context)
+        except StoreError as error:
+            log.warning("read failed error=%s: %s", type(error).__name__, error)
+            raise Unavailable("the database of the cell does not answer now: try again") from error
+
+    return handle
+
+
+def conductor_services(cell: str, new_map: PartitionMap, now_us: int) -> list[ServiceInfo]:
+    """The living conductors of a map. Pure."""
+    return [
+        ServiceInfo(
+            service_id=info.service_id,
+            binary=BINARY_CONDUCTOR,
+            host=info.service_id,
+            cell=cell,
+            state=STATE_UP,
+            updated_at_us=now_us,
+        )
+        for info in sorted(new_map.conductors.values(), key=lambda info: info.service_id)
+    ]
+
+
+def host_service(cell: str, host: Host) -> ServiceInfo:
+    """A host's line of os-services. Pure."""
+    return ServiceInfo(
+        service_id=host.service_id,
+        binary=BINARY_COMPUTE,
+        host=host.name,
+        cell=cell,
+        state=STATE_UP if host.state == HOST_UP and not host.forced_down else STATE_DOWN,
+        status="disabled" if host.disabled else "enabled",
+        disabled_reason=host.disabled_reason,
+        forced_down=host.forced_down,
+        availability_zone=host.availability_zone,
+        updated_at_us=host.updated_at_us,
+    )
+
+
+def scheduler_services(cell: str, endpoint: Endpoint, now_us: int) -> list[ServiceInfo]:
+    """The schedulers that are linked here."""
+    names = {link.peer.service_id for link in endpoint.links(role="scheduler", cell=cell) if link.peer is not None}
+    return [
+        ServiceInfo(
+            service_id=name, binary=BINARY_SCHEDULER, host=name, cell=cell, state=STATE_UP, updated_at_us=now_us
+        )
+        for name in sorted(names)
+    ]
+
+
+class Reads:
+    """The reading handlers of a cell's conductor."""
+
+    def __init__(self, env: ConductorEnv, settings: CellSettings) -> None:
+        self._env = env
+        self._settings = settings
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        """What may be asked of any conductor of the cell."""
+        return [
+            (INSTANCE_GET, unavailable_without_database(self.instance_get)),
+            (INSTANCE_LIST, unavailable_without_database(self.instance_list)),
+            (SERVICE_LIST, unavailable_without_database(self.service_list)),
+        ]
+
+    def instance_get(self, request: InstanceGetRequest, context: Any) -> InstanceReply:
+        """Raises InstanceNotFound for one that is not here, is deleted, or is another project's."""
+        key = (request.uuid,)
+        instance = self._env.store.fetch(INSTANCES, [key]).get(key)
+        hidden = instance is None or instance.vm_state == VM_DELETED
+        if hidden or instance is None or request.project_id not in (None, instance.project_id):
+            raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
+        return InstanceReply(instance=instance)
+
+    def instance_list(self, request: InstanceQuery, context: Any) -> InstanceListReply:
+        """A page, newest first; at most list_rows_max whatever was asked for."""
+        if request.limit > self._settings.list_rows_max:
+            request.limit = self._settings.list_rows_max
+        return InstanceListReply(instances=self._env.store.list_instances(request))
+
+    def service_list(self, request: Empty, context: Any) -> ServiceListReply:
+        """Conductors, schedulers and hosts of the cell."""
+        now_us = self._env.ledger.now_us()
+        services = conductor_services(self._env.cell, self._env.ledger.map, now_us)
+        services += scheduler_services(self._env.cell, self._env.endpoint, now_us)
+        services += [host_service(self._env.cell, host) for host in self._hosts()]
+        return ServiceListReply(services=services)
+
+    def _hosts(self) -> list[Host]:
+        hosts: list[Host] = []
+        rows = self._settings.scan_rows
+        while len(hosts) < self._settings.services_max:
+            after = (hosts[-1].name,) if hosts else None
+            page = self._env.store.scan(HOSTS, limit=rows, after=after)
+            hosts += page
+            if len(page) < rows:
+                break
+        return hosts

@@ -1,0 +1,104 @@
+"""What the root is told of this cell: free room (soft, often), and who its conductors are (until acknowledged)."""
+
+import logging
+from collections.abc import Iterable
+
+import gevent
+from gevent.event import Event
+
+from zcompute.bus.errors import BusError
+from zcompute.cells.router import PartitionRouter
+from zcompute.conductor.cell.claims import free_on, takes_new
+from zcompute.conductor.cell.host_table import HostTable
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.env import ConductorEnv
+from zcompute.config import SchedulerConfig
+from zcompute.objects.cell import ROOT_CELL, CellCapacity, CellInfo
+from zcompute.objects.flavor import Amounts
+from zcompute.objects.host import Host
+from zcompute.objects.methods import CELL_CAPACITY, CELL_REGISTER, CellRegisterRequest
+from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, PartitionMap
+
+log = logging.getLogger(__name__)
+
+
+def capacity_of(cell: str, service_id: str, hosts: Iterable[Host], ratios: SchedulerConfig) -> CellCapacity:
+    """What is free on those hosts that take new instances. Pure."""
+    count = 0
+    free, largest = Amounts(), Amounts()
+    for host in hosts:
+        if not takes_new(host):
+            continue
+        room = free_on(host, ratios)
+        count += 1
+        free = free.plus(room)
+        if (room.memory_mb, room.vcpus, room.disk_gb) > (largest.memory_mb, largest.vcpus, largest.disk_gb):
+            largest = room
+    return CellCapacity(cell=cell, service_id=service_id, free=free, largest_free=largest, hosts=count)
+
+
+def conductors_of(new_map: PartitionMap) -> list[ConductorInfo]:
+    """The living conductors, in a fixed order."""
+    return [new_map.conductors[service_id] for service_id in sorted(new_map.conductors)]
+
+
+class Registration:
+    """Two greenlets: one casts capacity to every linked root conductor, one registers what has changed."""
+
+    def __init__(
+        self, env: ConductorEnv, root_router: PartitionRouter, table: HostTable, settings: CellSettings
+    ) -> None:
+        self._env = env
+        self._root_router = root_router
+        self._table = table
+        self._settings = settings
+        self._registered: list[ConductorInfo] | None = None
+        self._wanted = Event()
+        self._greenlets: list[gevent.Greenlet] = []
+
+    def start(self) -> None:
+        """Begin; the first registration goes at once."""
+        self._env.ledger.on_map(self._map_changed)
+        self._wanted.set()
+        self._greenlets = [gevent.spawn(self._cast_loop), gevent.spawn(self._register_loop)]
+
+    def stop(self) -> None:
+        """End."""
+        gevent.killall(self._greenlets, block=False)
+
+    def _map_changed(self, new_map: PartitionMap) -> None:
+        if conductors_of(new_map) != self._registered:
+            self._wanted.set()
+
+    def _cast_loop(self) -> None:
+        while True:
+            gevent.sleep(self._settings.capacity_ms / 1000)
+            links = self._env.endpoint.links(role="conductor", cell=ROOT_CELL)
+            if not links:
+                continue
+            capacity = capacity_of(self._env.cell, self._env.service_id, self._table, self._env.config.scheduler)
+            for link in links:
+                try:
+                    link.cast(CELL_CAPACITY, capacity)
+                except BusError as error:
+                    log.debug("capacity not sent to=%s error=%s", link.name, error)
+
+    def _register_loop(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            conductors = conductors_of(self._env.ledger.map)
+            if not conductors or conductors == self._registered:
+                continue
+            info = CellInfo(name=self._env.cell, conductors=conductors, revision=self._env.ledger.map.version)
+            try:
+                self._root_router.call(
+                    GLOBAL_KEY, CELL_REGISTER, CellRegisterRequest(cell=info), timeout_ms=self._settings.register_ms_max
+                )
+            except BusError as error:
+                log.info("cell not registered yet cell=%s error=%s", self._env.cell, error)
+                gevent.sleep(self._settings.register_retry_ms / 1000)
+                self._wanted.set()
+                continue
+            self._registered = conductors
+            log.info("cell registered cell=%s conductors=%s", self._env.cell, len(conductors))

@@ -1,0 +1,149 @@
+"""Reports of agents: decoded, decided in the ledger, answered in bulk when their batches have committed."""
+
+import logging
+from functools import partial
+
+import gevent
+import msgspec
+
+from zcompute.bus import Ack, Link, Report
+from zcompute.bus.errors import Busy, NotOwner
+from zcompute.conductor.cell.hosts import Attachments
+from zcompute.conductor.cell.observations import judge_observation, judge_step_result
+from zcompute.conductor.change import Change, Ticket
+from zcompute.conductor.env import ConductorEnv
+from zcompute.conductor.tasks.decision import Snapshot, apply
+from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.objects.partition import partition_of
+from zcompute.objects.report import (
+    VERDICT_INVALID,
+    VERDICT_NOT_OWNER,
+    VERDICT_NOT_YET,
+    VERDICT_NOT_YOURS,
+    Observation,
+    ReportBody,
+    StepResult,
+)
+
+log = logging.getLogger(__name__)
+
+_decode = msgspec.msgpack.Decoder(ReportBody).decode
+
+Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they changed
+
+
+class Reports:
+    """The receiver of report frames. ``received`` never blocks: answers leave when tickets are done."""
+
+    def __init__(
+        self, env: ConductorEnv, engine: TaskEngine, attachments: Attachments, settings: TaskSettings
+    ) -> None:
+        self._ledger = env.ledger
+        self._engine = engine
+        self._attachments = attachments
+        self._settings = settings
+        self._acks: dict[Link, list[Ack]] = {}
+        self._flushing = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """No verdict leaves any more: what was not answered is reported again, to whoever owns it then."""
+        self._stopped = True
+        self._acks.clear()
+
+    def received(self, link: Link, reports: list[Report]) -> None:
+        """A frame of reports of one agent."""
+        for report in reports:
+            try:
+                body: Observation | StepResult = _decode(report.payload)
+            except msgspec.DecodeError as error:
+                self._refuse(link, report, f"cannot be read: {error}")
+                continue
+            epoch = self._attachments.epoch(link, body.host)
+            if body.instance_uuid != report.key:
+                self._refuse(link, report, "the key is not the instance's uuid")
+            elif epoch is None:
+                self._refuse(link, report, f"host {body.host} is not attached to this link")
+            else:
+                self._submit(link, report, body, epoch)
+
+    def _refuse(self, link: Link, report: Report, detail: str) -> None:
+        log.warning("report refused from=%s key=%s detail=%s", link.name, report.key, detail)
+        self._answer(link, report, VERDICT_INVALID, detail)
+
+    def _submit(self, link: Link, report: Report, body: Observation | StepResult, epoch: int) -> None:
+        uuid = body.instance_uuid
+        try:
+            if isinstance(body, Observation):
+                ticket = self._ledger.submit(
+                    partition_of(uuid), [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, report.seq)
+                )
+            else:
+                ticket = self._ledger.submit(
+                    partition_of(uuid),
+                    [(INSTANCES, (uuid,)), (TASKS, (body.task_id,))],
+                    partial(self._end_step, body),
+                )
+        except NotOwner:
+            self._answer(link, report, VERDICT_NOT_OWNER)
+        except Busy as error:
+            self._answer(link, report, VERDICT_NOT_YET, str(error))
+        else:
+            ticket.on_done(partial(self._done, link, report))
+
+    # -- decide functions: no I/O, no yield -------------------------------------------------------------------------
+
+    def _observe(self, body: Observation, epoch: int, seq: int, change: Change) -> Judged:
+        instance = change.get(INSTANCES, (body.instance_uuid,))
+        named = self._engine.named_hosts(body.instance_uuid)
+        judged = judge_observation(instance, body, epoch, seq, named)
+        if judged.decision is not None and judged.decision.instance is not None:
+            observed = msgspec.structs.replace(judged.decision.instance, updated_at_us=change.now_us)
+            change.put(INSTANCES, observed)
+        return judged.verdict, judged.detail, None
+
+    def _end_step(self, body: StepResult, change: Change) -> Judged:
+        former = Snapshot(change.get(INSTANCES, (body.instance_uuid,)), change.get(TASKS, (body.task_id,)))
+        judged = judge_step_result(former.instance, former.task, body, change.now_us, self._settings.ending_s_max)
+        if judged.decision is None:
+            return judged.verdict, judged.detail, None
+        return judged.verdict, judged.detail, apply(change, former, judged.decision)
+
+    # -- verdicts ---------------------------------------------------------------------------------------------------
+
+    def _done(self, link: Link, report: Report, ticket: Ticket) -> None:
+        error = ticket.error
+        if isinstance(error, NotOwner):
+            self._answer(link, report, VERDICT_NOT_OWNER)
+        elif error is not None:
+            if not isinstance(error, Busy):
+                log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
+            self._answer(link, report, VERDICT_NOT_YET, str(error))
+        else:
+            verdict, detail, snapshot = ticket.result
+            if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
+                log.warning(
+                    "security: report refused from=%s key=%s verdict=%s detail=%s",
+                    link.name, report.key, verdict, detail,
+                )  # fmt: skip
+            self._answer(link, report, verdict, detail)
+            if snapshot is not None:
+                self._engine.applied(snapshot)
+
+    def _answer(self, link: Link, report: Report, verdict: str, detail: str = "") -> None:
+        if self._stopped:
+            return
+        self._acks.setdefault(link, []).append(Ack(report.key, report.seq, verdict, detail))
+        if not self._flushing:
+            self._flushing = True
+            gevent.spawn(self._flush)
+
+    def _flush(self) -> None:
+        """Runs once the verdicts of a batch are all there: they come one behind the other without a pause."""
+        self._flushing = False
+        acks, self._acks = self._acks, {}
+        for link, verdicts in acks.items():
+            if link.up:
+                link.ack(verdicts)

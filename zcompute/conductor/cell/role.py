@@ -1,0 +1,175 @@
+"""The role of a cell's conductor: puts its parts together, and hands them what gained partitions bring."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import gevent
+
+from zcompute.conductor.cell.claim_service import Claims
+from zcompute.conductor.cell.commands import Commands
+from zcompute.conductor.cell.host_states import HostStates
+from zcompute.conductor.cell.host_table import HostTable
+from zcompute.conductor.cell.hosts import Hosts
+from zcompute.conductor.cell.instances import Instances
+from zcompute.conductor.cell.reads import Reads
+from zcompute.conductor.cell.registration import Registration
+from zcompute.conductor.cell.reports import Reports
+from zcompute.conductor.cell.root_outbox import RootOutbox
+from zcompute.conductor.cell.schedulers import Schedulers
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.errors import ConductorError
+from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.run import TaskEnv
+from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.db.errors import StoreError
+from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
+from zcompute.objects.base import VersionedObject
+from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.methods import Method
+from zcompute.objects.task import Task
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=VersionedObject)
+
+
+class CellRole:
+    """One incarnation's cell role (zcompute.conductor.env.Role)."""
+
+    def __init__(
+        self,
+        env: ConductorEnv,
+        *,
+        settings: CellSettings | None = None,
+        task_settings: TaskSettings | None = None,
+    ) -> None:
+        if env.root_router is None:
+            raise ConductorError(f"cell {env.cell} needs a router to the root cell, found none")
+        self._env = env
+        self._settings = settings or CellSettings()
+        task_settings = task_settings or TaskSettings(
+            build_deadline_s=env.config.conductor.build_deadline_s,
+            delete_deadline_s=env.config.conductor.delete_deadline_s,
+        )
+        self._table = HostTable()
+        self._commands = Commands(env.ledger)
+        self._outbox = RootOutbox(env, env.root_router, self._settings)
+        self.engine = TaskEngine(
+            TaskEnv(
+                cell=env.cell,
+                ledger=env.ledger,
+                router=env.router,
+                commands=self._commands,
+                schedulers=Schedulers(env.endpoint, env.cell),
+                forced_down=self._forced_down,
+                owed=self._outbox.owed,
+                settings=task_settings,
+            )
+        )
+        self._hosts = Hosts(env, self._table, self._commands, self._settings)
+        self._claims = Claims(env, self._table, self._settings)
+        self._states = HostStates(env.endpoint, env.ledger, self._table)
+        self._reports = Reports(env, self.engine, self._hosts.attachments, task_settings)
+        self._instances = Instances(env, self.engine, self._outbox.owed, self._settings, task_settings)
+        self._reads = Reads(env, self._settings)
+        self._registration = Registration(env, env.root_router, self._table, self._settings)
+        self._stopped = False
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        """Interfaces host, claim, instance and service."""
+        return [
+            *self._hosts.handlers(),
+            *self._claims.handlers(),
+            *self._instances.handlers(),
+            *self._reads.handlers(),
+        ]
+
+    def start(self) -> None:
+        """Begin, with the partitions that are owned already and those that come."""
+        env = self._env
+        self._commands.on_attach(self.engine.host_attached)
+        env.endpoint.on_reports(self._reports.received)
+        self._states.start()
+        self._hosts.start()
+        self._claims.start()
+        self.engine.start()
+        self._registration.start()
+        env.ledger.on_gain(self._gained)
+        env.ledger.on_lose(self._lost)
+        gevent.spawn(self._gained, env.ledger.owned())
+
+    def stop(self) -> None:
+        """End every greenlet and let no verdict out any more."""
+        self._stopped = True
+        self._reports.stop()
+        self.engine.stop()
+        self._outbox.stop()
+        self._registration.stop()
+        self._claims.stop()
+        self._hosts.stop()
+
+    # -- ownership --------------------------------------------------------------------------------------------------
+
+    def _gained(self, partitions: list[int]) -> None:
+        """Hosts first: schedulers and claims need them; then the tasks, then what the root is owed."""
+        if not partitions:
+            return
+        self._table.hold(self._owned(partitions))
+        self._each_page(HOSTS, partitions, self._hosts.gained)
+        self._states.gained(self._owned(partitions))
+        tasks = self._each_page(TASKS, partitions, self._adopt)
+        owed = self._each_page(ROOT_OUTBOX, partitions, self._owe)
+        log.info(
+            "partitions gained count=%s hosts=%s tasks=%s owed=%s", len(partitions), len(self._table), tasks, owed
+        )
+
+    def _lost(self, partitions: list[int]) -> None:
+        gone = [partition for partition in partitions if not self._env.ledger.owns(partition)]
+        self.engine.lose(gone)
+        self._outbox.lost(gone)
+        self._states.lost(gone)
+        self._hosts.lost(gone)
+        log.info("partitions lost count=%s", len(gone))
+
+    def _owned(self, partitions: Sequence[int]) -> list[int]:
+        return [partition for partition in partitions if self._env.ledger.owns(partition)]
+
+    def _each_page(self, table: TableCodec[T], partitions: Sequence[int], take: Callable[[list[T]], None]) -> int:
+        """Read all rows of these partitions, page by page; a database that is away is waited for, within a limit."""
+        count = failures = 0
+        after = None
+        rows = self._settings.scan_rows
+        while not self._stopped and (owned := self._owned(partitions)):
+            try:
+                page = self._env.store.scan(table, partitions=owned, limit=rows, after=after)
+                take(page)
+            except StoreError as error:
+                failures += 1
+                log.warning("rows not read table=%s failures=%s error=%s", table.name, failures, error)
+                if failures >= self._settings.scan_tries_max:
+                    log.error("rows of gained partitions were not read table=%s", table.name)
+                    break
+                gevent.sleep(self._settings.scan_retry_ms / 1000)
+                continue
+            count += len(page)
+            if len(page) < rows:
+                break
+            after = table.key_of(page[-1])
+        return count
+
+    def _adopt(self, tasks: list[Task]) -> None:
+        """Their instances are read after them: one that has no longer this task is found out at the first commit."""
+        if tasks:
+            rows = self._env.store.fetch(INSTANCES, [(task.instance_uuid,) for task in tasks])
+            self.engine.gained([(rows.get((task.instance_uuid,)), task) for task in tasks])
+
+    def _owe(self, entries: list[OutboxEntry]) -> None:
+        for entry in entries:
+            self._outbox.owed(entry)
+
+    def _forced_down(self, hosts: Sequence[str]) -> set[str]:
+        """Which of these an operator (or a fence) has forced down: read at the primary. Raises StoreError."""
+        rows = self._env.store.fetch(HOSTS, [(host,) for host in hosts])
+        return {host.name for host in rows.values() if host.forced_down}

@@ -1,0 +1,156 @@
+"""What the cell owes the root: rows written with the change itself, sent until acknowledged, then deleted."""
+
+import logging
+import random
+from collections import deque
+
+import gevent
+import msgspec
+
+from zcompute.bus.context import request_id
+from zcompute.bus.errors import BusError
+from zcompute.cells.router import PartitionRouter
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.change import Change, Keys
+from zcompute.conductor.env import ConductorEnv
+from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
+from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
+from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.errors import ServiceError
+from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.methods import MAPPING_DELETED, MAPPING_REFUSED, MappingReleaseRequest
+from zcompute.objects.partition import partition_of
+
+log = logging.getLogger(__name__)
+
+EntryKey = tuple[str, str, int]
+
+
+def key_of(entry: OutboxEntry) -> EntryKey:
+    """The row's key."""
+    return (entry.instance_uuid, entry.kind, entry.generation)
+
+
+def handed_back(instance: Instance | None, generation: int, now_us: int) -> Instance | None:
+    """A refused instance after the root's acknowledgement: deleted. None when there is nothing to change. Pure.
+
+    The row stays as a tombstone, so that a build request of the same generation that was still on its way finds it
+    and builds nothing.
+    """
+    if instance is None or instance.mapping_generation != generation or not refusal_pending(instance):
+        return None
+    return msgspec.structs.replace(
+        instance,
+        vm_state=VM_DELETED,
+        task_state=None,
+        deleted_at_us=now_us,
+        updated_at_us=now_us,
+        decided=instance.decided + 1,
+    )
+
+
+class RootOutbox:
+    """Bounded senders over one queue; a row that was not acknowledged is queued again after a growing pause."""
+
+    def __init__(self, env: ConductorEnv, root_router: PartitionRouter, settings: CellSettings) -> None:
+        self._env = env
+        self._root_router = root_router
+        self._settings = settings
+        self._known: dict[EntryKey, OutboxEntry] = {}
+        self._queue: deque[EntryKey] = deque()
+        self._senders: set[gevent.Greenlet] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End all senders; the rows stay for the next owner."""
+        self._stopped = True
+        gevent.killall(list(self._senders), block=False)
+
+    def owed(self, entry: OutboxEntry) -> None:
+        """A committed row."""
+        key = key_of(entry)
+        if self._stopped or key in self._known:
+            return
+        if len(self._known) >= self._settings.outbox_rows_max:
+            log.error("outbox_rows_max=%s reached, left for the next scan uuid=%s", len(self._known), key[0])
+            return
+        self._known[key] = entry
+        self._push(key)
+
+    def lost(self, partitions: list[int]) -> None:
+        """The new owners send these."""
+        gone = set(partitions)
+        for key in [key for key in self._known if partition_of(key[0]) in gone]:
+            del self._known[key]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _push(self, key: EntryKey) -> None:
+        self._queue.append(key)
+        if len(self._senders) < self._settings.outbox_senders_max and not self._stopped:
+            sender = gevent.spawn(self._send_all)
+            self._senders.add(sender)
+            sender.link(self._senders.discard)
+
+    def _send_all(self) -> None:
+        """Until the queue is empty; each sender pauses by itself while the root does not answer."""
+        failures = 0
+        while self._queue:
+            key = self._queue.popleft()
+            entry = self._known.get(key)
+            if entry is None:
+                continue
+            request_id.set(entry.request_id or "-")
+            try:
+                self._send(entry)
+                self._delete(entry)
+            except Exception as error:  # noqa: BLE001  # the row is durable: whatever went wrong, it is sent again
+                failures += 1
+                expected = isinstance(error, BusError | ServiceError)
+                log.log(
+                    logging.INFO if expected else logging.ERROR, "root not told yet uuid=%s kind=%s error=%s: %s",
+                    entry.instance_uuid, entry.kind, type(error).__name__, error,
+                )  # fmt: skip
+                self._queue.append(key)
+                self._pause(failures)
+                continue
+            failures = 0
+            self._known.pop(key, None)
+
+    def _pause(self, failures: int) -> None:
+        settings = self._settings
+        pause_ms = min(settings.outbox_retry_ms_max, settings.outbox_retry_ms_min << min(failures, 10))
+        gevent.sleep(pause_ms * random.uniform(0.5, 1.0) / 1000)
+
+    def _send(self, entry: OutboxEntry) -> None:
+        method = MAPPING_REFUSED if entry.kind == OUTBOX_REFUSED else MAPPING_DELETED
+        request = MappingReleaseRequest(
+            uuid=entry.instance_uuid,
+            project_id=entry.project_id,
+            cell=self._env.cell,
+            generation=entry.generation,
+            reason=entry.reason,
+            build_request=entry.build_request,
+        )
+        self._root_router.call(
+            entry.project_id, method, request, timeout_ms=self._settings.outbox_send_ms_max
+        )
+
+    def _delete(self, entry: OutboxEntry) -> None:
+        """Acknowledged: the row goes; with a refusal's, in the same commit, the instance ends here."""
+        key = key_of(entry)
+        uuid = entry.instance_uuid
+        refused = entry.kind == OUTBOX_REFUSED
+        keys: Keys = [(ROOT_OUTBOX, key), *([(INSTANCES, (uuid,))] if refused else [])]
+
+        def decide(change: Change) -> None:
+            if change.get(ROOT_OUTBOX, key) is None:
+                return
+            change.delete(ROOT_OUTBOX, key)
+            if refused:
+                instance = handed_back(change.get(INSTANCES, (uuid,)), entry.generation, change.now_us)
+                if instance is not None:
+                    change.put(INSTANCES, instance)
+
+        self._env.ledger.commit(partition_of(uuid), keys, decide, timeout_ms=self._settings.commit_ms_max)

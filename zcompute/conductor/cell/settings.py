@@ -1,0 +1,33 @@
+"""Limits and intervals of a cell's conductor, by name."""
+
+from dataclasses import dataclass, field
+
+from zcompute.conductor.cell.liveness import LivenessSettings
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """Everything but the task engine's (TaskSettings) and the ledger's own."""
+
+    commit_ms_max: int = 10_000
+    forward_ms_max: int = 30_000
+    scan_rows: int = 500
+    scan_retry_ms: int = 500
+    scan_tries_max: int = 60
+    attach_hosts_max: int = 1000
+    liveness: LivenessSettings = field(default_factory=LivenessSettings)
+    liveness_check_ms: int = 500
+    alarm_s: float = 30.0
+    sweep_s: float = 5.0
+    sweep_rows: int = 1000
+    claim_age_s_min: float = 10.0
+    capacity_ms: int = 500
+    register_ms_max: int = 5000
+    register_retry_ms: int = 1000
+    outbox_senders_max: int = 16
+    outbox_send_ms_max: int = 5000
+    outbox_retry_ms_min: int = 200
+    outbox_retry_ms_max: int = 5000
+    outbox_rows_max: int = 100_000
+    list_rows_max: int = 1000
+    services_max: int = 20_000
