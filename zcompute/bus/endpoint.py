@@ -161,9 +161,7 @@ class Endpoint:
         self.blocked.discard(link)
         dialler.close(self.limits.tick_ms)
 
-    def links(
-        self, *, role: str | None = None, cell: str | None = None, service_id: str | None = None
-    ) -> list[Link]:
+    def links(self, *, role: str | None = None, cell: str | None = None, service_id: str | None = None) -> list[Link]:
         """The links that are up, of this role, cell and service id where given."""
         found = []
         for link in self.up_links:
@@ -248,6 +246,11 @@ class Endpoint:
             self.blocked.discard(link)
             link.flush_soon()
 
+    def retry_all_blocked(self) -> None:
+        """Some peer's queue may have room again (a ROUTER does not say whose)."""
+        for link in list(self.blocked):
+            self.retry_blocked(link)
+
     def _refuse_key(self, reason: str, address: str) -> None:
         self.refusals.count("key", address, reason)
 
@@ -264,8 +267,7 @@ class Endpoint:
                 link.tick(now)
                 if not link.core.active:
                     self.active.discard(link)
-            for link in list(self.blocked):
-                self.retry_blocked(link)
+            self.retry_all_blocked()
             for dialler in list(self._diallers.values()):
                 dialler.tick(now)
             if now >= self._reread_at:

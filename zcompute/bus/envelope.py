@@ -167,19 +167,7 @@ class HelloRequired(msgspec.Struct, array_like=True, tag=13, gc=False):
 
 
 Envelope: TypeAlias = (
-    Hello
-    | Welcome
-    | Call
-    | Reply
-    | Error
-    | Cast
-    | ReportBatch
-    | AckBatch
-    | Credit
-    | Event
-    | Bye
-    | Nak
-    | HelloRequired
+    Hello | Welcome | Call | Reply | Error | Cast | ReportBatch | AckBatch | Credit | Event | Bye | Nak | HelloRequired
 )
 
 _encoder = msgspec.msgpack.Encoder()

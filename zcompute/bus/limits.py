@@ -20,6 +20,7 @@ class Limits:
     # Queues of a link
     queue_envelopes_max: int = 10_000  # outgoing calls, casts and replies
     queue_bytes_max: int = 64 * 1024 * 1024
+    queue_control_max: int = 10_000  # outgoing acks, credits and naks; more resets the link: its peer does not read
     open_calls_max: int = 10_000  # calls of ours waiting for an answer
     serving_calls_max: int = 4_000  # calls of the peer being worked on or queued
     state_events_max: int = 20_000  # distinct (topic, key) waiting; more resets the link, which then gets a snapshot
@@ -45,7 +46,7 @@ class Limits:
     # Times
     call_timeout_ms_max: int = 3_600_000
     heartbeat_interval_ms: int = 500
-    heartbeat_timeout_ms: int = 1_200  # interval + timeout stay under the 2 s in which a stopped peer must be noticed
+    heartbeat_timeout_ms: int = 1_000  # interval + timeout stay under the 2 s in which a stopped peer must be noticed
     hello_timeout_ms: int = 5_000
     hello_backoff_ms_min: int = 50
     hello_backoff_ms_max: int = 1_000

@@ -154,9 +154,7 @@ class Link:
             self._check_spoken(method)
         rid = current_request_id.get() if request_id is None else request_id
         payload = self._payload(request)
-        self.core.cast(
-            Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload)
-        )
+        self.core.cast(Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload))
         self._endpoint.counters["casts"] += 1
         self.flush_soon()
 
@@ -177,7 +175,7 @@ class Link:
     def ack(self, acks: list[Ack]) -> None:
         """Tell the durable outcome of reports, in any order; gives the sender its credit back."""
         self.core.ack(acks)
-        self.flush_soon()
+        self._settle_queue()
 
     def event(self, topic: str, key: str, version: int, payload: bytes) -> None:
         """Queue a state event to this peer; the newest version per (topic, key) replaces what still waits."""
@@ -275,9 +273,16 @@ class Link:
             else:
                 self._happen_rarely(happening)
         if self.core.outgoing:
-            self.flush_soon()
+            self._settle_queue()
         if self.core.active:
             endpoint.active.add(self)
+
+    def _settle_queue(self) -> None:
+        if self.core.outgoing.control_full:
+            self._endpoint.refusals.count("unread", self.name)
+            self.reset("the peer does not read what it is answered")
+        else:
+            self.flush_soon()
 
     def _happen_rarely(self, happening: Happening) -> None:
         if isinstance(happening, Event):
@@ -339,6 +344,7 @@ class Link:
             self._inbox_running = self._endpoint.link_pool.submit(self._drain_inbox)
 
     def _drain_inbox(self) -> None:
+        current_request_id.set("-")
         try:
             for _ in range(self._limits.job_run_max):
                 if self._inbox:

@@ -67,6 +67,7 @@ class Route:
         """A new hello over the same connection."""
         link = self.link
         self.link = None
+        self.hello = hello  # keeps the route while its link is taken down
         if link is not None:
             link.lose("peer says hello again")
         self._listener.admit(self, hello)
@@ -152,7 +153,10 @@ class Listener:
         socket = self._socket
         routes = self._routes
         for _ in range(self._limits.frames_per_turn):
-            if self._closed or not readable(socket):
+            if self._closed:
+                return False
+            if not readable(socket):
+                self.endpoint.retry_all_blocked()
                 return False
             route_id = socket.recv(zmq.NOBLOCK)
             route = routes.get(route_id)
@@ -316,9 +320,7 @@ class Listener:
             sessions.forget(retired)
             retired.close("replaced by another incarnation")
         if link is None:
-            core = LinkCore(
-                self._limits, self.endpoint.counters, interfaces=lambda: self.endpoint.serving.ranges
-            )
+            core = LinkCore(self._limits, self.endpoint.counters, interfaces=lambda: self.endpoint.serving.ranges)
             link = Link(self.endpoint, core, route.address, f"{peer.role}/{peer.service_id}@{peer.cell}")
         elif link.up:
             link.lose("peer said hello on another route")
@@ -351,4 +353,3 @@ class Listener:
                     if route.link is not None:
                         route.link.lose("key revoked")
                 self.drop(route, None)
-

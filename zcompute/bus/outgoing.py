@@ -65,8 +65,13 @@ class Outgoing:
         """Envelopes of work waiting."""
         return len(self._work)
 
+    @property
+    def control_full(self) -> bool:
+        """True when the peer asks for more answers than it reads."""
+        return len(self._control) > self._limits.queue_control_max
+
     def add_control(self, envelope: Envelope) -> None:
-        """Queue an envelope of the protocol's own; their number is bounded by what they answer."""
+        """Queue an envelope of the protocol's own; see `control_full`."""
         self._control.append(envelope)
 
     def add_work(self, envelope: Call | Cast | Reply | Error, size: int) -> None:

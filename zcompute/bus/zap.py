@@ -35,9 +35,7 @@ def zap_answer(parts: list[bytes], keyring: Keyring) -> tuple[list[bytes], str]:
 class ZapHandler:
     """Answers libzmq's authentication requests of one context from the hub."""
 
-    def __init__(
-        self, context: "zmq.Context[Any]", keyring: Keyring, refused: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, context: "zmq.Context[Any]", keyring: Keyring, refused: Callable[[str, str], None]) -> None:
         self._keyring = keyring
         self._refused = refused
         self._socket = context.socket(zmq.REP)

@@ -214,6 +214,15 @@ def test_hello_required_comes_once_per_route_and_interval(bus: Bus) -> None:
     wait_until(lambda: link.core.link_number == 2 and link.up)
     link.receive(encode_frame([HelloRequired()]))
     wait_until(lambda: link.core.link_number == 3 and link.up)
+    assert len(listener._routes) == 1
+    (back,) = server.links()
+    assert back.peer is not None
+    gevent.sleep(0.1)
+    link.core.probe()
+    link.flush_soon()
+    frames = server.counters["frames_received"]
+    wait_until(lambda: server.counters["frames_received"] > frames)
+    assert link.core.link_number == 3
 
 
 # Reports
