@@ -1,6 +1,7 @@
 """The methods that conductors call: decide, record, answer at once; the work follows in a worker."""
 
 import logging
+import time
 from functools import partial
 
 from zcompute.bus import Busy, CallContext, Endpoint, InvalidRequest
@@ -89,7 +90,7 @@ class Commands:
         if self._generations.find(order)[0] is Finding.STALE:
             raise self._stale(order)
         try:
-            self._generations.raise_to(order)
+            self._generations.raise_to(order, time.monotonic())
         except CommandsFull as error:
             raise self._busy(str(error)) from error
         domain = self._domain(order)
@@ -163,7 +164,7 @@ class Commands:
 
     def _record(self, order: Order, command: str) -> None:
         try:
-            on_disk = self._generations.begin(order, command)
+            on_disk = self._generations.begin(order, command, time.monotonic())
         except CommandsFull as error:
             raise self._busy(str(error)) from error
         if not on_disk and command == COMMAND_SPAWN:

@@ -4,6 +4,7 @@ Durable, so that a command that comes again after a restart is recognised. A rec
 ``forget``; the grant of a running instance stays. Decisions are made in memory, one journal record per change.
 """
 
+import logging
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -14,6 +15,8 @@ from zcompute.compute.errors import CommandsFull, RecordInvalid
 from zcompute.compute.journal import Journal
 from zcompute.compute.settings import Settings
 from zcompute.objects.command import Order
+
+log = logging.getLogger(__name__)
 
 COMMAND_SPAWN = "spawn"
 COMMAND_DESTROY = "destroy"
@@ -81,14 +84,16 @@ _RECORD: msgspec.msgpack.Decoder[_Kept | _Gone] = msgspec.msgpack.Decoder(_Kept 
 class Generations:
     """Records by (host, uuid), in memory and in ``path``. Raises RecordInvalid, JournalUnsupported at start."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, now: float) -> None:
         self._settings = settings
         self._records: dict[Key, Record] = {}
+        self._changed_at: dict[Key, float] = {}  # monotonic, oldest first; since when a tombstone is one
         self._granted = 0
         self.journal = Journal(path, self._snapshot, settings)
         for record in self.journal.records:
             self._replay(record)
         self.journal.loaded()
+        self._changed_at = dict.fromkeys(self._records, now)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -124,13 +129,13 @@ class Generations:
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
-    def raise_to(self, order: Order) -> bool:
+    def raise_to(self, order: Order, now: float) -> bool:
         """Record the order's generation (adopt). Raises CommandsFull. False: not on disk."""
-        return self._save(self._record_for(order))
+        return self._save(self._record_for(order, now))
 
-    def begin(self, order: Order, command: str) -> bool:
+    def begin(self, order: Order, command: str, now: float) -> bool:
         """Record a new command before it is answered. Raises CommandsFull. False: not on disk."""
-        record = self._record_for(order)
+        record = self._record_for(order, now)
         if len(record.steps) >= self._settings.steps_max:
             raise CommandsFull(
                 f"instance {order.instance_uuid} has had {len(record.steps)} commands in generation {record.generation}"
@@ -170,11 +175,14 @@ class Generations:
 
     # -- memory and journal ----------------------------------------------------------------------------------------
 
-    def _record_for(self, order: Order) -> Record:
+    def _record_for(self, order: Order, now: float) -> Record:
         key = (order.host, order.instance_uuid)
         record = self._records.get(key)
+        self._changed_at.pop(key, None)
+        self._changed_at[key] = now
         if record is None:
-            if len(self._records) - self._granted >= self._settings.tombstones_max:
+            if len(self._records) - self._granted >= self._settings.tombstones_max and not self._evict(now):
+                del self._changed_at[key]
                 raise CommandsFull(
                     f"{self._settings.tombstones_max} instances wait for their task's forget, the most there may be"
                 )
@@ -184,6 +192,24 @@ class Generations:
             record.generation, record.steps = order.generation, []
         record.task_id, record.forgotten = order.task_id, False
         return record
+
+    def _evict(self, now: float) -> bool:
+        """Make room: a task's forget is sent once and may be lost. No command of such an age is still on its way."""
+        for key, changed_at in self._changed_at.items():
+            if now - changed_at < self._settings.tombstone_s_min:
+                return False
+            record = self._records[key]
+            if not record.grant and all(step.outcome for step in record.steps):
+                log.info("tombstone dropped, its forget never came host=%s instance=%s", *key)
+                self._drop(key)
+                self.journal.write(_ENCODER.encode(_Gone(*key)))
+                return True
+        return False
+
+    def _drop(self, key: Key) -> None:
+        self._changed_at.pop(key, None)
+        former = self._records.pop(key, None)
+        self._granted -= bool(former is not None and former.grant)
 
     def _grant(self, record: Record, grant: int) -> None:
         self._granted += bool(grant) - bool(record.grant)
@@ -197,7 +223,7 @@ class Generations:
             record.steps, record.known = [], None
             self._save(record)
         else:
-            del self._records[(record.host, record.uuid)]
+            self._drop((record.host, record.uuid))
             self.journal.write(_ENCODER.encode(_Gone(record.host, record.uuid)))
 
     def _save(self, record: Record) -> bool:
@@ -213,8 +239,7 @@ class Generations:
             self._granted += bool(found.record.grant) - bool(former is not None and former.grant)
             self._records[(found.record.host, found.record.uuid)] = found.record
         else:
-            former = self._records.pop((found.host, found.uuid), None)
-            self._granted -= bool(former is not None and former.grant)
+            self._drop((found.host, found.uuid))
 
     def _snapshot(self) -> Iterator[bytes]:
         for record in self._records.values():

@@ -55,6 +55,7 @@ class ConductorLinks:
         self._up: dict[str, Link] = {}
         self._ready_incarnation: dict[str, str] = {}
         self._greetings: dict[str, gevent.Greenlet] = {}
+        self._map_asked: set[str] = set()
         self._refreshing: gevent.Greenlet | None = None
         self._changed = Signal()
         self.map = PartitionMap(cell=cell)
@@ -150,6 +151,7 @@ class ConductorLinks:
     def _link_down(self, link: Link) -> None:
         for service_id in [service_id for service_id, up in self._up.items() if up is link]:
             del self._up[service_id]
+            self._map_asked.discard(service_id)
             self.on_unready(service_id)
             self._notify()
 
@@ -167,13 +169,12 @@ class ConductorLinks:
 
     def _greeting(self, service_id: str, link: Link) -> None:
         backoff = Backoff(self._settings.retry_ms_min, self._settings.retry_ms_max)
-        asked = False
         while link.up and self._up.get(service_id) is link and link.peer is not None:
             incarnation = link.peer.incarnation
             try:
-                if not asked:
+                if service_id not in self._map_asked:
                     self._ask_map(link)
-                    asked = True
+                    self._map_asked.add(service_id)
                 epochs = self.epochs()
                 if epochs:
                     link.call(HOST_ATTACH, HostAttachRequest(epochs=epochs), timeout_ms=self._settings.call_ms)

@@ -54,7 +54,7 @@ class ComputeService:
         self._driver = driver or make_driver(config)
         self._state = StateDir(config.service.state_dir)
         self._fences = Fences(self._state.fences)
-        self._generations = Generations(self._state.generations, settings)
+        self._generations = Generations(self._state.generations, settings, time.monotonic())
         self._outbox = Outbox(self._state.outbox, settings)
         self._workers = Workers(config.compute.workers_max, settings.waiting_max)
         self.reporter = Reporter(self._outbox, settings)

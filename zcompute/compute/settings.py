@@ -9,6 +9,7 @@ class Settings:
 
     # commands
     tombstones_max: int = 20_000  # records of instances that are not granted to a host of ours
+    tombstone_s_min: int = 3_600  # beyond the limit the oldest ended record goes when it is older than this
     steps_max: int = 32  # steps remembered of one instance under one command generation
     waiting_max: int = 2_000  # commands that wait for a worker
     busy_retry_ms: int = 500  # what a refused sender is told
@@ -34,10 +35,10 @@ class Settings:
     call_ms: int = 5_000  # map_get and attach
     begin_ms: int = 10_000  # host.begin: one commit at the owner
     retry_ms_min: int = 50  # back-off of begin and attach, doubled up to the maximum
-    retry_ms_max: int = 2_000
+    retry_ms_max: int = 1_000
 
     # observing
     observe_ms: int = 10_000  # between two comparisons of domains with what was reported
 
     # stop
-    stop_ms: int = 3_000  # work under way may end within this
+    stop_ms: int = 2_000  # work under way may end within this

@@ -24,6 +24,7 @@ class Workers:
         self._ready: deque[tuple[Hashable, Work]] = deque()
         self._greenlets: set[gevent.Greenlet] = set()
         self._waiting = 0
+        self._stopped = False
         self._idle = Event()
         self._idle.set()
 
@@ -36,7 +37,9 @@ class Workers:
         return key in self._chains
 
     def submit(self, key: Hashable, work: Work) -> None:
-        """Run the work after all earlier work of the same key. Raises WorkersFull."""
+        """Run the work after all earlier work of the same key. Raises WorkersFull, also once stopped."""
+        if self._stopped:
+            raise WorkersFull("the agent is stopping")
         chain = self._chains.get(key)
         must_wait = chain is not None or len(self._greenlets) >= self._workers_max
         if must_wait and self._waiting >= self._waiting_max:
@@ -55,6 +58,7 @@ class Workers:
 
     def stop(self, timeout_s: float) -> bool:
         """Begin nothing more, wait for what runs, then kill it. True: nothing had to be killed."""
+        self._stopped = True
         self._waiting -= len(self._ready)
         self._ready.clear()
         for chain in self._chains.values():

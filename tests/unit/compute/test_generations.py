@@ -16,7 +16,7 @@ def ended(order: Order, command: str = COMMAND_SPAWN, outcome: str = OUTCOME_DON
 
 
 def opened(tmp_path: Path, **limits: int) -> Generations:
-    return Generations(tmp_path / "generations", Settings(**limits))
+    return Generations(tmp_path / "generations", Settings(**limits), 0.0)
 
 
 def reopened(generations: Generations, tmp_path: Path) -> Generations:
@@ -32,7 +32,7 @@ def reopened(generations: Generations, tmp_path: Path) -> Generations:
 def test_a_repeat_is_recognised_with_its_outcome_also_after_a_restart(tmp_path: Path) -> None:
     generations, order = opened(tmp_path), make_order(fresh())
     assert generations.find(order) == (Finding.NEW, None)
-    generations.begin(order, COMMAND_SPAWN)
+    generations.begin(order, COMMAND_SPAWN, 0.0)
     generations = reopened(generations, tmp_path)
     finding, step = generations.find(order)
     assert finding is Finding.REPEAT
@@ -47,7 +47,7 @@ def test_a_repeat_is_recognised_with_its_outcome_also_after_a_restart(tmp_path: 
 
 def test_an_older_generation_is_stale_and_a_newer_one_is_new(tmp_path: Path) -> None:
     generations, one = opened(tmp_path), fresh()
-    generations.begin(make_order(one, generation=4), COMMAND_SPAWN)
+    generations.begin(make_order(one, generation=4), COMMAND_SPAWN, 0.0)
     assert generations.find(make_order(one, generation=3))[0] is Finding.STALE
     assert generations.find(make_order(one, generation=4, attempt=2))[0] is Finding.NEW
     assert generations.find(make_order(one, generation=5))[0] is Finding.NEW
@@ -57,9 +57,9 @@ def test_an_older_generation_is_stale_and_a_newer_one_is_new(tmp_path: Path) -> 
 def test_an_earlier_step_of_the_same_generation_stays_recognised(tmp_path: Path) -> None:
     generations, one = opened(tmp_path), fresh()
     spawn, destroy = make_order(one), make_order(one, step="destroy", reporter_generation=0)
-    generations.begin(spawn, COMMAND_SPAWN)
+    generations.begin(spawn, COMMAND_SPAWN, 0.0)
     generations.finish(spawn, ended(spawn), grant=1)
-    generations.begin(destroy, COMMAND_DESTROY)
+    generations.begin(destroy, COMMAND_DESTROY, 0.0)
     generations.finish(destroy, ended(destroy, COMMAND_DESTROY), grant=0)
     generations = reopened(generations, tmp_path)
     assert generations.find(spawn)[0] is Finding.REPEAT
@@ -69,8 +69,8 @@ def test_an_earlier_step_of_the_same_generation_stays_recognised(tmp_path: Path)
 def test_an_adopter_makes_former_orders_stale_and_finds_the_newest_outcome(tmp_path: Path) -> None:
     generations, one = opened(tmp_path), fresh()
     spawn = make_order(one)
-    generations.begin(spawn, COMMAND_SPAWN)
-    generations.raise_to(make_order(one, generation=2, step="adopt"))
+    generations.begin(spawn, COMMAND_SPAWN, 0.0)
+    generations.raise_to(make_order(one, generation=2, step="adopt"), 0.0)
     assert not generations.is_current(spawn)
     generations.finish(spawn, ended(spawn), grant=1)
     record = reopened(generations, tmp_path).get("node1", one)
@@ -81,8 +81,8 @@ def test_an_adopter_makes_former_orders_stale_and_finds_the_newest_outcome(tmp_p
 def test_a_late_end_never_takes_back_a_newer_grant(tmp_path: Path) -> None:
     generations, one = opened(tmp_path), fresh()
     spawn = make_order(one, reporter_generation=1)
-    generations.begin(spawn, COMMAND_SPAWN)
-    generations.raise_to(make_order(one, generation=2))
+    generations.begin(spawn, COMMAND_SPAWN, 0.0)
+    generations.raise_to(make_order(one, generation=2), 0.0)
     generations.grant("node1", one, 5)
     generations.finish(spawn, ended(spawn), grant=1)
     record = generations.get("node1", one)
@@ -94,7 +94,7 @@ def test_forget_keeps_the_grant_of_what_runs_and_drops_the_rest(tmp_path: Path) 
     generations = opened(tmp_path)
     running, gone = make_order(fresh()), make_order(fresh(), reporter_generation=0)
     for order, grant in ((running, 1), (gone, 0)):
-        generations.begin(order, COMMAND_SPAWN)
+        generations.begin(order, COMMAND_SPAWN, 0.0)
         generations.finish(order, ended(order), grant=grant)
         generations.forget(order)
     generations = reopened(generations, tmp_path)
@@ -106,8 +106,8 @@ def test_forget_keeps_the_grant_of_what_runs_and_drops_the_rest(tmp_path: Path) 
 
 def test_forget_of_another_task_changes_nothing(tmp_path: Path) -> None:
     generations, one = opened(tmp_path), fresh()
-    generations.begin(make_order(one), COMMAND_SPAWN)
-    generations.begin(make_order(one, generation=2, task_id="t2"), COMMAND_DESTROY)
+    generations.begin(make_order(one), COMMAND_SPAWN, 0.0)
+    generations.begin(make_order(one, generation=2, task_id="t2"), COMMAND_DESTROY, 0.0)
     generations.forget(make_order(one, generation=2, task_id="t1"))
     generations.forget(make_order(one, generation=1, task_id="t2"))
     assert generations.find(make_order(one, generation=2, task_id="t2"))[0] is Finding.REPEAT
@@ -116,7 +116,7 @@ def test_forget_of_another_task_changes_nothing(tmp_path: Path) -> None:
 
 def test_forget_waits_for_the_step_under_way(tmp_path: Path) -> None:
     generations, order = opened(tmp_path), make_order(fresh())
-    generations.begin(order, COMMAND_SPAWN)
+    generations.begin(order, COMMAND_SPAWN, 0.0)
     generations.forget(order)
     assert generations.get("node1", order.instance_uuid) is not None
     generations.finish(order, ended(order, outcome=OUTCOME_FAILED))
@@ -126,19 +126,19 @@ def test_forget_waits_for_the_step_under_way(tmp_path: Path) -> None:
 def test_tombstones_and_steps_have_limits(tmp_path: Path) -> None:
     generations = opened(tmp_path, tombstones_max=2, steps_max=2)
     running = make_order(fresh())
-    generations.begin(running, COMMAND_SPAWN)
+    generations.begin(running, COMMAND_SPAWN, 0.0)
     generations.finish(running, ended(running), grant=1)
     orders = [make_order(fresh()) for _ in range(3)]
-    generations.begin(orders[0], COMMAND_SPAWN)
-    generations.begin(orders[1], COMMAND_SPAWN)
+    generations.begin(orders[0], COMMAND_SPAWN, 0.0)
+    generations.begin(orders[1], COMMAND_SPAWN, 0.0)
     with pytest.raises(CommandsFull):
-        generations.begin(orders[2], COMMAND_SPAWN)
+        generations.begin(orders[2], COMMAND_SPAWN, 0.0)
     with pytest.raises(CommandsFull):
-        generations.raise_to(orders[2])
+        generations.raise_to(orders[2], 0.0)
     assert generations.get("node1", orders[2].instance_uuid) is None
-    generations.begin(make_order(running.instance_uuid, attempt=2), COMMAND_SPAWN)
+    generations.begin(make_order(running.instance_uuid, attempt=2), COMMAND_SPAWN, 0.0)
     with pytest.raises(CommandsFull):
-        generations.begin(make_order(running.instance_uuid, attempt=3), COMMAND_SPAWN)
+        generations.begin(make_order(running.instance_uuid, attempt=3), COMMAND_SPAWN, 0.0)
 
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path, settings: Settings) -> None:
@@ -147,3 +147,17 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, settings: Settings) ->
     journal.close()
     with pytest.raises(RecordInvalid):
         opened(tmp_path)
+
+
+def test_a_tombstone_whose_forget_was_lost_makes_room_once_it_is_old(tmp_path: Path) -> None:
+    generations = opened(tmp_path, tombstones_max=2)
+    old, open_one = make_order(fresh(), reporter_generation=0), make_order(fresh())
+    generations.begin(open_one, COMMAND_SPAWN, 0.0)
+    generations.begin(old, COMMAND_DESTROY, 0.0)
+    generations.finish(old, ended(old, COMMAND_DESTROY), grant=0)
+    late = make_order(fresh())
+    with pytest.raises(CommandsFull):
+        generations.begin(late, COMMAND_SPAWN, 3599.0)
+    generations.begin(late, COMMAND_SPAWN, 3600.0)
+    uuids = {record.uuid for record in reopened(generations, tmp_path).records()}
+    assert uuids == {open_one.instance_uuid, late.instance_uuid}

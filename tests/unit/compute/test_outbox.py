@@ -104,7 +104,7 @@ class OutboxOverRestarts(RuleBasedStateMachine):
         if entry is not None:
             self.note(entry.seq)
 
-    @precondition(lambda self: len(self.outbox))
+    @precondition(lambda self: len(self.outbox) > 0)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         seqs = [entry.seq for entry in self.outbox.entries()]
