@@ -1,0 +1,194 @@
+"""One incarnation with all that hangs on it: its endpoint, routers and role. It ends as one."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gevent
+import msgspec
+from gevent.event import Event
+
+from zcompute.bus import Endpoint, Link, Peer
+from zcompute.bus.errors import BusError, Forbidden, Unavailable, UnknownMethod
+from zcompute.bus.method import MethodSpec
+from zcompute.cells.router import PartitionRouter
+from zcompute.conductor.cell.reads import conductor_services
+from zcompute.conductor.cell.role import CellRole
+from zcompute.conductor.dials import Dials
+from zcompute.conductor.env import ConductorEnv, Handler, Role
+from zcompute.conductor.incarnation import Incarnation
+from zcompute.conductor.root.role import RootRole
+from zcompute.conductor.settings import LeaseSettings, LedgerLimits, LifeSettings
+from zcompute.config import ConductorConfig, Config
+from zcompute.db.store import Store
+from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.methods import (
+    MAP_GET,
+    SERVICE_LIST,
+    TOPIC_MAP,
+    Empty,
+    MapReply,
+    ServiceListReply,
+)
+from zcompute.objects.partition import PartitionMap
+
+log = logging.getLogger(__name__)
+
+READY_MS_MAX = 60_000
+STOP_MS_MAX = 1500
+LINGER_MS = 200
+OF_OWN_CELL = frozenset({"compute", "scheduler"})
+
+
+def life_settings(config: ConductorConfig, *, sqlite: bool) -> LifeSettings:
+    """The ledger's settings from the configuration. ``lease_ms`` 0 means the database's default."""
+    lease = LeaseSettings.sqlite(config.beat_ms) if sqlite else LeaseSettings(beat_ms=config.beat_ms)
+    if config.lease_ms:
+        lease = replace(lease, lease_ms=config.lease_ms)
+    return LifeSettings(lanes=config.lanes, ledger=LedgerLimits(batch_rows_max=config.batch_rows_max), lease=lease)
+
+
+class Life:
+    """``run`` blocks until the end and says why. Not used twice; its endpoint was bound before, and is closed here."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        endpoint: Endpoint,
+        address: str,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._endpoint = endpoint
+        self._cell = config.service.cell
+        self._on_ready = on_ready
+        self._ready = False
+        self._published: PartitionMap | None = None
+        self._changed = Event()
+        self._incarnation = Incarnation(
+            store,
+            self._cell,
+            config.service.id,
+            address,
+            endpoint.identity.public_key,
+            life_settings(config.conductor, sqlite=store.url.startswith("sqlite")),
+        )
+        self._ledger = self._incarnation.ledger
+        self._served: dict[tuple[str, str], Handler] = {}
+        self._router = PartitionRouter(endpoint, self._cell, local=self._call_local)
+        self._root_router = None if self._cell == ROOT_CELL else PartitionRouter(endpoint, ROOT_CELL)
+        env = ConductorEnv(config, endpoint, store, self._ledger, self._router, self._root_router)
+        self._role: Role = RootRole(env) if self._cell == ROOT_CELL else CellRole(env)
+        self._mapper: gevent.Greenlet | None = None
+        self._dials = Dials(endpoint, config.bus.conductors, config.service.id)
+        self._root_dials = None if self._root_router is None else Dials(endpoint, config.bus.root, None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether links are let in: the ledger is ready and the role has begun."""
+        return self._ready and not self._incarnation.reason
+
+    def admit(self, peer: Peer) -> None:
+        """Refuse hellos until this life is ready. Raises Unavailable, Forbidden."""
+        if peer.role in OF_OWN_CELL and peer.cell != self._cell:
+            raise Forbidden(f"a {peer.role} of cell {peer.cell} has nothing to say in cell {self._cell}")
+        if not self.ready:
+            raise Unavailable(f"conductor {self._config.service.id} is not ready yet: try again")
+
+    def run(self) -> str:
+        """Live. Raises ConductorError for a database of another cell, StoreError when it cannot be reached."""
+        self._serve()
+        ended = Event()
+        self._ledger.on_end(lambda _: ended.set())
+        living = gevent.spawn(self._incarnation.run)
+        living.rawlink(lambda _: ended.set())
+        try:
+            if self._incarnation.wait_ready(READY_MS_MAX):
+                self._begin()
+            else:
+                self._incarnation.stop()
+            ended.wait()
+        finally:
+            self._end()  # at once: letting go of the database may take a while
+        reason: str = living.get()
+        return reason
+
+    def stop(self) -> None:
+        """The planned end: hand the partitions over, then let ``run`` return."""
+        self._incarnation.stop(STOP_MS_MAX)
+
+    # -- begin and end ----------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        handlers = [(MAP_GET, self._map_get), *self._role.handlers()]
+        if SERVICE_LIST not in [method for method, _ in handlers]:
+            handlers.append((SERVICE_LIST, self._service_list))
+        for method, handler in handlers:
+            self._served[(method.interface, method.name)] = handler
+            self._endpoint.serve(method, handler)
+
+    def _begin(self) -> None:
+        self._role.start()
+        self._router.on_map(lambda new_map: self._incarnation.announced(new_map.version))
+        if self._root_router is not None:
+            self._root_router.on_map(lambda _: self._changed.set())
+        self._endpoint.on_link_up(self._greet)
+        self._ledger.on_map(lambda _: self._changed.set())
+        self._changed.set()
+        self._mapper = gevent.spawn(self._follow_maps)
+        self._ready = True
+        log.info("conductor ready cell=%s incarnation=%s", self._cell, self._incarnation.id)
+        self._on_ready()
+
+    def _end(self) -> None:
+        self._ready = False
+        if self._mapper is not None:
+            self._mapper.kill(block=False)
+            self._role.stop()
+        self._endpoint.close(LINGER_MS)
+
+    # -- the map ----------------------------------------------------------------------------------------------------
+
+    def _follow_maps(self) -> None:
+        """Every newer map goes to the router, to the links, and decides whom to dial."""
+        while True:
+            self._changed.wait()
+            self._changed.clear()
+            try:
+                self._take_map(self._ledger.map)
+                if self._root_dials is not None and self._root_router is not None:
+                    self._root_dials.update(self._root_router.map.conductors)
+            except BusError as error:
+                log.warning("map not followed error=%s", error)
+
+    def _take_map(self, new_map: PartitionMap) -> None:
+        if new_map == self._published:
+            return
+        self._published = new_map
+        self._router.update(new_map)
+        self._endpoint.publish(TOPIC_MAP, self._cell, new_map.version, msgspec.msgpack.encode(new_map))
+        self._dials.update(new_map.conductors)
+
+    def _greet(self, link: Link) -> None:
+        if link.peer is not None and TOPIC_MAP in link.peer.topics:
+            new_map = self._ledger.map
+            link.event(TOPIC_MAP, self._cell, new_map.version, msgspec.msgpack.encode(new_map))
+
+    # -- handlers ---------------------------------------------------------------------------------------------------
+
+    def _call_local(self, method: MethodSpec, request: Any, context: Any) -> Any:
+        """A call of this very process to a partition that it owns, without the wire."""
+        handler = self._served.get((method.interface, method.name))
+        if handler is None:
+            raise UnknownMethod(f"{method.interface}.{method.name} is not served here")
+        return handler(request, context)
+
+    def _map_get(self, request: Empty, context: Any) -> MapReply:
+        return MapReply(map=self._ledger.map)
+
+    def _service_list(self, request: Empty, context: Any) -> ServiceListReply:
+        return ServiceListReply(
+            services=conductor_services(self._cell, self._ledger.map, self._ledger.now_us())
+        )

@@ -1,0 +1,144 @@
+"""The conductor's process: opens the store, listens, and lives one incarnation after the other until it is stopped."""
+
+import errno
+import logging
+import random
+import time
+from importlib import metadata
+
+import gevent
+from gevent.event import Event
+
+from zcompute.bus import BusConfigError, Endpoint, Identity, Keyring, Peer, register_error
+from zcompute.bus.errors import Unavailable
+from zcompute.conductor.errors import ConductorError
+from zcompute.conductor.keys import read_key_file, read_keyring
+from zcompute.conductor.life import Life
+from zcompute.config import Config, ConfigError
+from zcompute.db.errors import StoreError
+from zcompute.db.store import Store, open_store
+from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP
+
+log = logging.getLogger(__name__)
+
+ROLE = "conductor"
+START_S_MAX = 15.0
+STOP_S_MAX = 2.5
+BACKOFF_S_MIN = 0.2
+BACKOFF_S_MAX = 5.0
+LONG_LIFE_S = 30.0  # a life of so long resets the back-off
+
+
+class ConductorService:
+    """``start`` returns when the first incarnation is ready, or START_S_MAX have passed (it goes on trying then)."""
+
+    def __init__(self, config: Config) -> None:
+        if config.database is None:
+            raise ConfigError("section [database]: a conductor needs its cell's database, found none")
+        if not config.bus.listen:
+            raise ConfigError("section [bus]: a conductor needs listen = \"tcp://address:port\", found none")
+        self._config = config
+        self._database = config.database
+        public_key, secret_key = read_key_file(config.bus.key_file)
+        self._keyring: Keyring | None = read_keyring(config.bus.keyring)
+        self._identity = Identity(
+            role=ROLE,
+            cell=config.service.cell,
+            service_id=config.service.id,
+            release=metadata.version("zcompute"),
+            public_key=public_key,
+            secret_key=secret_key,
+        )
+        self._store: Store | None = None
+        self._life: Life | None = None
+        self._ready = Event()
+        self._stopping = Event()
+        self._failure: BaseException | None = None
+        self._living: gevent.Greenlet | None = None
+        self.address = config.bus.listen
+
+    def start(self) -> None:
+        """Begin. Raises ConfigError, ConductorError, StoreError (a URL that cannot be), OSError for a port in use."""
+        for kind in SERVICE_ERRORS:
+            register_error(kind)
+        store = self._store = open_store(self._database.url, self._database.driver)
+        endpoint = self._listen()
+        self._living = gevent.spawn(self._live, store, endpoint)
+        self._ready.wait(START_S_MAX)
+        if self._failure is not None:
+            raise self._failure
+        if not self._ready.is_set():
+            log.warning("not ready yet after start_s_max=%s, going on", START_S_MAX)
+
+    def run(self) -> None:
+        """Start, and wait until ``stop`` is called from elsewhere."""
+        self.start()
+        self._stopping.wait()
+
+    def stop(self) -> None:
+        """End: partitions handed over to the living, links closed, the database released; within STOP_S_MAX."""
+        self._stopping.set()
+        if self._living is not None:
+            if self._life is not None:
+                gevent.spawn(self._life.stop)
+            self._living.join(STOP_S_MAX)
+            if not self._living.ready():
+                log.warning("not ended within stop_s_max=%s", STOP_S_MAX)
+                self._living.kill(timeout=0.3)
+        if self._store is not None:
+            self._store.close()
+
+    # -- lives ------------------------------------------------------------------------------------------------------
+
+    def _live(self, store: Store, endpoint: Endpoint | None) -> None:
+        """One life after the other; the pause between them grows while they are short."""
+        pause_s = BACKOFF_S_MIN
+        while not self._stopping.is_set():
+            begun = time.monotonic()
+            try:
+                if endpoint is None:
+                    endpoint = self._listen()
+                life = self._life = Life(self._config, store, endpoint, self.address, self._ready.set)
+                log.info("incarnation over reason=%s", life.run())
+            except (StoreError, OSError) as error:
+                log.warning("incarnation failed error=%s: %s", type(error).__name__, error)
+            except ConductorError as error:
+                self._fail(error)
+                return
+            except Exception:
+                log.exception("incarnation failed")
+            if endpoint is not None:
+                endpoint.close()
+            endpoint = self._life = None
+            if time.monotonic() - begun > LONG_LIFE_S:
+                pause_s = BACKOFF_S_MIN
+            self._stopping.wait(pause_s * random.uniform(0.7, 1.0))
+            pause_s = min(BACKOFF_S_MAX, pause_s * 2)
+
+    def _fail(self, error: ConductorError) -> None:
+        """A failure that no new incarnation cures: told by start(), or the process stays without partitions."""
+        log.error("the conductor cannot work: %s", error)
+        self._failure = error
+        self._ready.set()
+
+    def _listen(self) -> Endpoint:
+        """A new endpoint on the configured address. Raises OSError when the port is in use, ConfigError."""
+        endpoint = Endpoint(
+            self._identity, keyring=self._keyring, admit=self._admit, topics=(TOPIC_MAP, TOPIC_EPOCHS)
+        )
+        try:
+            self.address = endpoint.bind(self.address)
+        except BusConfigError as error:
+            endpoint.close()
+            number = getattr(error.__cause__, "errno", None)
+            if number == errno.EADDRINUSE:
+                raise OSError(errno.EADDRINUSE, f"{self.address} is in use by another process") from error
+            raise ConfigError(f"[bus] listen: {error}") from error
+        return endpoint
+
+    def _admit(self, peer: Peer) -> None:
+        life = self._life
+        if life is None:
+            raise Unavailable(f"conductor {self._config.service.id} is not ready yet: try again")
+        life.admit(peer)
