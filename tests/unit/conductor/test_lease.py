@@ -1,0 +1,155 @@
+"""Who counts as dead: silence of a peer, never a disturbance of the watcher or of the database."""
+
+import socket
+import time
+
+import gevent
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.conductor.ledger_world import wait_for
+from zcompute.conductor.lease import BeatThread, LeaseWatch, port_refuses
+from zcompute.conductor.settings import LeaseSettings
+
+
+def run_watch(watch: LeaseWatch, beats: dict[float, dict[str, int]], round_trip_s: float = 0.001) -> None:
+    for at_s, counters in sorted(beats.items()):
+        watch.observe(at_s, at_s + round_trip_s, counters, 0.0)
+
+
+def silent(until_ms: int, step_ms: int = 100) -> dict[float, dict[str, int]]:
+    return {10 + ms / 1000: {"me": ms, "peer": 7} for ms in range(0, until_ms + 1, step_ms)}
+
+
+def test_a_peer_is_dead_when_its_beat_has_not_moved_for_the_lease() -> None:
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, silent(600))
+    assert watch.dead() == []
+    run_watch(watch, {10.7: {"me": 1, "peer": 7}})
+    assert watch.dead() == ["peer"]
+
+
+def test_a_peer_that_beats_is_alive_and_fit_to_receive() -> None:
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, {10 + n / 10: {"me": 1, "peer": n} for n in range(30)})
+    assert watch.dead() == watch.suspects() == []
+    assert watch.fresh() == ["peer"]
+
+
+def test_a_peer_never_seen_to_beat_receives_nothing() -> None:
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, silent(100))
+    assert watch.fresh() == []
+
+
+def test_the_own_silence_is_not_judged() -> None:
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, {10 + n / 10: {"me": 1} for n in range(30)})
+    assert watch.dead() == []
+
+
+def test_a_slow_or_failed_round_trip_starts_the_count_again() -> None:
+    for disturb in ("slow", "failed", "beat", "gap"):
+        watch = LeaseWatch(LeaseSettings(), "me")
+        run_watch(watch, silent(500))
+        if disturb == "slow":
+            watch.observe(10.55, 10.75, {"me": 1, "peer": 7}, 0.0)
+        elif disturb == "failed":
+            watch.failed(10.75)
+        elif disturb == "beat":
+            watch.observe(10.74, 10.75, {"me": 1, "peer": 7}, 10.75)
+        at = 11.5 if disturb == "gap" else 10.8
+        watch.observe(at, at + 0.001, {"me": 1, "peer": 7}, 0.0)
+        assert watch.dead() == [], disturb
+        run_watch(watch, {at + n / 10: {"me": 1, "peer": 7} for n in range(1, 8)})
+        assert watch.dead() == ["peer"], disturb
+
+
+def test_a_refused_port_shortens_the_lease_to_two_beats() -> None:
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, silent(300))
+    assert watch.suspects() == ["peer"]
+    assert watch.dead() == []
+    watch.refuses("peer")
+    assert watch.dead() == ["peer"]
+    run_watch(watch, {10.4: {"me": 1, "peer": 8}})
+    assert watch.dead() == []
+
+
+def test_who_is_gone_from_the_table_is_forgotten() -> None:
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, silent(700))
+    run_watch(watch, {10.8: {"me": 1}})
+    assert watch.dead() == watch.suspects() == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.01, 0.4), st.floats(0.0, 0.3), st.booleans(), st.sampled_from([0.0, 0.0, 0.2])),
+        max_size=60,
+    )
+)
+def test_whatever_disturbs_the_watcher_a_peer_that_beats_each_100_ms_never_dies(
+    rounds: list[tuple[float, float, bool, float]],
+) -> None:
+    """The peer's counter is a function of the time at which the read was served, anywhere in its round trip."""
+    watch = LeaseWatch(LeaseSettings(), "me")
+    now_s = 100.0
+    for pause_s, trip_s, early, disturbed_s in rounds:
+        now_s += pause_s
+        served_s = now_s if early else now_s + trip_s
+        disturbed_at_s = now_s - disturbed_s if disturbed_s else 0.0
+        watch.observe(now_s, now_s + trip_s, {"peer": int(served_s * 10)}, disturbed_at_s)
+        now_s += trip_s
+        assert watch.dead() == []
+
+
+class CountingBeater:
+    def __init__(self) -> None:
+        self.beats = 0
+        self.answer = True
+        self.closed = False
+
+    def beat(self) -> bool:
+        self.beats += 1
+        return self.answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_beats_go_on_while_the_hub_turns_and_stop_while_it_does_not() -> None:
+    beater = CountingBeater()
+    thread = BeatThread(beater, LeaseSettings(beat_ms=10, hub_tick_ms=5, hub_late_ms_max=60))
+    ticking = gevent.spawn(thread.tick_hub)
+    thread.start()
+    try:
+        wait_for(lambda: beater.beats > 5)
+        assert thread.held(time.monotonic())
+        blocked_until = time.monotonic() + 0.12
+        while time.monotonic() < blocked_until:  # the hub does not turn
+            pass
+        before = beater.beats
+        blocked_until = time.monotonic() + 0.1
+        while time.monotonic() < blocked_until:
+            pass
+        assert beater.beats <= before + 1
+        wait_for(lambda: beater.beats > before + 5)
+        beater.answer = False
+        wait_for(lambda: thread.disturbed_at_s(time.monotonic()) > 0)
+    finally:
+        assert thread.stop(1000)
+        ticking.kill()
+    assert beater.closed
+
+
+def test_only_an_outright_refusal_is_one() -> None:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    assert not port_refuses(f"tcp://127.0.0.1:{port}", 200)
+    listener.close()
+    assert port_refuses(f"tcp://127.0.0.1:{port}", 200)
+    assert not port_refuses("ipc:///nowhere", 200)
+    assert not port_refuses("nonsense", 200)

@@ -1,0 +1,130 @@
+"""Coalescing keeps what the decisions would have done one by one; the cache stays within its limit."""
+
+from collections import deque
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.conductor.ledger_fake import FakeDatabase
+from tests.unit.conductor.ledger_world import FLAVORS, GLOBAL, flavor
+from zcompute.conductor.batching import changes_of, render_put, take_prefix
+from zcompute.conductor.cache import Entry, RowCache, RowKey
+from zcompute.conductor.change import Change, Ticket
+from zcompute.conductor.settings import LedgerLimits
+from zcompute.db.batch import Batch, HandOver, Update
+from zcompute.db.store import LaneRow
+from zcompute.db.tables import CLAIMS, INSTANCES
+from zcompute.objects.flavor import Amounts
+from zcompute.objects.host import Claim
+from zcompute.objects.partition import partition_of
+
+HOST = "host-1"
+OPERATIONS = st.lists(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "delete"]), st.integers(0, 9)), min_size=1, max_size=4
+    ),
+    max_size=12,
+)
+
+
+def decide(cache: dict[RowKey, Entry], table: Any, steps: list[tuple[str, str, int]]) -> Ticket:
+    """One decision, as the ledger makes it."""
+    partition = GLOBAL if table is FLAVORS else partition_of(HOST)
+    change = Change(partition, 1, 0, cache.get)
+    for name, what, value in steps:
+        key = (name,) if table is FLAVORS else (name, "t", 1)
+        if what == "delete":
+            change.delete(table, key)
+        elif table is FLAVORS:
+            change.put(table, flavor(name, memory_mb=value))
+        else:
+            change.put(
+                table, Claim(instance_uuid=name, task_id="t", attempt=1, host=HOST, amounts=Amounts(vcpus=value))
+            )
+    ticket = Ticket(partition, (), None)
+    ticket.puts = [put for put in change.puts.values() if put.image is not None or put.former is not None]
+    for put in ticket.puts:
+        render_put(put, partition)
+        cache[put.rowkey].row, cache[put.rowkey].revision = put.image, put.revision
+    return ticket
+
+
+@given(OPERATIONS, OPERATIONS, st.sampled_from(["flavors", "claims"]))
+def test_any_grouping_of_decisions_into_batches_ends_in_the_same_rows(
+    first: list[Any], second: list[Any], name: str
+) -> None:
+    table: Any = FLAVORS if name == "flavors" else CLAIMS
+    keys = [((letter,) if table is FLAVORS else (letter, "t", 1)) for letter in "abc"]
+    cache = {(table.name, key): Entry(None, 0) for key in keys}
+    database = FakeDatabase()
+    database.lanes[1] = LaneRow(1, "i", "s", True)
+    database.kill("", [1])
+    for number, group in enumerate((first, second), 1):
+        tickets = [decide(cache, table, steps) for steps in group]
+        database.apply(Batch(1, 1, number, number, changes_of(tickets)))
+    for key in keys:
+        assert database.row(table, key) == cache[(table.name, key)].row
+
+
+def test_an_update_sends_only_the_columns_that_changed() -> None:
+    former = flavor("1", extra_specs={"a": "b"})
+    cache = {("flavors", ("1",)): Entry(former, 1)}
+    change = Change(GLOBAL, 1, 0, cache.get)
+    change.put(FLAVORS, msgspec.structs.replace(former, memory_mb=9))
+    ticket = Ticket(GLOBAL, (), None)
+    ticket.puts = list(change.puts.values())
+    render_put(ticket.puts[0], GLOBAL)
+    (update,) = changes_of([ticket])
+    assert isinstance(update, Update)
+    assert update.columns == ("memory_mb", "revision")
+    assert update.rows == [("1", 9, 2)]
+
+
+def test_every_field_of_every_table_has_its_columns() -> None:
+    from zcompute.conductor.batching import _columns_of
+    from zcompute.db.tables import CODECS
+
+    for table in CODECS.values():
+        if table.update_columns:
+            for field in table.kind.__struct_fields__:
+                if field not in table.key_columns:
+                    assert _columns_of(table, field) != table.update_columns, (table, field)
+    assert INSTANCES.update_columns
+
+
+def test_a_batch_takes_a_prefix_within_its_limits_and_one_decision_at_least() -> None:
+    limits = LedgerLimits(batch_rows_max=3, batch_bytes_max=100)
+    queue: deque[Ticket] = deque()
+    for rows, size in ((2, 10), (1, 10), (1, 10), (9, 10), (1, 99), (1, 2), (0, 0)):
+        ticket = Ticket(0, (), None)
+        ticket.puts, ticket.size_bytes = [None] * rows, size  # type: ignore[list-item]
+        queue.append(ticket)
+    hand_over = Ticket(-1, (), None)
+    hand_over.hand_over = HandOver([1], 2)
+    queue.extend([hand_over, Ticket(0, (), None)])
+    sizes = []
+    while queue:
+        sizes.append(len(take_prefix(queue, limits)))
+    assert sizes == [2, 1, 1, 1, 2, 1, 1]
+
+
+def test_the_cache_forgets_the_oldest_but_never_what_is_pending() -> None:
+    cache = RowCache(3, 10)
+    for n in range(3):
+        cache.add(0, ("t", (n,)), n, 1)
+    pinned = cache.get(0, ("t", (0,)))
+    assert pinned is not None
+    pinned.pins = 1
+    cache.get(0, ("t", (1,)))
+    cache.add(1, ("t", (3,)), 3, 1)
+    assert cache.get(0, ("t", (2,))) is None or cache.get(0, ("t", (1,))) is None
+    assert cache.get(0, ("t", (0,))) is pinned
+    assert len(cache) == 3
+    cache.add(1, ("t", (3,)), "an older read", 9)
+    kept = cache.get(1, ("t", (3,)))
+    assert kept is not None
+    assert kept.row == 3
+    cache.drop(0)
+    assert len(cache) == 1
