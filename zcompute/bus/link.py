@@ -2,8 +2,6 @@
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
@@ -25,8 +23,8 @@ from zcompute.bus.happenings import (
     ReportsArrived,
 )
 from zcompute.bus.identity import Peer
+from zcompute.bus.inbox import Inbox
 from zcompute.bus.method import MethodSpec, check_version
-from zcompute.bus.outgoing import StateEvents
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import BLOCKED, GONE
 
@@ -75,9 +73,7 @@ class Link:
         self._held: bytes | None = None
         self._flushing = False
         self._spoken: set[int] = set()
-        self._inbox: deque[Happening] = deque()
-        self._events_in = StateEvents(endpoint.limits.state_events_max)
-        self._inbox_running = False
+        self.inbox = Inbox(self, endpoint)
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.core.state.value}>"
@@ -286,12 +282,9 @@ class Link:
 
     def _happen_rarely(self, happening: Happening) -> None:
         if isinstance(happening, Event):
-            if not self._events_in.put(happening):
-                self._endpoint.refusals.count("inbox_overflow", self.name)
-                self.reset("state events arrive faster than they are handled")
-            self._run_inbox()
+            self.inbox.put_event(happening)
         elif isinstance(happening, ReportsArrived | AcksArrived):
-            self._enqueue(happening)
+            self.inbox.put(happening)
         elif isinstance(happening, Refused):
             self._endpoint.refusals.count(happening.reason, self.name, happening.detail)
         elif isinstance(happening, Hello):
@@ -316,7 +309,7 @@ class Link:
             "link up peer=%s incarnation=%s release=%s address=%s number=%d resent=%d",
             self.name, peer.incarnation, peer.release, self.address, self.core.link_number, happening.resent,
         )  # fmt: skip
-        self._enqueue(happening)
+        self.inbox.put(happening)
 
     def _went_down(self, happening: LinkLost) -> None:
         self._up.clear()
@@ -324,65 +317,9 @@ class Link:
         self._endpoint.up_links.pop(self, None)
         self._endpoint.counters["links_down"] += 1
         log.info("link down peer=%s reason=%s", self.name, happening.reason)
-        self._enqueue(happening)
+        self.inbox.put(happening)
         if self.carrier is not None:
             self.carrier.on_lost(self, happening.reason)
-
-    # What handlers are told, one at a time and in order
-
-    def _enqueue(self, happening: Happening) -> None:
-        if len(self._inbox) >= self._limits.inbox_max:
-            self._endpoint.refusals.count("inbox_overflow", self.name)
-            self.reset("reports and acks arrive faster than they are handled")
-            if not isinstance(happening, LinkUp | LinkLost):
-                return
-        self._inbox.append(happening)
-        self._run_inbox()
-
-    def _run_inbox(self) -> None:
-        if not self._inbox_running:
-            self._inbox_running = self._endpoint.link_pool.submit(self._drain_inbox)
-
-    def _drain_inbox(self) -> None:
-        current_request_id.set("-")
-        try:
-            for _ in range(self._limits.job_run_max):
-                if self._inbox:
-                    happening = self._inbox.popleft()
-                elif self._events_in:
-                    happening = self._events_in.take()
-                else:
-                    break
-                try:
-                    self._tell(happening)
-                except Exception:
-                    self._endpoint.counters["handlers_failed"] += 1
-                    log.exception("handler failed kind=%s peer=%s", type(happening).__name__, self.name)
-        finally:
-            self._inbox_running = False
-            if self._inbox or self._events_in:
-                self._run_inbox()
-
-    def _tell(self, happening: Happening) -> None:
-        handlers = self._endpoint.handlers
-        if isinstance(happening, ReportsArrived):
-            if handlers.reports is None:
-                self._endpoint.refusals.count("no_report_handler", self.name)
-            else:
-                handlers.reports(self, happening.reports)
-        elif isinstance(happening, AcksArrived):
-            if handlers.acks is not None:
-                handlers.acks(self, happening.acks)
-        elif isinstance(happening, Event):
-            told: Callable[[Link, Event], None] | None = handlers.events.get(happening.topic)
-            if told is not None:
-                told(self, happening)
-        elif isinstance(happening, LinkUp):
-            for handler in handlers.up:
-                handler(self)
-        elif isinstance(happening, LinkLost):
-            for handler in handlers.down:
-                handler(self)
 
     # Checks before sending
 
