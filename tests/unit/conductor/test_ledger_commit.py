@@ -293,7 +293,7 @@ def test_a_row_replaced_by_another_with_the_same_unique_value_goes_in_one_commit
         change.put(TASKS, Task(id="t1", instance_uuid=uuid, kind="delete", step="s"))
 
     world.ledger.commit(partition, [(TASKS, ("t9",)), (TASKS, ("t1",))], replace, timeout_ms=1000)
-    assert [key for key in world.database.tables["tasks"]] == [("t1",)]
+    assert list(world.database.tables["tasks"]) == [("t1",)]
 
 
 def test_an_unstorable_value_is_refused_before_it_reaches_a_batch(world: World) -> None:

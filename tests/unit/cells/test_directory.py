@@ -1,0 +1,58 @@
+"""Which cells are known, and whom the api dials."""
+
+from typing import cast
+
+import msgspec
+import pytest
+
+from tests.unit.cells.fake_bus import FakeEndpoint, FakeLink, silence
+from zcompute.bus import Endpoint, Event
+from zcompute.bus.errors import Unavailable
+from zcompute.cells.directory import CellDirectory
+from zcompute.objects.cell import CellInfo
+from zcompute.objects.methods import TOPIC_CELLS
+from zcompute.objects.partition import ConductorInfo, PartitionMap
+
+
+def conductor(name: str) -> ConductorInfo:
+    return ConductorInfo(service_id=name, incarnation="", address=f"tcp://{name}")
+
+
+def cell(name: str, revision: int, *conductors: str) -> Event:
+    info = CellInfo(name=name, conductors=[conductor(c) for c in conductors], revision=revision)
+    return Event(TOPIC_CELLS, name, revision, msgspec.msgpack.encode(info))
+
+
+def test_cells_come_and_change_as_the_root_says() -> None:
+    endpoint = FakeEndpoint()
+    directory = CellDirectory(cast(Endpoint, endpoint), [conductor("r1"), conductor("r2")])
+    directory.start()
+    assert sorted(endpoint.dialled) == ["tcp://r1", "tcp://r2"]
+    assert directory.cells() == []
+    with pytest.raises(Unavailable):
+        directory.router("c1")
+    root, stranger = FakeLink("root", "r1", silence), FakeLink("c9", "x", silence)
+    arrive = endpoint.events[TOPIC_CELLS]
+    arrive(root, cell("c1", 1, "a", "b"))
+    arrive(stranger, cell("c9", 1, "evil"))
+    arrive(root, Event(TOPIC_CELLS, "c8", 1, b"\xc1"))
+    assert directory.cells() == ["c1"]
+    assert directory.router("c1").cell == "c1"
+    assert directory.root.cell == "root"
+    arrive(root, cell("c1", 3, "b", "c"))
+    arrive(root, cell("c1", 2, "old"))
+    assert sorted(endpoint.dialled) == ["tcp://a", "tcp://b", "tcp://c", "tcp://r1", "tcp://r2"]
+    assert endpoint.hung_up == ["tcp://a"]
+    arrive(root, cell("c1", 4))
+    assert endpoint.hung_up == ["tcp://a"], "an empty list changes nothing"
+
+
+def test_a_cells_own_map_names_its_conductors_too() -> None:
+    endpoint = FakeEndpoint()
+    directory = CellDirectory(cast(Endpoint, endpoint), [conductor("r1")])
+    directory.start()
+    directory.root.update(PartitionMap(cell="root", version=1, conductors={"r2": conductor("r2")}))
+    assert sorted(endpoint.dialled) == ["tcp://r1", "tcp://r2"]
+    directory.root.update(PartitionMap(cell="root", version=2))
+    assert endpoint.hung_up == ["tcp://r2"], "the seeds stay"
+    assert not directory.linked("root")
