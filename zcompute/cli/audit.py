@@ -81,7 +81,13 @@ def print_report(report: AuditReport, form: str) -> None:
 @click.command("audit")
 @click.option("--state-dir", default="./var", show_default=True, help="The embedded region.")
 @click.option("--format", "form", default="table", type=click.Choice(["table", "json"]), show_default=True)
-@click.option("--settle-s", default=SETTLE_S, show_default=True, help="How long to wait for what is in motion.")
+@click.option(
+    "--settle-s",
+    default=SETTLE_S,
+    type=click.FloatRange(min=INTERVAL_S),
+    show_default=True,
+    help="How long to wait for what is in motion.",
+)
 def audit_command(state_dir: str, form: str, settle_s: float) -> None:
     """Compare what API, databases and hosts say: every server on exactly one host, spawned once, nothing orphaned,
     leaked or stuck. Exit codes: 0 everything holds, 1 findings, 2 the audit could not be made."""

@@ -46,16 +46,19 @@ def settle(
     confirmed: list[Finding] = []
     while findings or motion:
         elapsed = clock() - started
-        if taken > 1 and (not motion or elapsed >= settle_s):
+        all_said = not motion and len(confirmed) == len(findings)
+        if taken > 1 and (all_said or elapsed >= settle_s):
             break
         sleep(interval_s)
         snapshot = take()
         taken += 1
-        former, findings, motion = set(findings), compare(snapshot), moving(snapshot)
-        confirmed = [finding for finding in findings if finding in former]
+        former = {(finding.kind, finding.subject) for finding in findings}  # details tell an age, which grows
+        findings, motion = compare(snapshot), moving(snapshot)
+        confirmed = [finding for finding in findings if (finding.kind, finding.subject) in former]
     elapsed = clock() - started
     if motion and elapsed >= settle_s:
-        confirmed = sorted({*confirmed, *stood_still(first_motion, motion, elapsed)})
+        stuck = {(f.kind, f.subject): f for f in [*stood_still(first_motion, motion, elapsed), *confirmed]}
+        confirmed = sorted(stuck.values())
     judged = {(finding.kind, finding.subject) for finding in confirmed}
     still_moving = [item for item in motion if (f"{item.kind}_stuck", item.uuid) not in judged]
     return AuditReport(confirmed, sorted(still_moving), snapshot.counts(), taken)
