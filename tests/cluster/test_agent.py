@@ -1,5 +1,6 @@
 """A real agent process against conductors that the test plays, over the real bus with CURVE."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import msgspec
 import psutil
 import pytest
 import zmq
+from gevent.pool import Pool
 
-from zcompute.bus import Ack, Endpoint, Identity, KeyEntry, Keyring, Link, NotOwner, Report, register_error
+from zcompute.bus import Ack, BusError, Endpoint, Identity, KeyEntry, Keyring, Link, NotOwner, Report, register_error
 from zcompute.compute.virt.fake_log import DomainLine, domain_log_path, read_domain_log
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, Order, SpawnRequest
 from zcompute.objects.errors import SERVICE_ERRORS, CommandRefused, EpochRefused, HostNotFound
@@ -144,7 +146,7 @@ class Conductor:
         self.calls.append("attach")
         for host, epoch in request.epochs.items():
             if epoch < self.epochs.get(host, 0):
-                raise EpochRefused("superseded", host=host, epoch=epoch, verdict="superseded")
+                raise EpochRefused("superseded", host=host, epoch=self.epochs[host], verdict="superseded")
         self.attached[context.link] = request.epochs
         return Empty()
 
@@ -617,3 +619,53 @@ def test_sigterm_ends_the_agent_and_the_next_one_carries_on(cell: Cell) -> None:
     eventually("the result came", lambda: conductor.results(one))
     assert conductor.results(one)[0].outcome != OUTCOME_FAILED
     assert cell.domains("node1").spawns == {one: 1}
+
+
+def test_an_agent_killed_again_and_again_loses_and_repeats_nothing(cell: Cell) -> None:
+    """Builds and deletes, each commanded until its result comes, while the agent dies by SIGKILL six times."""
+    conductor = cell.conductors[0]
+    agent = cell.start_agent(build_ms=20)
+    dice = random.Random(7)
+    uuids = [fresh() for _ in range(60)]
+    host_of = {one: dice.choice(HOSTS) for one in uuids}
+    deleted = set(uuids[::2])
+
+    def commanded(method: Any, request: Any) -> None:
+        """Command until the result of this very order has come, as a task does."""
+        order = request.order
+        wanted = (order.generation, order.task_id, order.step, order.attempt)
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            for result in conductor.results(order.instance_uuid):
+                if (result.generation, result.task_id, result.step, result.attempt) == wanted:
+                    assert result.outcome == OUTCOME_DONE
+                    return
+            try:
+                conductor.link().call(method, request, timeout_ms=300)
+            except (BusError, LookupError):
+                pass
+            gevent.sleep(0.05)
+        raise AssertionError(f"no result of {order}")
+
+    def walk(one: str) -> None:
+        commanded(SPAWN, spawn_request(make_order(one, host=host_of[one])))
+        if one in deleted:
+            order = make_order(one, host=host_of[one], generation=2, task_id="t2", step="d", reporter_generation=0)
+            commanded(DESTROY, DestroyRequest(order=order))
+
+    pool = Pool(8)
+    walks = [pool.spawn(walk, one) for one in uuids]
+    for _ in range(6):
+        conductor.ready()
+        gevent.sleep(dice.uniform(0.02, 0.15))
+        kill(agent)
+        conductor.attached.clear()
+        agent = cell.start_agent(build_ms=20)
+    gevent.joinall(walks, timeout=60, raise_error=True)
+    assert all(walk.successful() for walk in walks)
+
+    logs = [cell.domains(host) for host in HOSTS]
+    assert {one: count for log in logs for one, count in log.spawns.items()} == dict.fromkeys(uuids, 1)
+    assert {one: count for log in logs for one, count in log.destroys.items()} == dict.fromkeys(deleted, 1)
+    assert frozenset().union(*(log.running for log in logs)) == set(uuids) - deleted
+    eventually("what runs is reported", lambda: all(conductor.observations(one) for one in set(uuids) - deleted))

@@ -19,7 +19,7 @@ class _Item:
     entry: Entry
     owner: str
     due: float | None = None  # None: queued; else not before, or in flight until
-    not_owner_times: int = 0
+    refused_times: int = 0
     invalid_times: int = 0
 
 
@@ -65,7 +65,7 @@ class Dispatch:
             if owner != item.owner:
                 if item.due is None:
                     del self._queues[item.owner][item.entry.seq]
-                item.owner, item.not_owner_times = owner, 0
+                item.owner, item.refused_times = owner, 0
                 self._queue(item)
 
     def take(self, owner: str, now: float, room: int) -> list[Entry]:
@@ -158,8 +158,8 @@ class Dispatch:
 
     def _delay_s(self, item: _Item, verdict: str) -> float:
         settings = self._settings
-        if verdict != VERDICT_NOT_OWNER:
+        if verdict not in (VERDICT_NOT_OWNER, VERDICT_INVALID):
             return settings.not_yet_ms / 1000
-        delay_ms = min(settings.not_owner_ms_max, settings.not_owner_ms_min << min(item.not_owner_times, 10))
-        item.not_owner_times += 1
+        delay_ms = min(settings.refused_ms_max, settings.refused_ms_min << min(item.refused_times, 10))
+        item.refused_times += 1
         return delay_ms / 1000

@@ -137,9 +137,7 @@ class Generations:
         """Record a new command before it is answered. Raises CommandsFull. False: not on disk."""
         record = self._record_for(order, now)
         if len(record.steps) >= self._settings.steps_max:
-            raise CommandsFull(
-                f"instance {order.instance_uuid} has had {len(record.steps)} commands in generation {record.generation}"
-            )
+            self._drop_oldest_destroy(record)
         record.steps.append(Step(command, order.task_id, order.step, order.attempt, order.reporter_generation))
         return self._save(record)
 
@@ -192,6 +190,15 @@ class Generations:
             record.generation, record.steps = order.generation, []
         record.task_id, record.forgotten = order.task_id, False
         return record
+
+    def _drop_oldest_destroy(self, record: Record) -> None:
+        """A destroy that is retried makes room for itself: running one twice does no harm, as with no other step."""
+        oldest = next((s for s in record.steps if s.command == COMMAND_DESTROY and s.outcome), None)
+        if oldest is None:
+            raise CommandsFull(
+                f"instance {record.uuid} has had {len(record.steps)} commands in generation {record.generation}"
+            )
+        record.steps.remove(oldest)
 
     def _evict(self, now: float) -> bool:
         """Make room: a task's forget is sent once and may be lost. No command of such an age is still on its way."""

@@ -1,7 +1,7 @@
 """The hosts of this agent: each begins an epoch at its owner, beats there, and falls silent when another takes it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import gevent
@@ -100,15 +100,15 @@ class Hosts:
             return None
         return reply.agent_epoch
 
-    def refused(self, error: EpochRefused) -> None:
-        """A conductor does not accept a host's epoch.
+    def refused(self, error: EpochRefused, sent: Mapping[str, int]) -> None:
+        """A conductor does not accept a host's epoch, one of those ``sent`` to it.
 
         Superseded means another agent, unless a begin of our own whose answer was lost raised the epoch: then the
         host begins once more. Any other refusal (the row is behind us) begins anew too.
         """
         session = self._sessions.get(str(error.details.get("host", "")))
-        if session is None or session.epoch is None or session.epoch != error.details.get("epoch", session.epoch):
-            log.error("epoch refused for a host that is not ours or not begun: %s details=%s", error, error.details)
+        if session is None or session.epoch is None or session.epoch != sent.get(session.name):
+            log.info("refusal of an epoch that is not ours now: %s", error)
             return
         if error.details.get("verdict") == "superseded" and not session.answers_lost:
             session.superseded = True

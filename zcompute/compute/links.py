@@ -44,7 +44,7 @@ class ConductorLinks:
     """Dials by the map, greets each link that comes up: learn the map, attach the hosts' epochs, then it is ready.
 
     ``on_map(map)``, ``on_ready(service_id, link, same_process)``, ``on_unready(service_id)`` and
-    ``on_refused(EpochRefused)`` are set by the service; ``epochs`` gives the hosts that have begun.
+    ``on_refused(error, the epochs that were sent)`` are set by the service; ``epochs`` gives the hosts that have begun.
     """
 
     def __init__(self, endpoint: Endpoint, cell: str, seeds: list[PeerConfig], settings: Settings) -> None:
@@ -63,7 +63,7 @@ class ConductorLinks:
         self.on_map: Callable[[PartitionMap], None] = lambda _: None
         self.on_ready: Callable[[str, Link, bool], None] = lambda *_: None
         self.on_unready: Callable[[str], None] = lambda _: None
-        self.on_refused: Callable[[EpochRefused], None] = lambda _: None
+        self.on_refused: Callable[[EpochRefused, dict[str, int]], None] = lambda *_: None
         endpoint.on_link_up(self._link_up)
         endpoint.on_link_down(self._link_down)
         endpoint.on_event(TOPIC_MAP, self._map_event)
@@ -171,15 +171,16 @@ class ConductorLinks:
         backoff = Backoff(self._settings.retry_ms_min, self._settings.retry_ms_max)
         while link.up and self._up.get(service_id) is link and link.peer is not None:
             incarnation = link.peer.incarnation
+            epochs = self.epochs()
             try:
                 if service_id not in self._map_asked:
                     self._ask_map(link)
                     self._map_asked.add(service_id)
-                epochs = self.epochs()
+                    epochs = self.epochs()
                 if epochs:
                     link.call(HOST_ATTACH, HostAttachRequest(epochs=epochs), timeout_ms=self._settings.call_ms)
             except EpochRefused as error:
-                self.on_refused(error)
+                self.on_refused(error, epochs)
             except (BusError, ServiceError) as error:
                 log.info("attach failed peer=%s error=%s", service_id, error)
             else:

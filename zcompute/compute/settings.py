@@ -27,8 +27,8 @@ class Settings:
     answer_ms_max: int = 5_000  # a report without a verdict for so long is sent again
     not_yet_ms: int = 1_000  # between two sends of a report whose grant is not there yet
     invalid_times_max: int = 5  # a report called invalid is tried so often: its link may not have been attached yet
-    not_owner_ms_min: int = 50  # back-off of a report whose owner is not known, doubled up to the maximum
-    not_owner_ms_max: int = 1_000
+    refused_ms_min: int = 50  # back-off of a report called not_owner or invalid, doubled up to the maximum
+    refused_ms_max: int = 1_000
 
     # links
     conductors_max: int = 16

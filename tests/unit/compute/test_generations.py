@@ -161,3 +161,14 @@ def test_a_tombstone_whose_forget_was_lost_makes_room_once_it_is_old(tmp_path: P
     generations.begin(late, COMMAND_SPAWN, 3600.0)
     uuids = {record.uuid for record in reopened(generations, tmp_path).records()}
     assert uuids == {open_one.instance_uuid, late.instance_uuid}
+
+
+def test_a_destroy_may_be_retried_for_ever(tmp_path: Path) -> None:
+    generations, one = opened(tmp_path, steps_max=3), fresh()
+    generations.begin(make_order(one), COMMAND_SPAWN, 0.0)
+    for attempt in range(1, 20):
+        order = make_order(one, step="destroy", attempt=attempt)
+        generations.begin(order, COMMAND_DESTROY, 0.0)
+        generations.finish(order, ended(order, COMMAND_DESTROY, OUTCOME_FAILED))
+    record = generations.records()[0]
+    assert [(step.command, step.attempt) for step in record.steps] == [("spawn", 1), ("destroy", 18), ("destroy", 19)]

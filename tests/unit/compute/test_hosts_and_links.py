@@ -42,7 +42,7 @@ def refusal(**details: Any) -> EpochRefused:
 
 def test_superseded_silences_that_host_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts, silent, begun = made(monkeypatch)
-    hosts.refused(refusal(host="node1", epoch=4, verdict="superseded"))
+    hosts.refused(refusal(host="node1", epoch=5, verdict="superseded"), {"node1": 4, "node2": 4})
     assert hosts.epochs() == {"node2": 4}
     assert (silent, begun) == (["node1"], [])
 
@@ -52,26 +52,26 @@ def test_a_begin_whose_answer_was_lost_is_no_other_agent(monkeypatch: pytest.Mon
     session = hosts.get("node1")
     assert session is not None
     session.answers_lost = 1
-    hosts.refused(refusal(host="node1", epoch=4, verdict="superseded"))
+    hosts.refused(refusal(host="node1", epoch=5, verdict="superseded"), {"node1": 4, "node2": 4})
     assert (silent, begun, session.epoch, session.superseded) == (["node1"], ["node1"], None, False)
     session.epoch = 6
-    hosts.refused(refusal(host="node1", epoch=6, verdict="superseded"))
+    hosts.refused(refusal(host="node1", epoch=7, verdict="superseded"), {"node1": 6})
     assert session.superseded
 
 
 def test_an_epoch_above_the_row_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts, _, begun = made(monkeypatch)
-    hosts.refused(refusal(host="node1", epoch=4, verdict="invalid"))
+    hosts.refused(refusal(host="node1", epoch=3, verdict="invalid"), {"node1": 4})
     assert begun == ["node1"]
     assert hosts.epochs() == {"node2": 4}
 
 
-@pytest.mark.parametrize("details", [{}, {"host": "elsewhere"}, {"host": "node1", "epoch": 3, "verdict": "superseded"}])
+@pytest.mark.parametrize("details", [{}, {"host": "elsewhere"}, {"host": "node1", "epoch": 4, "verdict": "superseded"}])
 def test_a_refusal_of_what_is_not_ours_or_past_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, details: dict[str, Any]
 ) -> None:
     hosts, silent, begun = made(monkeypatch)
-    hosts.refused(refusal(**details))
+    hosts.refused(refusal(**details), {"node1": 3, "node2": 4})
     assert hosts.epochs() == {"node1": 4, "node2": 4}
     assert (silent, begun) == ([], [])
 
