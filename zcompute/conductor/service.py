@@ -30,6 +30,14 @@ BACKOFF_S_MAX = 5.0
 LONG_LIFE_S = 30.0  # a life of so long resets the back-off
 
 
+def _release() -> str:
+    """The installed version; "0" when run from a source tree."""
+    try:
+        return metadata.version("zcompute")
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
 class ConductorService:
     """``start`` returns when the first incarnation is ready, or START_S_MAX have passed (it goes on trying then)."""
 
@@ -46,7 +54,7 @@ class ConductorService:
             role=ROLE,
             cell=config.service.cell,
             service_id=config.service.id,
-            release=metadata.version("zcompute"),
+            release=_release(),
             public_key=public_key,
             secret_key=secret_key,
         )
