@@ -19,7 +19,7 @@ class Section(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=T
     """Base of all sections: unknown keys are errors."""
 
 
-class ServiceConfig(Section):
+class ServiceConfig(Section, frozen=True):
     """[service]: who this process is."""
 
     id: Annotated[str, msgspec.Meta(description="unique name of the service, as keys and logs show it", min_length=1)]
@@ -27,7 +27,7 @@ class ServiceConfig(Section):
     state_dir: Annotated[str, msgspec.Meta(description="directory for what must survive a restart")]
 
 
-class PeerConfig(Section):
+class PeerConfig(Section, frozen=True):
     """One conductor to dial."""
 
     id: Annotated[str, msgspec.Meta(description="service id of that conductor")]
@@ -35,7 +35,7 @@ class PeerConfig(Section):
     public_key: Annotated[str, msgspec.Meta(description="its CURVE public key (z85)")] = ""
 
 
-class BusConfig(Section):
+class BusConfig(Section, frozen=True):
     """[bus]: keys, where to listen (conductors only), whom to dial first."""
 
     listen: Annotated[str, msgspec.Meta(description="conductors only: tcp://address:port")] = ""
@@ -47,7 +47,7 @@ class BusConfig(Section):
     root: Annotated[list[PeerConfig], msgspec.Meta(description="conductors of the root cell")] = []
 
 
-class DatabaseConfig(Section):
+class DatabaseConfig(Section, frozen=True):
     """[database]: conductors only."""
 
     url: Annotated[str, msgspec.Meta(description="mysql://user:password@host:port/name or sqlite:////path")]
@@ -56,7 +56,7 @@ class DatabaseConfig(Section):
     ] = "auto"
 
 
-class ConductorConfig(Section):
+class ConductorConfig(Section, frozen=True):
     """[conductor]"""
 
     lanes: Annotated[int, msgspec.Meta(description="writer lanes, one connection each", ge=1, le=4)] = 2
@@ -72,7 +72,7 @@ class ConductorConfig(Section):
     ] = False
 
 
-class SchedulerConfig(Section):
+class SchedulerConfig(Section, frozen=True):
     """[scheduler]"""
 
     cpu_allocation_ratio: Annotated[float, msgspec.Meta(description="virtual cores per core of a host", gt=0)] = 16.0
@@ -80,7 +80,7 @@ class SchedulerConfig(Section):
     disk_allocation_ratio: Annotated[float, msgspec.Meta(description="disk promised per disk of a host", gt=0)] = 1.0
 
 
-class FakeHostConfig(Section):
+class FakeHostConfig(Section, frozen=True):
     """One fake host."""
 
     name: Annotated[str, msgspec.Meta(description="name of the host", min_length=1)]
@@ -90,7 +90,7 @@ class FakeHostConfig(Section):
     availability_zone: Annotated[str, msgspec.Meta(description="availability zone")] = "nova"
 
 
-class ComputeConfig(Section):
+class ComputeConfig(Section, frozen=True):
     """[compute]"""
 
     driver: Annotated[str, msgspec.Meta(description="virtualisation driver", pattern="^fake$")] = "fake"
@@ -102,7 +102,7 @@ class ComputeConfig(Section):
     workers_max: Annotated[int, msgspec.Meta(description="builds and deletes at once", ge=1)] = 16
 
 
-class ApiConfig(Section):
+class ApiConfig(Section, frozen=True):
     """[api]"""
 
     host: Annotated[str, msgspec.Meta(description="address to listen on")] = "127.0.0.1"
@@ -113,7 +113,7 @@ class ApiConfig(Section):
     list_limit_max: Annotated[int, msgspec.Meta(description="largest page of a list", ge=1)] = 1000
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True):
     """[log]"""
 
     level: Annotated[
@@ -122,7 +122,7 @@ class LogConfig(Section):
     file: Annotated[str, msgspec.Meta(description="append to this file; empty: standard error")] = ""
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """A whole file. Which sections a service needs: [service] and [bus] always; its own by kind."""
 
     service: ServiceConfig
