@@ -229,7 +229,11 @@ ROOT_OUTBOX: TableCodec[OutboxEntry] = TableCodec(
     "root_outbox",
     OutboxEntry,
     ("instance_uuid", "kind", "generation"),
-    _plain("instance_uuid", "kind", "generation", "project_id", "reason", "request_id", "created_at_us", "revision"),
+    (
+        *_plain("instance_uuid", "kind", "generation", "project_id", "reason"),
+        *_packed("build_request", BuildRequest),
+        *_plain("request_id", "created_at_us", "revision"),
+    ),
     attrgetter("instance_uuid"),
     insert_only=True,
 )
@@ -243,7 +247,6 @@ BUILD_REQUESTS: TableCodec[BuildRequest] = TableCodec(
         *_packed("flavor", Flavor),
         *_packed("spec", ServerSpec),
         *_plain("operation_id", "request_id", "created_at_us", "state", "cell", "generation"),
-        *_blob("tried_cells", _STRINGS),
         *_flags("delete_requested"),
         *_packed("fault", Fault),
         *_plain("revision"),
@@ -255,7 +258,7 @@ MAPPINGS: TableCodec[InstanceMapping] = TableCodec(
     "instance_mappings",
     InstanceMapping,
     ("uuid",),
-    _plain("uuid", "project_id", "cell", "generation", "revision"),
+    (*_plain("uuid", "project_id", "cell", "generation"), *_blob("tried_cells", _STRINGS), *_plain("revision")),
     attrgetter("project_id"),
 )
 

@@ -16,6 +16,9 @@ from zcompute.db.store import ConductorRow, Store, open_store
 
 STORES = ("native-mariadb", "portable-mariadb", "portable-sqlite")
 
+# For what only a server can do to a client.
+on_mariadb = pytest.mark.parametrize("flavour", [name for name in STORES if name.endswith("mariadb")], indirect=True)
+
 _numbers = count(1)
 
 

@@ -52,8 +52,9 @@ def host(name: str = "h1", **fields: Any) -> Host:
 
 def claim(host_name: str = "h1", **fields: Any) -> Claim:
     amounts = Amounts(vcpus=1, memory_mb=512, disk_gb=1)
-    return Claim(**{"instance_uuid": new_uuid(), "task_id": "t1", "attempt": 1, "host": host_name, "amounts": amounts,
-                    **fields})
+    return Claim(
+        **{"instance_uuid": new_uuid(), "task_id": "t1", "attempt": 1, "host": host_name, "amounts": amounts, **fields}
+    )
 
 
 def task(**fields: Any) -> Task:

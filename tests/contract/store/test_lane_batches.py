@@ -66,9 +66,7 @@ def test_a_row_that_is_gone_fails_the_guard_of_update_and_delete(store: Store, w
         writer.commit(delete(CLAIMS, (new_uuid(), "t", 1)))
 
 
-def test_a_resend_of_a_committed_batch_is_already_applied_and_changes_nothing(
-    store: Store, writer: LaneWriter
-) -> None:
+def test_a_resend_of_a_committed_batch_is_already_applied_and_changes_nothing(store: Store, writer: LaneWriter) -> None:
     stored = instance()
     batch = writer.batch(insert(INSTANCES, stored))
     writer.send(batch)

@@ -1,0 +1,240 @@
+"""Lanes, take-over, hand-over: who may write which partition, and that it is one at a time."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import gevent
+import pytest
+
+from tests.contract.store.conftest import conductor, on_mariadb
+from tests.contract.store.lane_writer import LaneWriter, insert
+from tests.contract.store.samples import instance
+from zcompute.db.batch import HandOver
+from zcompute.db.errors import Fenced, GuardFailed, ReceiverDead
+from zcompute.db.native.connection import Connection
+from zcompute.db.store import ConductorRow, Store
+from zcompute.db.tables import INSTANCES
+from zcompute.db.url import MariaDbTarget, parse_url
+from zcompute.objects.partition import PARTITIONS
+
+
+def owners(store: Store) -> Counter[int | None]:
+    return Counter(row.lane_id for row in store.read_map().partitions)
+
+
+def test_the_first_conductor_takes_all_spread_over_its_lanes(store: Store) -> None:
+    lanes = store.register(conductor(), 3)
+    assert lanes == sorted(set(lanes))
+    assert store.read_map().map_version == 0
+    assert store.take_over([], lanes, 1) == 1
+    rows = store.read_map()
+    assert sorted(owners(store).values()) == [85, 85, 86]
+    assert {row.owner_epoch for row in rows.partitions} == {1}
+    assert rows.ownerless() == []
+    assert len(rows.partitions_of(lanes)) == PARTITIONS
+    assert store.take_over([], lanes, 1) == 1
+
+
+def test_the_map_names_owner_epoch_and_living_conductors(store: Store) -> None:
+    lanes = store.register(conductor(), 1)
+    store.register(conductor("con2"), 1)
+    store.take_over([], lanes, 1)
+    store.release("con2-1")
+    seen = store.read_map().partition_map()
+    assert (seen.cell, seen.version, seen.term) == ("c1", 1, 1)
+    assert set(seen.owners) == {"con1"}
+    assert set(seen.epochs) == {1}
+    assert list(seen.conductors) == ["con1"]
+    assert seen.conductors["con1"].incarnation == "con1-1"
+    assert seen.conductors["con1"].address == conductor().address
+
+
+def test_registering_the_same_incarnation_again_gives_the_same_lanes(store: Store) -> None:
+    assert store.register(conductor(), 2) == store.register(conductor(), 2)
+    assert store.read_beats() == {"con1-1": 0}
+
+
+def test_a_service_that_starts_anew_sets_its_former_lanes_dead(store: Store) -> None:
+    former = LaneWriter.register(store, conductor())
+    store.take_over([], [former.lane_id], 1)
+    lanes = store.register(conductor(incarnation="con1-2"), 1)
+    with pytest.raises(Fenced):
+        former.commit()
+    rows = store.read_map()
+    assert store.read_beats() == {"con1-2": 0}
+    assert len(rows.ownerless()) == PARTITIONS
+    assert rows.conductors["con1"].incarnation == "con1-2"
+    assert store.take_over([], lanes, 1) == 2
+
+
+def test_a_service_that_starts_often_leaves_few_lanes(store: Store) -> None:
+    for number in range(5):
+        lanes = store.register(conductor(incarnation=f"con1-{number}"), 2)
+        store.take_over([], lanes, 1)
+    assert set(store.read_map().lanes) == set(lanes)
+
+
+def test_take_over_fences_the_dead_and_keeps_the_living(store: Store) -> None:
+    first = LaneWriter.register(store, conductor())
+    second = LaneWriter.register(store, conductor("con2"))
+    third = LaneWriter.register(store, conductor("con3"))
+    store.take_over([], [first.lane_id], 1, partitions=range(100))
+    store.take_over([], [second.lane_id], 1)
+    assert owners(store) == {first.lane_id: 100, second.lane_id: 156}
+    version = store.take_over(["con1-1"], [third.lane_id], 1)
+    assert owners(store) == {third.lane_id: 100, second.lane_id: 156}
+    epochs = store.read_map().partitions_of([third.lane_id])
+    assert set(epochs.values()) == {version}
+    assert store.read_beats() == {"con2-1": 0, "con3-1": 0}
+    with pytest.raises(Fenced):
+        first.commit()
+    second.commit()
+    third.commit()
+
+
+def test_take_over_of_named_partitions_leaves_the_others(store: Store) -> None:
+    lanes = store.register(conductor(), 1)
+    store.take_over([], lanes, 1, partitions=[1, 2, 3])
+    rows = store.read_map()
+    assert sorted(rows.partitions_of(lanes)) == [1, 2, 3]
+    assert len(rows.ownerless()) == PARTITIONS - 3
+
+
+def test_who_is_dead_or_of_another_term_takes_nothing(store: Store) -> None:
+    lanes = store.register(conductor(), 1)
+    with pytest.raises(Fenced, match="term"):
+        store.take_over([], lanes, 2)
+    store.register(conductor(incarnation="con1-2"), 1)
+    with pytest.raises(Fenced, match="dead"):
+        store.take_over([], lanes, 1)
+    assert owners(store) == {None: PARTITIONS}
+
+
+def test_two_that_declare_each_other_dead_leave_one_owner(store: Store, open_at: Callable[[str], Store]) -> None:
+    names = ("con1", "con2")
+    stores = dict(zip(names, (store, open_at(store.url)), strict=True))
+    lanes = {name: stores[name].register(conductor(name), 2) for name in names}
+
+    def fight(name: str, other: str) -> int | None:
+        try:
+            return stores[name].take_over([f"{other}-1"], lanes[name], 1)
+        except Fenced:
+            return None
+
+    fights = [gevent.spawn(fight, *names), gevent.spawn(fight, *reversed(names))]
+    gevent.joinall(fights, timeout=20, raise_error=True)
+    won = [name for name, each in zip(names, fights, strict=True) if each.value is not None]
+    assert len(won) == 1
+    assert set(owners(store)) == set(lanes[won[0]])
+
+
+def test_concurrent_take_overs_give_each_partition_one_owner(store: Store, open_at: Callable[[str], Store]) -> None:
+    dead = store.register(conductor("dead"), 4)
+    store.take_over([], dead, 1)
+    stores = [store, open_at(store.url), open_at(store.url)]
+    lanes = [each.register(conductor(f"con{at}"), 2) for at, each in enumerate(stores)]
+    takes = [gevent.spawn(each.take_over, ["dead-1"], mine, 1) for each, mine in zip(stores, lanes, strict=True)]
+    gevent.joinall(takes, timeout=20, raise_error=True)
+    rows = store.read_map()
+    assert rows.map_version == 2
+    assert len({row.lane_id for row in rows.partitions} & set(dead)) == 0
+    winners = [mine for mine in lanes if rows.partitions_of(mine)]
+    assert len(winners) == 1
+
+
+def test_take_over_races_with_commits_and_no_batch_lands_after_it(
+    store: Store, open_at: Callable[[str], Store]
+) -> None:
+    zombie = LaneWriter.register(store, conductor())
+    heir = open_at(store.url)
+    lanes = heir.register(conductor("con2"), 1)
+    committed = []
+
+    def write() -> None:
+        try:
+            for _ in range(1000):
+                stored = instance(name="vm")
+                zombie.commit(insert(INSTANCES, stored))
+                committed.append(stored.uuid)
+        except Fenced:
+            return
+
+    writing = gevent.spawn(write)
+    with gevent.Timeout(10):
+        while len(committed) < 3:
+            gevent.sleep(0.001)
+    heir.take_over(["con1-1"], lanes, 1)
+    at_take_over = {each.uuid for each in heir.scan(INSTANCES, limit=10_000)}
+    writing.join(timeout=10)
+    assert writing.successful()
+    assert {each.uuid for each in heir.scan(INSTANCES, limit=10_000)} == at_take_over == set(committed)
+
+
+@on_mariadb
+def test_take_over_kills_a_zombie_that_holds_its_lane(store: Store) -> None:
+    target = parse_url(store.url)
+    assert isinstance(target, MariaDbTarget)
+    lane = LaneWriter.register(store, conductor())
+    zombie = Connection(target)
+    zombie.query(b"UPDATE lanes SET connection_id = CONNECTION_ID() WHERE lane_id = %d" % lane.lane_id)
+    zombie.query(b"START TRANSACTION")
+    zombie.query(b"UPDATE lanes SET applied = 1 WHERE lane_id = %d" % lane.lane_id)
+    heir = store.register(conductor("con2"), 1)
+    assert store.take_over(["con1-1"], heir, 1) == 1
+    with pytest.raises(Fenced):
+        lane.commit()
+    zombie.cut()
+
+
+def test_release_ends_the_incarnation(store: Store, writer: LaneWriter) -> None:
+    store.take_over([], [writer.lane_id], 1)
+    store.release("con1-1")
+    assert store.read_beats() == {}
+    assert not store.read_map().conductors["con1"].alive
+    assert len(store.read_map().ownerless()) == PARTITIONS
+    with pytest.raises(Fenced):
+        writer.commit()
+
+
+def test_a_hand_over_moves_partitions_by_the_leaving_lanes_own_batch(store: Store, writer: LaneWriter) -> None:
+    store.take_over([], [writer.lane_id], 1)
+    receiver = LaneWriter.register(store, conductor("con2"))
+    stored = instance()
+    writer.commit(insert(INSTANCES, stored), hand_over=HandOver([7, 3, 5], receiver.lane_id))
+    rows = store.read_map()
+    assert rows.map_version == 2
+    assert rows.partitions_of([receiver.lane_id]) == {3: 2, 5: 2, 7: 2}
+    assert len(rows.partitions_of([writer.lane_id])) == PARTITIONS - 3
+    assert store.fetch(INSTANCES, [(stored.uuid,)])
+    receiver.commit(hand_over=HandOver([3], writer.lane_id))
+    assert store.read_map().partitions_of([receiver.lane_id]) == {5: 2, 7: 2}
+
+
+def test_nothing_is_handed_to_the_dead(store: Store, writer: LaneWriter) -> None:
+    store.take_over([], [writer.lane_id], 1)
+    [dead] = store.register(conductor("con2"), 1)
+    store.release("con2-1")
+    for lane in (dead, 10_000):
+        stored = instance()
+        with pytest.raises(ReceiverDead):
+            writer.commit(insert(INSTANCES, stored), hand_over=HandOver([1], lane))
+        assert store.fetch(INSTANCES, [(stored.uuid,)]) == {}
+    assert store.read_map().map_version == 1
+    writer.commit()
+
+
+def test_nobody_hands_over_what_is_not_theirs(store: Store, writer: LaneWriter) -> None:
+    receiver = LaneWriter.register(store, conductor("con2"))
+    store.take_over([], [receiver.lane_id], 1, partitions=[1])
+    with pytest.raises(GuardFailed, match="partitions"):
+        writer.commit(hand_over=HandOver([1], receiver.lane_id))
+    assert store.read_map().partitions_of([receiver.lane_id]) == {1: 1}
+
+
+def test_a_dead_lane_hands_nothing_over(store: Store, writer: LaneWriter) -> None:
+    store.take_over([], [writer.lane_id], 1)
+    receiver = store.register(ConductorRow("con2", "con2-1", "tcp://x"), 1)
+    store.take_over(["con1-1"], receiver, 1)
+    with pytest.raises(Fenced):
+        writer.commit(hand_over=HandOver([1], receiver[0]))
+    assert owners(store) == {receiver[0]: PARTITIONS}
