@@ -30,6 +30,7 @@ from zcompute.objects.methods import INSTANCE_BUILD, INSTANCE_DELETE, BuildReque
 log = logging.getLogger(__name__)
 
 HOLD_RETRY_MS = 50
+STOP_S_MAX = 1.0
 
 R = TypeVar("R")
 
@@ -77,9 +78,9 @@ class HandOff:
     def stop(self) -> None:
         """End all workers; what they were doing is carried on by whoever owns the partitions next."""
         if self._dispatcher is not None:
-            self._dispatcher.kill()
+            self._dispatcher.kill(timeout=STOP_S_MAX)
             self._dispatcher = None
-        gevent.killall(list(self._workers.values()))
+        gevent.killall(list(self._workers.values()), timeout=STOP_S_MAX)
         self._workers.clear()
 
     @property
@@ -174,6 +175,7 @@ class HandOff:
             item.acknowledged = True
         uuid, generation = item.build_request.uuid, item.build_request.generation
         unwanted = self._commit(item, lambda change: settle_handed(change, uuid, generation))
+        log.info("server handed over uuid=%s cell=%s generation=%s", uuid, item.cell, generation)
         if unwanted is None:
             return True
         if not self._delete(item):
@@ -236,6 +238,7 @@ class HandOff:
         """Ask any conductor of the cell, another one at each attempt. False when none is linked."""
         links = self._links(item)
         if not links:
+            log.info("cell not linked, waiting uuid=%s cell=%s", item.build_request.uuid, item.cell)
             return False
         first = int(item.build_request.uuid[:8], 16)
         link = links[(first + item.attempts) % len(links)]

@@ -152,6 +152,8 @@ class RootRole:
             context,
             then=lambda done: self._hand_off.put(done.build_requests, decided_here=True),
         )
+        for build_request in created.build_requests:
+            log.info("server accepted uuid=%s cell=%s", build_request.uuid, build_request.cell)
         return created.reply
 
     def servers_delete(self, request: methods.ServerDeleteRequest, context: Any) -> methods.ServerDeleteReply:
