@@ -50,7 +50,7 @@ def upgrade(url: str, kind: str, cell: str) -> None:
     """
     if kind not in (KIND_ROOT, KIND_CELL):
         raise refuse(url, f"expected kind root or cell, found {kind!r}")
-    with _connected(url) as connection, _locked(url, connection):
+    with connected(url) as connection, _locked(url, connection):
         found = _status(connection)
         _check(found, kind, cell)
         config = _config()
@@ -65,7 +65,7 @@ def status(url: str) -> SchemaStatus:
     target = parse_url(url)
     if isinstance(target, SqliteTarget) and not Path(target.path).exists():
         return SchemaStatus(None, _head(), None, None)
-    with _connected(url) as connection:
+    with connected(url) as connection:
         return _status(connection)
 
 
@@ -134,7 +134,8 @@ def _seed(connection: sa.Connection, kind: str, cell: str) -> None:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[sa.Connection]:
+def connected(url: str) -> Iterator[sa.Connection]:
+    """A connection for operators' commands, blocking. Raises ConnectionLost, StatementFailed, InvalidUrl."""
     engine = _engine(url)
     try:
         with engine.connect() as connection:

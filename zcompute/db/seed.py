@@ -22,7 +22,7 @@ def flavors(url: str, wanted: tuple[Flavor, ...] = FLAVORS_DEFAULT) -> int:
     """
     table = schema.root_only.tables[FLAVORS.name]
     partition = partition_of(GLOBAL_KEY)
-    with migrate._connected(url) as connection, connection.begin():
+    with migrate.connected(url) as connection, connection.begin():
         there = set(connection.scalars(sa.select(table.c.flavorid)))
         missing = [flavor for flavor in wanted if flavor.flavorid not in there]
         rows = [dict(zip(FLAVORS.columns, FLAVORS.to_row(flavor, partition), strict=True)) for flavor in missing]

@@ -17,7 +17,7 @@ from zcompute.objects.partition import PARTITIONS
 @pytest.mark.parametrize("kind", ["cell", "root"])
 def test_the_migrations_make_the_schema_of_this_release(new_url: Callable[[str], str], kind: str) -> None:
     url = new_url(kind)
-    with migrate._connected(url) as connection:
+    with migrate.connected(url) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, schema.metadata_of(kind)) == []
 
@@ -30,7 +30,7 @@ def test_an_upgrade_repeated_changes_nothing(store: Store) -> None:
 
 def test_an_upgrade_cut_short_is_carried_on(new_url: Callable[[str], str]) -> None:
     url = new_url("cell")
-    with migrate._connected(url) as connection:
+    with migrate.connected(url) as connection:
         for statement in (
             "DROP TABLE tasks",
             "DROP TABLE root_outbox",
@@ -44,7 +44,7 @@ def test_an_upgrade_cut_short_is_carried_on(new_url: Callable[[str], str]) -> No
         connection.commit()
     migrate.upgrade(url, "cell", "c1")
     migrate.check(url, "cell", "c1")
-    with migrate._connected(url) as connection:
+    with migrate.connected(url) as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata_of("cell")) == []
         assert connection.scalar(sa.text("SELECT COUNT(*) FROM partitions")) == PARTITIONS
 
@@ -62,7 +62,7 @@ def test_another_cell_kind_or_release_is_refused_in_one_sentence(new_url: Callab
             migrate.check(url, kind, cell)
         with pytest.raises(SchemaMismatch, match="belongs to cell 'c1'"):
             migrate.upgrade(url, kind, cell)
-    with migrate._connected(url) as connection:
+    with migrate.connected(url) as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
         connection.commit()
     with pytest.raises(SchemaMismatch, match="newer release"):
@@ -74,7 +74,7 @@ def test_another_cell_kind_or_release_is_refused_in_one_sentence(new_url: Callab
 def test_an_empty_database_has_no_schema_yet(new_url: Callable[[str], str]) -> None:
     url = new_url("cell").replace(".db", "-none.db")
     if url.startswith("mysql"):
-        with migrate._connected(url) as connection:
+        with migrate.connected(url) as connection:
             for table in (*schema.metadata_of("cell").tables, "alembic_version"):
                 connection.execute(sa.text(f"DROP TABLE {table}"))
     assert migrate.status(url).current is None

@@ -27,7 +27,6 @@ _OLD_SETTINGS = _SETTINGS.replace("transaction_isolation", "tx_isolation")
 
 ER_LOCK_WAIT_TIMEOUT = ER.LOCK_WAIT_TIMEOUT
 ER_LOCK_DEADLOCK = ER.LOCK_DEADLOCK
-ER_NO_SUCH_THREAD = ER.NO_SUCH_THREAD
 _ER_CONNECTION_KILLED = 1927
 _ER_SHUTDOWN = frozenset({ER.SERVER_SHUTDOWN, _ER_CONNECTION_KILLED, ER.QUERY_INTERRUPTED, ER.NORMAL_SHUTDOWN})
 _ER_READ_ONLY = frozenset({ER.OPTION_PREVENTS_STATEMENT, 1836})
@@ -168,7 +167,8 @@ def kill(target: MariaDbTarget, connection_id: int) -> None:
     try:
         connection.query(b"KILL CONNECTION %d" % connection_id)
     except ServerError as error:
-        if error.code != ER_NO_SUCH_THREAD:
+        # Denied: after a restart of the server the number is another user's, so ours is gone too.
+        if error.code not in (ER.NO_SUCH_THREAD, ER.KILL_DENIED_ERROR):
             raise store_error(error) from error
     finally:
         connection.cut()
