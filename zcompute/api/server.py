@@ -1,0 +1,59 @@
+"""The API's process: the region behind it, the application, the HTTP server."""
+
+import logging
+
+from gevent.event import Event
+
+from zcompute.api.app import make_app
+from zcompute.api.auth import Authenticator
+from zcompute.api.keys import load_identity
+from zcompute.api.region import BusRegion
+from zcompute.api.settings import LIMITS
+from zcompute.api.wsgi import Server, listen
+from zcompute.config import Config, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class ApiService:
+    """One API process. ``start()`` returns when it listens; it answers 503 until the region is linked (/healthz)."""
+
+    def __init__(self, config: Config) -> None:
+        if not config.api.token_file:
+            raise ConfigError("api.token_file: expected a file with the tokens that are accepted, found none")
+        if not config.bus.root:
+            raise ConfigError("bus.root: expected the conductors of the root cell, found none")
+        self._config = config
+        self._region = BusRegion(config, load_identity(config))
+        self._authenticator = Authenticator(config.api.token_file)
+        self._server: Server | None = None
+        self._ended = Event()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens; the port is the real one when 0 was configured."""
+        if self._server is None:
+            return self._config.api.host, self._config.api.port
+        host, port = self._server.socket.getsockname()[:2]
+        return str(host), int(port)
+
+    def start(self) -> None:
+        """Listen, dial, serve. Raises OSError when the address cannot be had."""
+        config = self._config.api
+        listener = listen(config.host, config.port, LIMITS.backlog)
+        self._region.start()
+        self._server = Server(listener, make_app(self._region, self._authenticator, config))
+        self._server.start()
+        log.info("listening address=%s:%d", *self.address)
+
+    def serve_forever(self) -> None:
+        """Wait until stop() has ended."""
+        self._ended.wait()
+
+    def stop(self) -> None:
+        """Finish what is under way, for two seconds at most, then close everything."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.end(LIMITS.stop_s)
+        self._region.stop()
+        self._ended.set()

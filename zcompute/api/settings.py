@@ -1,0 +1,36 @@
+"""Limits of an API process that are not configuration."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every limit with its name; milliseconds and seconds as the names say."""
+
+    # HTTP
+    connections_max: int = 2_000
+    backlog: int = 1_024
+    idle_s: float = 60.0  # a connection without a request; also how long a client may leave a response unread
+    header_s: float = 10.0  # from the request line to the end of the headers
+    body_s: float = 20.0
+    discard_s: float = 2.0  # for the rest of a body that nobody reads
+    discard_bytes_max: int = 1_048_576
+    stop_s: float = 1.5
+
+    # Calls into the region
+    read_ms_max: int = 10_000  # of showing one server
+    list_ms_max: int = 5_000  # of a list: what has not answered by then is named as missing
+    unlinked_ms_max: int = 1_000  # for a cell without any link
+    pending_probe_ms: int = 2_000  # asking a cell for a server that the root still holds
+    relocate_pause_ms_min: int = 25
+    relocate_pause_ms_max: int = 500
+    same_place_misses_max: int = 2  # the same cell and generation denied so often: the server is gone
+
+    # Memory
+    places_max: int = 100_000
+    details_in_flight_max: int = 32
+    tokens_max: int = 10_000
+    token_reload_s: float = 5.0
+
+
+LIMITS = Limits()
