@@ -113,6 +113,8 @@ class Ledger:
         full = held.lane.full()
         if full is not None:
             raise busy(full[0], full[1], self._limits.busy_retry_ms)
+        if len(keys) > self._limits.decision_keys_max:
+            raise invalid_row(keys[0][0].name, f"{len(keys)} rows named, at most {self._limits.decision_keys_max}")
         ticket = Ticket(partition, keys, decide)
         if not held.waiting and self._cached(ticket):
             self._decide(held, ticket)

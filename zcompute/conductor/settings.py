@@ -11,6 +11,7 @@ class LedgerLimits:
     batch_bytes_max: int = 4 << 20  # of row values: hexadecimal literals double it, max_allowed_packet is 16 MiB
     batch_decisions_max: int = 2000
     decision_rows_max: int = 5000
+    decision_keys_max: int = 20_000  # far below cache_rows_max: all rows of a decision must be in the cache at once
     filling_rows_max: int = 20_000
     filling_bytes_max: int = 64 << 20
     filling_decisions_max: int = 50_000

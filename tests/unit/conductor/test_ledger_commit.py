@@ -472,3 +472,42 @@ def test_a_row_evicted_after_its_commit_is_read_as_committed() -> None:
             assert world.commit(str(n), world.add_ram(str(n))) == round_
     assert not world.reason
     world.close()
+
+
+def test_a_row_wanted_twice_is_not_brought_back_by_the_older_read() -> None:
+    """The second read begins when the first has brought the row; it changes, commits and is evicted meanwhile."""
+    world = World(LedgerLimits(cache_rows_max=5))
+    uuids = [uuid for n in range(3000) if partition_of(uuid := f"00000000-0000-4000-8000-{n:012d}") != GLOBAL][:4]
+
+    def touch() -> None:
+        for uuid in uuids:
+            world.ledger.commit(partition_of(uuid), [(INSTANCES, (uuid,))], lambda change: None, timeout_ms=1000)
+
+    touch()
+    world.database.seed(FLAVORS, flavor("k", memory_mb=0), *(flavor(f"x{n}") for n in range(4)))
+    world.store.fetch_gate.clear()
+
+    def decide(change: Change) -> Any:
+        world.store.fetch_gate.clear()  # for the second read, which begins now
+        return world.add_ram("k")(change)
+
+    first = world.submit("k", decide)
+    wait_for(lambda: len(world.database.fetches) == 5)
+    second = world.ledger.submit(GLOBAL, world.flavor_keys("x0", "x1", "x2", "x3", "k"), world.add_ram("k"))
+    world.connection.gate.clear()
+    world.store.fetch_gate.set()
+    wait_for(lambda: len(world.database.fetches) == 6)
+    world.connection.gate.set()
+    assert first.wait(1000) == 1
+    touch()
+    world.store.fetch_gate.set()
+    assert second.wait(1000) == 2
+    assert not world.reason
+    world.close()
+
+
+def test_a_decision_on_more_rows_than_its_limit_is_refused() -> None:
+    world = World(LedgerLimits(decision_keys_max=3))
+    with pytest.raises(InvalidRequest, match="at most 3"):
+        world.ledger.submit(GLOBAL, world.flavor_keys(*"0123"), lambda change: None)
+    world.close()
