@@ -112,7 +112,7 @@ def judge_step_result(
 
 
 def _of_ended_task(instance: Instance, result: StepResult) -> Verdict:
-    applied = result.outcome == OUTCOME_DONE and instance.claim == f"{result.task_id}/{result.attempt}"
-    if applied and result.step == STEP_SPAWN:
+    named = result.outcome == OUTCOME_DONE and instance.claim == f"{result.task_id}/{result.attempt}"
+    if named and result.step == STEP_SPAWN and instance.launched_at_us is not None:
         return Verdict(VERDICT_ALREADY_THERE)
     return Verdict(VERDICT_SUPERSEDED, "the task has ended")

@@ -1,0 +1,190 @@
+"""The task engine and the reports' path on a real ledger over the fake database, with agents, scheduler and router
+played by this file."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from tests.unit.conductor.ledger_fake import FakeDatabase
+from tests.unit.conductor.ledger_world import World, wait_for
+from tests.unit.conductor.tasks.samples import build_request
+from zcompute.bus import Report
+from zcompute.bus.errors import DeadlineExceeded, LinkDown
+from zcompute.conductor.cell.commands import Commands
+from zcompute.conductor.cell.hosts import Attachments
+from zcompute.conductor.cell.instances import Instances
+from zcompute.conductor.cell.reports import Reports
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.run import TaskEnv
+from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.objects.command import CommandReply
+from zcompute.objects.errors import CommandRefused
+from zcompute.objects.methods import BuildRequestMessage, ClaimReply, Empty, InstanceDeleteRequest, SelectReply
+from zcompute.objects.partition import partition_of
+from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
+
+QUICK = TaskSettings(
+    retry_ms_min=1, retry_ms_max=10, resend_ms=30, link_wait_ms_max=40, command_ms_max=200, revival_s_max=0.3
+)
+
+
+class Agent:
+    """One host's agent and the link to it. ``silent``: commands are taken, no result comes; ``mute``: no answer."""
+
+    def __init__(self, world: "CellWorld", host: str) -> None:
+        self.world = world
+        self.host = host
+        self.up = True
+        self.name = f"link-{host}"
+        self.peer = SimpleNamespace(role="compute", cell="c1", service_id=f"agent-{host}", hosts={host})
+        self.domains: set[str] = set()
+        self.commands: list[tuple[str, Any]] = []
+        self.generations: dict[str, int] = {}
+        self.silent = self.mute = self.broken = False
+        self.acks: list[Any] = []
+        self._seq = 0
+
+    def call(self, method: Any, request: Any, *, timeout_ms: int) -> Any:
+        order = request.order
+        if self.mute:
+            raise DeadlineExceeded("no answer")
+        self.commands.append((method.name, order))
+        if order.generation < self.generations.get(order.instance_uuid, 0):
+            raise CommandRefused("stale", reason="stale_generation")
+        self.generations[order.instance_uuid] = order.generation
+        if method.name in ("spawn", "destroy") and not self.silent:
+            self.finish(method.name, order)
+        return CommandReply(running=order.instance_uuid in self.domains)
+
+    def finish(self, name: str, order: Any) -> None:
+        outcome = OUTCOME_FAILED if self.broken else OUTCOME_DONE
+        if not self.broken:
+            (self.domains.add if name == "spawn" else self.domains.discard)(order.instance_uuid)
+        self.report(
+            StepResult(
+                instance_uuid=order.instance_uuid, host=self.host, generation=order.generation, task_id=order.task_id,
+                step=order.step, attempt=order.attempt, outcome=outcome, power_state=1, message="broken",
+            )
+        )  # fmt: skip
+
+    def report(self, body: Any) -> None:
+        self._seq += 1
+        self.world.reports.received(self, [Report(body.instance_uuid, self._seq, msgspec.msgpack.encode(body))])
+
+    def ack(self, acks: list[Any]) -> None:
+        self.acks += acks
+
+    @property
+    def verdicts(self) -> list[str]:
+        return [ack.verdict for ack in self.acks]
+
+    def named(self, name: str) -> list[Any]:
+        return [order for command, order in self.commands if command == name]
+
+
+class CellWorld:
+    """``claims`` are granted unless the host is in ``full``; ``hosts`` is what the scheduler knows, best first."""
+
+    def __init__(
+        self, *hosts: str, settings: TaskSettings = QUICK, database: FakeDatabase | None = None
+    ) -> None:
+        self.ledger_world = World(database=database)
+        self.ledger = self.ledger_world.ledger
+        self.database = self.ledger_world.database
+        self.hosts = list(hosts)
+        self.full: set[str] = set()
+        self.forced: set[str] = set()
+        self.silent_claims = 0
+        self.claims: dict[tuple[str, str, int], str] = {}
+        self.calls: Counter[str] = Counter()
+        self.selections: list[Any] = []
+        self.owed: list[Any] = []
+        self.commands = Commands(self.ledger)
+        env = SimpleNamespace(ledger=self.ledger, cell="c1", router=self)
+        self.engine = TaskEngine(
+            TaskEnv("c1", self.ledger, self, self.commands, self, self._forced, self.owed.append, settings)
+        )
+        self.commands.on_attach(self.engine.host_attached)
+        self.attachments = Attachments()
+        self.reports = Reports(env, self.engine, self.attachments, settings)
+        self.instances = Instances(env, self.engine, self.owed.append, CellSettings(), settings)
+        self.agents = {host: Agent(self, host) for host in hosts}
+        for agent in self.agents.values():
+            self.attach(agent)
+
+    def attach(self, agent: Agent) -> None:
+        agent.up = True
+        self.attachments.by_link[agent] = {agent.host: 1}
+        self.commands.attach(agent.host, agent)
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.ledger_world.close()
+
+    # the router and the scheduler
+
+    def call(self, key: str, method: Any, request: Any, *, timeout_ms: int) -> Any:
+        self.calls[method.name] += 1
+        name = (request.instance_uuid, request.task_id, request.attempt)
+        if method.name == "release":
+            self.claims.pop(name, None)
+            return Empty()
+        if self.silent_claims:
+            self.silent_claims -= 1
+            self.claims[name] = request.host
+            raise DeadlineExceeded("silence")
+        if request.host in self.full:
+            return ClaimReply(granted=False, reason="full")
+        self.claims[name] = request.host
+        return ClaimReply(granted=True)
+
+    def select(self, request: Any, *, timeout_ms: int, one_ms_max: int) -> SelectReply:
+        self.selections.append(request)
+        if not self.hosts:
+            raise LinkDown("none is linked")
+        left = [host for host in self.hosts if host not in request.ignore_hosts]
+        return SelectReply(hosts=[left[: request.alternates + 1]], reasons={"RamFilter": 1})
+
+    def _forced(self, hosts: Any) -> set[str]:
+        return self.forced.intersection(hosts)
+
+    # the client
+
+    def context(self, role: str = "conductor", cell: str = "root") -> Any:
+        return SimpleNamespace(
+            peer=SimpleNamespace(role=role, cell=cell), remaining_ms=lambda: 2000, request_id="req-1", link=None
+        )
+
+    def build(self, **fields: Any) -> str:
+        request = build_request(**fields)
+        self.instances.build(BuildRequestMessage(build_request=request), self.context())
+        return request.uuid
+
+    def delete(self, uuid: str, **fields: Any) -> None:
+        values = {"uuid": uuid, "project_id": "demo", "operation_id": "op-d"}
+        self.instances.delete(InstanceDeleteRequest(**{**values, **fields}), self.context("api"))
+
+    def instance(self, uuid: str) -> Any:
+        return self.database.row(INSTANCES, (uuid,))
+
+    def task(self, uuid: str) -> Any:
+        row = self.instance(uuid)
+        return None if row is None or row.task_id is None else self.database.row(TASKS, (row.task_id,))
+
+    def wait_state(self, uuid: str, vm_state: str, task_state: str | None = None) -> Any:
+        def reached() -> bool:
+            row = self.instance(uuid)
+            return row is not None and (row.vm_state, row.task_state) == (vm_state, task_state)
+
+        wait_for(reached)
+        return self.instance(uuid)
+
+    def lose_and_regain(self, uuid: str, engine_stays: bool = False) -> None:
+        """Another conductor takes the tasks over: this engine forgets everything and reads its rows."""
+        self.engine.lose([partition_of(uuid)])
+        row, task = self.instance(uuid), self.task(uuid)
+        self.engine.gained([(row, task)])

@@ -1,0 +1,200 @@
+import time
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from tests.unit.conductor.ledger_world import World, wait_for
+from tests.unit.conductor.tasks.samples import NOW_US, host
+from zcompute.bus.errors import Forbidden
+from zcompute.conductor.cell.commands import Commands
+from zcompute.conductor.cell.host_states import HostStates, host_state
+from zcompute.conductor.cell.host_table import HostTable
+from zcompute.conductor.cell.hosts import Hosts, begin_host, check_epoch
+from zcompute.conductor.cell.registration import capacity_of
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.config import SchedulerConfig
+from zcompute.db.tables import HOSTS
+from zcompute.objects.errors import EpochRefused
+from zcompute.objects.flavor import Amounts
+from zcompute.objects.host import HOST_DOWN, HOST_UP, HostInventory
+from zcompute.objects.methods import (
+    TOPIC_EPOCHS,
+    TOPIC_HOSTS,
+    TOPIC_PARTITIONS,
+    HostAttachRequest,
+    HostBeat,
+    HostBeginRequest,
+    HostEpoch,
+)
+from zcompute.objects.partition import partition_of
+
+INVENTORY = HostInventory(name="h1", total=Amounts(vcpus=8, memory_mb=4096, disk_gb=20))
+
+
+class Link:
+    def __init__(self, role="compute", hosts=("h1",), topics=()):
+        self.peer = SimpleNamespace(role=role, cell="c1", service_id="s1", hosts=frozenset(hosts), topics=topics)
+        self.name, self.up, self.events = "link", True, []
+
+    def event(self, topic, key, version, payload):
+        self.events.append((topic, key, version))
+
+
+class Endpoint:
+    def __init__(self):
+        self.schedulers, self.published = [], []
+        self.on_event = self.on_link_up = self.on_link_down = lambda *_: None
+
+    def links(self, **_):
+        return self.schedulers
+
+    def publish(self, topic, key, version, payload):
+        self.published.append((topic, key, version))
+
+
+@pytest.fixture
+def world():
+    made = World()
+    made.endpoint = Endpoint()
+    env = SimpleNamespace(
+        ledger=made.ledger, store=made.store, endpoint=made.endpoint, cell="c1", config=None, service_id="c"
+    )
+    made.table = HostTable()
+    made.table.hold(range(256))
+    made.commands = Commands(made.ledger)
+    made.hosts = Hosts(env, made.table, made.commands, CellSettings(liveness_check_ms=5))
+    yield made
+    made.hosts.stop()
+    made.close()
+
+
+def context(link):
+    return SimpleNamespace(peer=link.peer, link=link, remaining_ms=lambda: 1000)
+
+
+def begin(world, link, inventory=INVENTORY):
+    return world.hosts.begin(HostBeginRequest(inventory=inventory, service_id="s1"), context(link)).agent_epoch
+
+
+def test_a_new_agent_raises_the_epoch_and_keeps_what_was_decided():
+    first = begin_host(None, INVENTORY, "s1", NOW_US)
+    assert (first.agent_epoch, first.state, first.hypervisor_hostname) == (1, HOST_UP, "h1")
+    kept = msgspec.structs.replace(first, used=Amounts(vcpus=1), instances=1, disabled=True, forced_down=True)
+    second = begin_host(kept, INVENTORY, "s2", NOW_US)
+    assert (second.agent_epoch, second.service_id, second.used, second.instances) == (2, "s2", Amounts(vcpus=1), 1)
+    assert second.disabled
+    assert second.forced_down
+
+
+@pytest.mark.parametrize(("epoch", "verdict"), [(1, "superseded"), (3, "invalid")])
+def test_only_the_present_epoch_attaches(epoch, verdict):
+    with pytest.raises(EpochRefused) as refused:
+        check_epoch("h1", host(agent_epoch=2), epoch)
+    assert refused.value.details["verdict"] == verdict
+    check_epoch("h1", host(agent_epoch=2), 2)
+    with pytest.raises(EpochRefused):
+        check_epoch("h1", None, 0)
+
+
+def test_begin_attach_and_a_second_agent(world):
+    old, new = Link(), Link()
+    assert begin(world, old) == 1
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
+    assert world.commands.link("h1") is old
+    assert world.hosts.attachments.epoch(old, "h1") == 1
+    assert begin(world, new) == 2
+    assert world.endpoint.published == [(TOPIC_EPOCHS, "h1", 1), (TOPIC_EPOCHS, "h1", 2)]
+    assert world.hosts.attachments.epoch(old, "h1") is None
+    assert world.commands.link("h1") is None
+    with pytest.raises(EpochRefused):
+        world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 2}), context(new))
+    world.hosts.link_down(new)
+    assert world.commands.link("h1") is None
+
+
+def test_the_news_of_another_conductor_supersedes_too(world):
+    link, peer = Link(), Link(role="conductor")
+    begin(world, link)
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(link))
+    event = SimpleNamespace(payload=msgspec.msgpack.encode(HostEpoch(host="h1", agent_epoch=2)))
+    world.hosts._epoch_changed(Link(role="compute"), event)
+    assert world.commands.link("h1") is link
+    world.hosts._epoch_changed(peer, event)
+    assert world.commands.link("h1") is None
+
+
+def test_a_compute_speaks_of_its_own_hosts_only(world):
+    link = Link(hosts=("h2",))
+    with pytest.raises(Forbidden):
+        begin(world, link)
+    with pytest.raises(Forbidden):
+        world.hosts.attach(HostAttachRequest(epochs={"h1": 1, "h2": 1}), context(link))
+
+
+def test_silence_is_committed_as_down_and_beats_as_up(world):
+    link = Link()
+    begin(world, link)
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(link))
+    watched = world.hosts._liveness._hosts["h1"]
+    watched.last_beat = time.monotonic() - 7
+    world.hosts.start()
+    wait_for(lambda: world.database.row(HOSTS, ("h1",)).state == HOST_DOWN)
+    for _ in range(3):
+        world.hosts.beat(HostBeat(hosts=["h1"]), context(link))
+    world.hosts.beat(HostBeat(hosts=["h1"]), context(link))
+    wait_for(lambda: world.database.row(HOSTS, ("h1",)).state == HOST_UP)
+    wait_for(lambda: next(iter(world.table)).state == HOST_UP)
+
+
+def test_beats_of_hosts_that_are_not_attached_are_not_believed(world):
+    link = Link()
+    begin(world, link)
+    watched = world.hosts._liveness._hosts["h1"]
+    watched.last_beat = 0.0
+    world.hosts.beat(HostBeat(hosts=["h1"]), context(link))
+    assert watched.last_beat == 0.0
+
+
+def test_a_scheduler_gets_hosts_then_partitions_and_every_change(world):
+    states = HostStates(world.endpoint, world.ledger, world.table)
+    states.start()
+    states.gained([partition_of("h1")])
+    world.table.put(host(revision=1))
+    scheduler = Link(role="scheduler", topics=(TOPIC_HOSTS, TOPIC_PARTITIONS))
+    states.link_up(scheduler)
+    assert [topic for topic, _, _ in scheduler.events] == [TOPIC_HOSTS, TOPIC_PARTITIONS]
+    world.endpoint.schedulers = [scheduler]
+    world.table.put(host(revision=3))
+    world.table.put(host(revision=2))
+    assert world.endpoint.published == [(TOPIC_HOSTS, "h1", 3)]
+    states.link_up(Link(role="api"))
+    states.lost([partition_of("h1")])
+    fresh = Link(role="scheduler", topics=(TOPIC_HOSTS,))
+    states.link_up(fresh)
+    assert fresh.events == []
+
+
+def test_rows_of_partitions_that_are_not_held_are_ignored():
+    table = HostTable()
+    table.put(host())
+    assert len(table) == 0
+    table.hold([partition_of("h1")])
+    table.put(host())
+    assert table.drop([partition_of("h1")]) == ["h1"]
+    assert list(table) == []
+
+
+def test_what_a_scheduler_sees_of_an_unwilling_host():
+    assert not host_state(host(forced_down=True)).enabled
+    assert not host_state(host(disabled=True)).enabled
+    assert host_state(host()).enabled
+
+
+def test_capacity_counts_willing_hosts_only():
+    hosts = [host("h1", used=Amounts(memory_mb=1024)), host("h2"), host("h3", state=HOST_DOWN)]
+    capacity = capacity_of("c1", "s1", hosts, SchedulerConfig(cpu_allocation_ratio=2.0))
+    assert capacity.hosts == 2
+    assert capacity.free == Amounts(vcpus=16, memory_mb=3072, disk_gb=20)
+    assert capacity.largest_free == Amounts(vcpus=8, memory_mb=2048, disk_gb=10)

@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.conductor.ledger_world import World, wait_for
+from tests.unit.conductor.tasks.samples import NOW_US, UUID, new_build
+from zcompute.bus.errors import DeadlineExceeded
+from zcompute.conductor.cell.root_outbox import RootOutbox, handed_back
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.tasks.build_walk import refuse_build
+from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
+from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.instance import VM_DELETED
+from zcompute.objects.partition import partition_of
+
+
+class Root:
+    def __init__(self, failures=0):
+        self.failures = failures
+        self.calls = []
+
+    def call(self, key, method, request, *, timeout_ms):
+        if self.failures:
+            self.failures -= 1
+            raise DeadlineExceeded("the root is away")
+        self.calls.append((key, method.name, request))
+
+
+@pytest.fixture
+def world():
+    made = World()
+    made.root = Root()
+    env = SimpleNamespace(ledger=made.ledger, cell="c1")
+    made.outbox = RootOutbox(env, made.root, CellSettings(outbox_retry_ms_min=1, outbox_retry_ms_max=5))
+    yield made
+    made.outbox.stop()
+    made.close()
+
+
+def deleted_entry():
+    return OutboxEntry(instance_uuid=UUID, project_id="demo", kind="deleted", generation=2)
+
+
+def test_a_row_is_sent_until_acknowledged_then_deleted(world):
+    world.root.failures = 3
+    entry = deleted_entry()
+    world.database.seed(ROOT_OUTBOX, entry)
+    world.outbox.owed(entry)
+    world.outbox.owed(entry)
+    wait_for(lambda: not world.database.tables["root_outbox"])
+    ((key, name, request),) = world.root.calls
+    assert (key, name) == ("demo", "deleted")
+    assert (request.uuid, request.cell, request.generation) == (UUID, "c1", 2)
+    wait_for(lambda: len(world.outbox) == 0)
+
+
+def test_an_acknowledged_refusal_ends_the_instance_in_the_same_commit(world):
+    instance, task = new_build()
+    decision = refuse_build(instance, task, "c1", "no room", NOW_US)
+    world.database.seed(INSTANCES, decision.instance)
+    world.database.seed(ROOT_OUTBOX, decision.outbox)
+    before = len(world.database.commits)
+    world.outbox.owed(decision.outbox)
+    wait_for(lambda: not world.database.tables["root_outbox"])
+    row = world.database.row(INSTANCES, (UUID,))
+    assert (row.vm_state, row.task_state) == (VM_DELETED, None)
+    assert len([batch for batch in world.database.commits[before:] if batch.changes]) == 1
+    ((_, name, request),) = world.root.calls
+    assert (name, request.reason, request.build_request.uuid) == ("refused", "no room", UUID)
+
+
+def test_only_the_refused_generation_is_handed_back():
+    instance, task = new_build()
+    assert handed_back(instance, 1, NOW_US) is None  # its build is under way
+    refused = refuse_build(instance, task, "c1", "no room", NOW_US).instance
+    assert handed_back(refused, 2, NOW_US) is None
+    assert handed_back(None, 1, NOW_US) is None
+    assert handed_back(refused, 1, NOW_US).vm_state == VM_DELETED
+
+
+def test_rows_of_lost_partitions_are_the_new_owners(world):
+    world.root.failures = 1_000_000
+    world.outbox.owed(deleted_entry())
+    world.outbox.lost([partition_of(UUID)])
+    assert len(world.outbox) == 0
+    world.root.failures = 0
+    assert world.root.calls == []

@@ -1,0 +1,334 @@
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from tests.unit.conductor.cell.cell_world import QUICK, CellWorld
+from tests.unit.conductor.ledger_world import wait_for
+from zcompute.bus.errors import Busy
+from zcompute.conductor.tasks.build_walk import STEP_SPAWN
+from zcompute.db.tables import TASKS
+from zcompute.objects.errors import InstanceBusy, InstanceNotFound
+from zcompute.objects.instance import TASK_DELETING, TASK_SPAWNING, VM_ACTIVE, VM_BUILDING, VM_DELETED, VM_ERROR
+from zcompute.objects.report import VERDICT_APPLIED, VERDICT_SUPERSEDED
+from zcompute.objects.task import TASK_PARKED
+
+
+@pytest.fixture
+def make():
+    worlds = []
+
+    def build(*hosts, **fields):
+        worlds.append(CellWorld(*hosts, **fields))
+        return worlds[-1]
+
+    yield build
+    for world in worlds:
+        world.close()
+
+
+def short():
+    return replace(QUICK, build_deadline_s=1, delete_deadline_s=1)
+
+
+def test_a_build_ends_active_with_one_spawn_one_claim_and_four_commits_here(make):
+    world = make("h1", "h2")
+    before = len(world.database.commits)
+    uuid = world.build()
+    row = world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    assert (row.host, row.generation, row.power_state) == ("h1", 1, 1)
+    assert len(agent.named("spawn")) == 1
+    assert agent.named("spawn")[0].reporter_generation == 1
+    assert list(world.claims.values()) == ["h1"]
+    assert world.database.tables["tasks"] == {}
+    assert len([batch for batch in world.database.commits[before:] if batch.changes]) == 4  # the claim's is elsewhere
+    wait_for(lambda: agent.verdicts == [VERDICT_APPLIED])
+    wait_for(lambda: world.engine.counts() == (0, 0, 0))
+
+
+def test_the_same_request_again_builds_nothing(make):
+    world = make("h1")
+    uuid = world.build()
+    world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.build()
+    assert len(world.agents["h1"].named("spawn")) == 1
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+    world.build()
+    assert world.instance(uuid).vm_state == VM_DELETED
+
+
+def test_refused_claims_go_from_candidate_to_candidate(make):
+    world = make("h1", "h2", "h3")
+    world.full = {"h1", "h2"}
+    row = world.wait_state(world.build(), VM_ACTIVE)
+    assert row.host == "h3"
+    assert list(world.claims.values()) == ["h3"]
+    assert len(world.selections) == 1
+
+
+def test_silence_repeats_the_same_claim(make):
+    world = make("h1")
+    world.silent_claims = 2
+    world.wait_state(world.build(), VM_ACTIVE)
+    assert world.calls["claim"] == 3
+    assert len(world.claims) == 1
+
+
+def test_no_room_at_all_goes_back_to_the_root_with_the_reasons(make):
+    world = make("h1")
+    world.full = {"h1"}
+    uuid = world.build()
+    wait_for(lambda: world.owed)
+    entry = world.owed[0]
+    assert (entry.kind, entry.build_request.uuid) == ("refused", uuid)
+    assert "h1: full" in entry.reason
+    assert "RamFilter" in entry.reason
+    row = world.instance(uuid)
+    assert (row.vm_state, row.task_id) == (VM_BUILDING, None)
+    assert world.selections[-1].ignore_hosts == ["h1"]
+    with pytest.raises(InstanceBusy):
+        world.delete(uuid)
+
+
+def test_a_failed_spawn_releases_its_claim_and_is_built_elsewhere(make):
+    world = make("h1", "h2")
+    world.agents["h1"].broken = True
+    row = world.wait_state(world.build(), VM_ACTIVE)
+    assert (row.host, row.generation) == ("h2", 2)
+    assert list(world.claims.values()) == ["h2"]
+    assert world.agents["h1"].domains == set()
+
+
+def test_a_host_that_is_not_linked_is_passed_over(make):
+    world = make("h1", "h2")
+    world.agents["h1"].up = False
+    row = world.wait_state(world.build(), VM_ACTIVE)
+    assert row.host == "h2"
+    assert list(world.claims.values()) == ["h2"]
+
+
+def test_a_host_that_was_told_is_never_passed_over(make):
+    world = make("h1", "h2", settings=short())
+    world.agents["h1"].silent = True
+    uuid = world.build()
+    row = world.wait_state(uuid, VM_ERROR)
+    assert (row.host, world.task(uuid).state) == ("h1", TASK_PARKED)
+    assert "no answer from h1" in row.fault.message
+    assert world.agents["h2"].commands == []
+    assert list(world.claims.values()) == ["h1"]  # kept: the host may run it
+    agent = world.agents["h1"]
+    agent.finish("spawn", agent.named("spawn")[-1])
+    row = world.wait_state(uuid, VM_ACTIVE)
+    assert row.fault is None
+
+
+def test_a_parked_build_is_asked_for_again_when_its_host_is_back(make):
+    world = make("h1", settings=short())
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    world.wait_state(uuid, VM_ERROR)
+    wait_for(lambda: world.engine.counts()[1] == 0)
+    agent.silent = False
+    world.attach(agent)
+    world.wait_state(uuid, VM_ACTIVE)
+
+
+def test_a_parked_build_that_then_fails_stays_in_error_without_claim_or_task(make):
+    world = make("h1", settings=short())
+    agent = world.agents["h1"]
+    agent.silent = agent.broken = True
+    uuid = world.build()
+    world.wait_state(uuid, VM_ERROR)
+    agent.finish("spawn", agent.named("spawn")[-1])
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    row = world.instance(uuid)
+    assert (row.vm_state, row.host, row.claim, row.fault.message) == (VM_ERROR, None, None, "broken")
+    assert world.claims == {}
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+
+
+def test_a_new_owner_adopts_before_it_spawns_again(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    agent.silent = False
+    world.lose_and_regain(uuid)
+    world.wait_state(uuid, VM_ACTIVE)
+    names = [name for name, _ in agent.commands]
+    assert names[names.index("adopt") + 1] == "spawn"
+    assert agent.named("adopt")[0].generation == 2
+    assert agent.named("spawn")[-1].generation == 2
+
+
+def test_a_result_under_the_former_owners_generation_is_superseded(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    first = agent.named("spawn")[0]
+    world.lose_and_regain(uuid)
+    wait_for(lambda: len(agent.named("spawn")) >= 2 and agent.named("spawn")[-1].generation == 2)
+    agent.finish("spawn", first)
+    wait_for(lambda: agent.verdicts == [VERDICT_SUPERSEDED])
+    assert world.instance(uuid).vm_state == VM_BUILDING
+    agent.finish("spawn", agent.named("spawn")[-1])
+    world.wait_state(uuid, VM_ACTIVE)
+
+
+def test_a_silent_named_host_parks_the_take_over(make):
+    world = make("h1", settings=short())
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    agent.mute = True
+    world.lose_and_regain(uuid)
+    world.wait_state(uuid, VM_ERROR)
+    assert len(agent.named("spawn")) >= 1
+
+
+def test_a_step_that_this_release_does_not_know_is_left_alone(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    world.engine.lose(range(256))
+    row, task = world.instance(uuid), world.task(uuid)
+    count = len(agent.commands)
+    world.engine.gained([(row, msgspec.structs.replace(task, kind="resize"))])
+    wait_for(lambda: world.engine.counts() == (1, 0, 0))
+    assert (world.task(uuid), len(agent.commands)) == (task, count)
+
+
+def test_a_delete_destroys_releases_and_owes_the_root(make):
+    world = make("h1")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.delete(uuid)
+    row = world.wait_state(uuid, VM_DELETED)
+    assert row.deleted_at_us is not None
+    assert (world.agents["h1"].domains, world.claims, world.database.tables["tasks"]) == (set(), {}, {})
+    wait_for(lambda: [entry.kind for entry in world.owed] == ["deleted"])
+    assert len(world.database.tables["root_outbox"]) == 1
+    with pytest.raises(InstanceNotFound):
+        world.delete(uuid)
+
+
+def test_a_delete_replaces_a_running_build(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    first = agent.named("spawn")[0]
+    world.delete(uuid)
+    assert world.instance(uuid).task_state == TASK_DELETING
+    wait_for(lambda: agent.named("destroy"))
+    agent.finish("spawn", first)  # the build's word comes too late
+    wait_for(lambda: agent.verdicts == [VERDICT_SUPERSEDED])
+    agent.finish("destroy", agent.named("destroy")[-1])
+    world.wait_state(uuid, VM_DELETED)
+    assert (agent.domains, world.claims) == (set(), {})
+    wait_for(lambda: world.engine.counts() == (0, 0, 0))
+
+
+def test_a_delete_with_an_unknown_task_in_memory_reads_it(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    world.engine.lose(range(256))  # as between the gain of a partition and the reading of its tasks
+    agent.silent = False
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+
+
+def test_a_forced_down_host_counts_as_destroyed(make):
+    world = make("h1")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.agents["h1"].up = False
+    world.forced = {"h1"}
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+    assert world.claims == {}
+
+
+def test_a_destroy_that_fails_is_tried_again(make):
+    world = make("h1")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    agent.broken = True
+    world.delete(uuid)
+    wait_for(lambda: len(agent.named("destroy")) >= 2)
+    agent.broken = False
+    world.wait_state(uuid, VM_DELETED)
+    attempts = [(order.attempt, order.generation) for order in agent.named("destroy")]
+    assert attempts == sorted(set(attempts))
+
+
+def test_a_silent_delete_parks_and_a_second_delete_revives_it(make):
+    world = make("h1", settings=short())
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    agent.silent = True
+    world.delete(uuid)
+    world.wait_state(uuid, VM_ERROR)
+    agent.silent = False
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+
+
+def test_an_agent_that_knows_a_higher_generation_gets_one(make):
+    world = make("h1")
+    world.agents["h1"].generations["7b02e141-4345-4a36-8377-9833c4cfc97f"] = 3
+    row = world.wait_state(world.build(), VM_ACTIVE)
+    assert row.command_generation == 3
+
+
+def test_the_limit_of_tasks_is_told_before_anything_is_written(make):
+    world = make("h1", settings=replace(QUICK, tasks_max=0))
+    with pytest.raises(Busy):
+        world.build()
+    assert world.database.tables["tasks"] == {}
+
+
+def test_tasks_wait_in_order_behind_runners_max(make):
+    world = make("h1", settings=replace(QUICK, runners_max=1))
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuids = [f"0000000{number}-0000-4000-8000-000000000000" for number in range(3)]
+    for uuid in uuids:
+        world.build(uuid=uuid)
+    wait_for(lambda: agent.named("spawn"))
+    assert world.engine.counts() == (3, 1, 2)
+    assert {order.instance_uuid for order in agent.named("spawn")} == {uuids[0]}
+    agent.silent = False
+    for uuid in uuids:
+        world.wait_state(uuid, VM_ACTIVE)
+
+
+def test_a_lost_partition_ends_its_runners_where_they_are(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    world.engine.lose(range(256))
+    wait_for(lambda: world.engine.counts() == (0, 0, 0))
+    row = world.instance(uuid)
+    assert (row.vm_state, row.task_state, world.database.row(TASKS, (row.task_id,)).step) == (
+        VM_BUILDING, TASK_SPAWNING, STEP_SPAWN,
+    )  # fmt: skip
