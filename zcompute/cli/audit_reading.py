@@ -1,6 +1,7 @@
 """Takes the audit's snapshots: databases read directly, the API over HTTP, the fake hosts' files. Writes nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,8 @@ PAGES_MAX = 2000
 READ_S_MAX = 60.0
 SERVERS_PATH = "/v2.1/servers/detail?all_tenants=1"
 
-T = TypeVar("T", bound=VersionedObject)
+T = TypeVar("T")
+Row = TypeVar("Row", bound=VersionedObject)
 
 
 class AuditNotMade(CommandError):
@@ -40,9 +42,9 @@ class AuditNotMade(CommandError):
     exit_code = exits.USAGE
 
 
-def read_table(store: Store, table: TableCodec[T]) -> list[T]:
+def read_table(store: Store, table: TableCodec[Row]) -> list[Row]:
     """All rows of a table, page by page. Raises AuditNotMade for more than PAGES_MAX pages."""
-    rows: list[T] = []
+    rows: list[Row] = []
     after: tuple[Any, ...] | None = None
     for _ in range(PAGES_MAX):
         page = store.scan(table, limit=PAGE_ROWS, after=after)
@@ -91,6 +93,28 @@ def read_api(client: ApiClient) -> dict[str, ApiServer]:
     return {row["id"]: ApiServer(row["id"], row["status"], row.get("OS-EXT-SRV-ATTR:host")) for row in rows}
 
 
+def read_all(reads: Sequence[Callable[[], T]]) -> list[T]:
+    """Make all reads at once, at most READ_S_MAX; raises the first error, AuditNotMade when the time is over."""
+    failures: list[Exception] = []
+
+    def caught(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001  # raised below, in the caller's greenlet
+            failures.append(error)
+            return None
+
+    readers = [gevent.spawn(caught, read) for read in reads]
+    gevent.joinall(readers, timeout=READ_S_MAX)
+    if failures:
+        gevent.killall(readers)
+        raise failures[0]
+    if not all(reader.ready() for reader in readers):
+        gevent.killall(readers)
+        raise AuditNotMade(f"API and databases were not read within {READ_S_MAX:.0f} s")
+    return [reader.value for reader in readers]
+
+
 class RegionReader:
     """Everything of one region, read again and again. ``stores`` by cell, the root among them."""
 
@@ -112,20 +136,15 @@ class RegionReader:
     def take(self) -> Snapshot:
         """One snapshot; databases and the API are read at the same time. Raises what reading raises,
         AuditNotMade when it takes longer than READ_S_MAX."""
-        cells = {cell: store for cell, store in self._stores.items() if cell != ROOT_CELL}
-        api = gevent.spawn(self._read_api)
-        root = gevent.spawn(read_root, self._stores[ROOT_CELL])
-        readers = {cell: gevent.spawn(read_cell, store) for cell, store in cells.items()}
-        everything = [api, root, *readers.values()]
-        gevent.joinall(everything, timeout=READ_S_MAX, raise_error=True)
-        if not all(reader.ready() for reader in everything):
-            gevent.killall(everything)
-            raise AuditNotMade(f"API and databases were not read within {READ_S_MAX:.0f} s")
+        reads: dict[str, Callable[[], Any]] = {cell: partial(read_cell, store) for cell, store in self._stores.items()}
+        reads[ROOT_CELL] = partial(read_root, self._stores[ROOT_CELL])
+        done = read_all([self._read_api, *reads.values()])
+        rows = dict(zip(reads, done[1:], strict=True))
         return Snapshot(
-            root=root.value,
-            cells={cell: reader.value for cell, reader in readers.items()},
+            root=rows.pop(ROOT_CELL),
+            cells=rows,
             hosts={host: read_host(self._hosts_dir, host) for host in self._hosts},
-            api=api.value,
+            api=done[0],
         )
 
     def close(self) -> None:
