@@ -3,12 +3,12 @@
 What is in flight is read where it is journaled: build requests in the root's database, tasks in a cell's.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import gevent
+from gevent.pool import Group
 
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.layout import PROJECT_ID
@@ -47,32 +47,37 @@ def kill_when_busy(region: Region, booter: Booter, said: Callable[[str], None]) 
     From 65 % on a victim is taken even if no work of its own can be seen at this moment, so that all are dead by 70 %.
     """
     stores = {cell: open_store(region.database_url(cell)) for cell in region.cells}
-    victims: list[Victim] = []
+    hunts = Group()
     try:
         while booter.share_done < SHARE_FIRST:
             gevent.sleep(LOOK_S)
         for cell, store in stores.items():
-            victims.append(_kill_one(region, booter, cell, store))
-            said(
-                f"killed {victims[-1].service_id} (pid {victims[-1].pid}) of cell {cell} at "
-                f"{booter.share_done:.0%} of the boots, with {victims[-1].in_flight} under way in its partitions"
-            )
+            hunts.start(gevent.Greenlet(_kill_one, region, booter, cell, store, said))
+        return [hunt.get() for hunt in list(hunts)]
     finally:
+        hunts.kill()
         for store in stores.values():
             store.close()
-    return victims
 
 
-def _kill_one(region: Region, booter: Booter, cell: str, store: Store) -> Victim:
-    deadline = time.monotonic() + 60.0
-    while time.monotonic() < deadline:
+def _kill_one(region: Region, booter: Booter, cell: str, store: Store, said: Callable[[str], None]) -> Victim:
+    in_flight, service_id = _busiest(region, booter, cell, store)
+    victim = Victim(service_id, region.kill(service_id), in_flight)
+    said(
+        f"killed {victim.service_id} (pid {victim.pid}) of cell {cell} at {booter.share_done:.0%} of the boots, "
+        f"with {victim.in_flight} under way in its partitions"
+    )
+    return victim
+
+
+def _busiest(region: Region, booter: Booter, cell: str, store: Store) -> tuple[int, str]:
+    """The living conductor with most work under way, as soon as one has any; how much, and its service id."""
+    while True:
         work = work_in_flight(store, cell, booter.under_way)
         living = region.conductors(cell)
         busy = [(count, service_id) for service_id, count in work.items() if service_id in living and count]
         if busy:
-            in_flight, service_id = max(busy)
-            return Victim(service_id, region.kill(service_id), in_flight)
+            return max(busy)
         if booter.share_done >= SHARE_LAST:
-            return Victim(living[0], region.kill(living[0]), 0)
+            return 0, living[0]
         gevent.sleep(LOOK_S)
-    raise TimeoutError(f"no conductor of cell {cell} had work under way")
