@@ -39,6 +39,10 @@ class HostTable:
         """These partitions are others'; returns the hosts that were in them."""
         return [name for partition in partitions for name in self._by_partition.pop(partition, {})]
 
+    def get(self, name: str) -> Host | None:
+        """One host, None when it is not in a held partition."""
+        return self._by_partition.get(partition_of(name), {}).get(name)
+
     def of_partition(self, partition: int) -> list[Host]:
         """The hosts of one partition."""
         return list(self._by_partition.get(partition, {}).values())

@@ -229,6 +229,12 @@ class Hosts:
                 self._declare(host, HOST_DOWN)
 
     def _declare(self, name: str, state: str) -> None:
+        """Commit the state, unless the row says so already (a new owner has found out what the former one knew)."""
+        known = self._table.get(name)
+        if known is not None and known.state == state:
+            self._liveness.declared(name, state)
+            return
+
         def decide(change: Change) -> Host | None:
             host = change.get(HOSTS, (name,))
             if host is None or host.state == state:
@@ -245,7 +251,7 @@ class Hosts:
         self._liveness.declared(name, state)
         if host is not None:
             self._table.put(host)
-        log.warning("host is %s host=%s", state, name)
+        log.log(logging.INFO if state == HOST_UP else logging.WARNING, "host is %s host=%s", state, name)
 
     def _commit(self, name: str, decide: Callable[[Change], T]) -> T:
         return self._env.ledger.commit(
