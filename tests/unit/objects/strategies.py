@@ -1,6 +1,7 @@
 """Random objects of every kind in zcompute.objects, within what the fields can hold."""
 
 import inspect
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +42,7 @@ def stored() -> list[type[VersionedObject]]:
     return [kind for kind in structs() if issubclass(kind, VersionedObject)]
 
 
+@cache
 def objects(kind: type[msgspec.Struct], depth: int = 3) -> st.SearchStrategy[Any]:
     """Random objects of one kind; every field is drawn, or, where it has a default, sometimes left out."""
     required: dict[str, st.SearchStrategy[Any]] = {}
