@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -32,7 +32,7 @@ from zcompute.objects.methods import (
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+PENDING_STATUSES = frozenset({"BUILD", "ERROR"})
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Listing:
         return msgspec.structs.replace(wanted.query, marker_created_at_us=found.created_at_us, marker_uuid=found.uuid)
 
     def _pending(self, query: InstanceQuery, deadline: Deadline) -> tuple[list[BuildRequest], list[str]]:
-        if query.host is not None:
-            return [], []  # a build request is on no host
+        if query.host is not None or (query.statuses and PENDING_STATUSES.isdisjoint(query.statuses)):
+            return [], []  # a build request is on no host, and nothing but in BUILD or ERROR
         timeout_ms = deadline.left_at_most(self._limits.list_ms_max // 2)
         try:
             reply: PendingReply = self._region.ask(ROOT_CELL, SERVERS_PENDING, query, timeout_ms)

@@ -7,6 +7,7 @@ from uuid import UUID
 from zcompute.api.auth import Caller
 from zcompute.api.creation import boolean
 from zcompute.api.errors import BadRequest, Forbidden
+from zcompute.api.settings import LIMITS
 from zcompute.objects.methods import InstanceQuery
 
 Query = list[tuple[str, str]]
@@ -16,6 +17,8 @@ STATUSES_MAX = 16
 
 # Nova's; those that no server of this release can have find nothing, as in Nova.
 KNOWN_STATUSES = frozenset({"ACTIVE", "BUILD", "ERROR"})
+
+_NO_DELETED = "Deleted servers are not listed by this release."
 
 # Filters of Nova that change what is listed and are not served: ignoring them would list what was not asked for.
 _NOT_SERVED = frozenset(
@@ -60,14 +63,16 @@ def server_list(query: Query, caller: Caller, limit_max: int) -> ServerList:
     statuses = [value.upper() for name, value in query if name == "status" and value]
     if len(statuses) > STATUSES_MAX:
         raise BadRequest(f"Invalid input for query parameter status. Expected at most {STATUSES_MAX} of them.")
-    if "DELETED" in statuses and not caller.is_admin:
-        raise Forbidden("Only administrators may list deleted instances")
+    if "DELETED" in statuses:
+        if not caller.is_admin:
+            raise Forbidden("Only administrators may list deleted instances")
+        raise BadRequest("Invalid input for query parameter status. " + _NO_DELETED)
     known = sorted(KNOWN_STATUSES.intersection(statuses))
     name, host = values.get("name"), values.get("host")
     return ServerList(
         query=InstanceQuery(
             project_id=project_id,
-            limit=limit_of(values, limit_max),
+            limit=limit_of(values, min(limit_max, LIMITS.page_rows_max)),
             statuses=known,
             name=_text(name, "name") if name else None,
             host=_text(host, "host") if host and caller.is_admin else None,
@@ -107,7 +112,7 @@ def _check_served(values: Mapping[str, str]) -> None:
         if field in _NOT_SERVED:
             raise BadRequest(f"Invalid input for query parameter {field}. It is not supported by this release.")
     if boolean(values.get("deleted", ""), "deleted"):
-        raise BadRequest("Invalid input for query parameter deleted. Deleted servers are not listed by this release.")
+        raise BadRequest("Invalid input for query parameter deleted. " + _NO_DELETED)
     for field, only in (("sort_key", "created_at"), ("sort_dir", "desc")):
         if values.get(field, only) != only:
             raise BadRequest(f"Invalid input for query parameter {field}. Only {only} is supported by this release.")

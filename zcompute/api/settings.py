@@ -28,6 +28,7 @@ class Limits:
 
     # Memory
     places_max: int = 100_000
+    page_rows_max: int = 1_000  # no more come from a cell at once: a longer page would end early
     details_in_flight_max: int = 32
     tokens_max: int = 10_000
     token_reload_s: float = 5.0

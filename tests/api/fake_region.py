@@ -1,0 +1,240 @@
+"""A region in this process: endpoints on the real bus that serve the root's and two cells' methods from memory."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from zcompute import bus
+from zcompute.objects import methods as m
+from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping
+from zcompute.objects.cell import ROOT_CELL, CellInfo, ServiceInfo
+from zcompute.objects.errors import SERVICE_ERRORS, FlavorNotFound, InstanceNotFound, OperationConflict
+from zcompute.objects.flavor import Flavor
+from zcompute.objects.instance import Instance
+from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
+
+TINY = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
+SMALL = Flavor(flavorid="2", name="m1.small", vcpus=1, memory_mb=2048, root_gb=20, swap_mb=512)
+SECRET = Flavor(flavorid="3", name="m1.secret", vcpus=1, memory_mb=64, root_gb=1, is_public=False)
+
+
+def in_page(item: Any, query: m.InstanceQuery, status: str) -> bool:
+    marker = (query.marker_created_at_us, query.marker_uuid)
+    return (
+        query.project_id in (None, item.project_id)
+        and (not query.statuses or status in query.statuses)
+        and (query.name is None or query.name in item.name)
+        and (query.marker_uuid is None or (item.created_at_us, item.uuid) < marker)
+    )
+
+
+class FakeConductor:
+    """One conductor that owns every partition of its cell. ``before``: what to do before a method is served."""
+
+    def __init__(self, cell: str) -> None:
+        self.cell = cell
+        self.before: dict[m.Method, Callable[[], None]] = {}
+        self.seen: list[tuple[str, Any, str]] = []
+        self.endpoint = bus.Endpoint(bus.Identity(role="conductor", cell=cell, service_id=f"{cell}-1"))
+        for method, handler in self.handlers():
+            self.endpoint.serve(method, self._served(method, handler))
+        self.endpoint.on_link_up(self._greet)
+        self.address = self.endpoint.bind("tcp://127.0.0.1:0")
+
+    def handlers(self) -> list[tuple[m.Method, Callable[[Any], Any]]]:
+        return [
+            (m.MAP_GET, lambda _: m.MapReply(map=self.map())),
+            (m.SERVICE_LIST, lambda _: m.ServiceListReply(services=self.services())),
+        ]
+
+    def map(self) -> PartitionMap:
+        name = f"{self.cell}-1"
+        info = ConductorInfo(service_id=name, incarnation="1", address=self.address)
+        return PartitionMap(
+            cell=self.cell, version=1, owners=[name] * PARTITIONS, epochs=[1] * PARTITIONS, conductors={name: info}
+        )
+
+    def services(self) -> list[ServiceInfo]:
+        return [
+            ServiceInfo(
+                service_id=f"{self.cell}-1",
+                binary="nova-conductor",
+                host=f"{self.cell}-1",
+                cell=self.cell,
+                state="up",
+                updated_at_us=1_700_000_000_000_000,
+            )
+        ]
+
+    def close(self) -> None:
+        self.endpoint.close(linger_ms=0)
+
+    def _greet(self, link: bus.Link) -> None:
+        link.event(m.TOPIC_MAP, self.cell, 1, msgspec.msgpack.encode(self.map()))
+
+    def _served(self, method: m.Method, handler: Callable[[Any], Any]) -> Callable[[Any, bus.CallContext], Any]:
+        def serve(request: Any, context: bus.CallContext) -> Any:
+            self.seen.append((method.name, request, context.request_id))
+            hook = self.before.get(method)
+            if hook is not None:
+                hook()
+            return handler(request)
+
+        return serve
+
+
+class FakeCell(FakeConductor):
+    """A cell's conductor."""
+
+    def __init__(self, cell: str) -> None:
+        self.instances: dict[str, Instance] = {}
+        super().__init__(cell)
+
+    def handlers(self) -> list[tuple[m.Method, Callable[[Any], Any]]]:
+        return [
+            *super().handlers(),
+            (m.INSTANCE_GET, self.get),
+            (m.INSTANCE_LIST, self.list),
+            (m.INSTANCE_DELETE, self.delete),
+        ]
+
+    def get(self, request: m.InstanceGetRequest) -> m.InstanceReply:
+        found = self.instances.get(request.uuid)
+        if found is None or request.project_id not in (None, found.project_id):
+            raise InstanceNotFound("no such instance", uuid=request.uuid)
+        return m.InstanceReply(instance=found)
+
+    def list(self, query: m.InstanceQuery) -> m.InstanceListReply:
+        statuses = {"building": "BUILD", "active": "ACTIVE", "error": "ERROR"}
+        found = [
+            instance
+            for instance in self.instances.values()
+            if in_page(instance, query, statuses[instance.vm_state]) and query.host in (None, instance.host)
+        ]
+        found.sort(key=lambda instance: (instance.created_at_us, instance.uuid), reverse=True)
+        return m.InstanceListReply(instances=found[: query.limit])
+
+    def delete(self, request: m.InstanceDeleteRequest) -> m.Empty:
+        found = self.instances.get(request.uuid)
+        if found is None or found.project_id != request.project_id:
+            raise InstanceNotFound("no such instance", uuid=request.uuid)
+        del self.instances[request.uuid]
+        return m.Empty()
+
+
+class FakeRoot(FakeConductor):
+    """The root's conductor. Servers stay build requests until a test moves them."""
+
+    def __init__(self, cells: list[FakeCell]) -> None:
+        self.flavors = {flavor.flavorid: flavor for flavor in (TINY, SMALL, SECRET)}
+        self.operations: dict[tuple[str, str], tuple[str, m.ServersCreateReply]] = {}
+        self.mappings: dict[str, InstanceMapping] = {}
+        self.build_requests: dict[str, BuildRequest] = {}
+        self.cells = cells
+        self._clock_us = 1_700_000_000_000_000
+        super().__init__(ROOT_CELL)
+
+    def handlers(self) -> list[tuple[m.Method, Callable[[Any], Any]]]:
+        return [
+            *super().handlers(),
+            (m.SERVERS_CREATE, self.create),
+            (m.SERVERS_LOCATE, self.locate),
+            (m.SERVERS_PENDING, self.pending),
+            (m.SERVERS_DELETE, self.delete),
+            (m.FLAVOR_LIST, lambda _: m.FlavorListReply(flavors=list(self.flavors.values()))),
+            (m.FLAVOR_GET, self.flavor),
+            (m.CELL_LIST, lambda _: m.CellListReply(cells=[self.cell_info(cell) for cell in self.cells])),
+        ]
+
+    def cell_info(self, cell: FakeCell) -> CellInfo:
+        info = ConductorInfo(service_id=f"{cell.cell}-1", incarnation="1", address=cell.address)
+        return CellInfo(name=cell.cell, conductors=[info])
+
+    def flavor(self, request: m.FlavorGetRequest) -> m.FlavorReply:
+        if request.flavorid not in self.flavors:
+            raise FlavorNotFound("no such flavor", flavor=request.flavorid)
+        return m.FlavorReply(flavor=self.flavors[request.flavorid])
+
+    def create(self, request: m.ServersCreateRequest) -> m.ServersCreateReply:
+        key = (request.project_id, request.operation_id)
+        if key in self.operations:
+            digest, reply = self.operations[key]
+            if digest != request.digest:
+                raise OperationConflict("used before", operation_id=request.operation_id)
+            return reply
+        flavor = self.flavors.get(request.flavorid)
+        if flavor is None:
+            raise FlavorNotFound("no such flavor", flavor=request.flavorid)
+        uuids = []
+        for _ in range(request.max_count):
+            self._clock_us += 1_000_000
+            server = str(uuid.uuid4())
+            self.mappings[server] = InstanceMapping(uuid=server, project_id=request.project_id, cell="c1")
+            self.build_requests[server] = BuildRequest(
+                uuid=server, project_id=request.project_id, user_id=request.user_id, name=request.name, flavor=flavor,
+                spec=request.spec, operation_id=request.operation_id, created_at_us=self._clock_us, cell="c1",
+            )  # fmt: skip
+            uuids.append(server)
+        reply = m.ServersCreateReply(uuids=uuids, reservation_id="r-12345678")
+        self.operations[key] = (request.digest, reply)
+        return reply
+
+    def locate(self, request: m.LocateRequest) -> m.LocateReply:
+        mapping = self.mappings.get(request.uuid)
+        if mapping is None or request.project_id not in (None, mapping.project_id):
+            raise InstanceNotFound("no such instance", uuid=request.uuid)
+        return m.LocateReply(mapping=mapping, build_request=self.build_requests.get(request.uuid))
+
+    def pending(self, query: m.InstanceQuery) -> m.PendingReply:
+        found = [
+            item
+            for item in self.build_requests.values()
+            if in_page(item, query, "ERROR" if item.state == BUILD_ERROR else "BUILD")
+        ]
+        found.sort(key=lambda item: (item.created_at_us, item.uuid), reverse=True)
+        return m.PendingReply(build_requests=found[: query.limit])
+
+    def delete(self, request: m.ServerDeleteRequest) -> m.ServerDeleteReply:
+        mapping = self.mappings.get(request.uuid)
+        if mapping is None or mapping.project_id != request.project_id:
+            raise InstanceNotFound("no such instance", uuid=request.uuid)
+        if request.uuid not in self.build_requests:
+            return m.ServerDeleteReply(accepted=False, cell=mapping.cell)
+        del self.build_requests[request.uuid], self.mappings[request.uuid]
+        return m.ServerDeleteReply(accepted=True)
+
+
+class FakeRegion:
+    """A root and cells c1 and c2."""
+
+    def __init__(self) -> None:
+        for error in SERVICE_ERRORS:
+            bus.register_error(error)
+        self.c1, self.c2 = FakeCell("c1"), FakeCell("c2")
+        self.root = FakeRoot([self.c1, self.c2])
+
+    def hand_over(self, server: str, cell: FakeCell, **changes: Any) -> Instance:
+        """The cell takes a server, as the hand-off ends."""
+        build_request = self.root.build_requests.pop(server)
+        self.root.mappings[server].cell = cell.cell
+        instance = Instance(
+            uuid=server, project_id=build_request.project_id, user_id=build_request.user_id, name=build_request.name,
+            flavor=build_request.flavor, spec=build_request.spec, created_at_us=build_request.created_at_us,
+        )  # fmt: skip
+        cell.instances[server] = msgspec.structs.replace(instance, **changes)
+        return cell.instances[server]
+
+    def forget_servers(self) -> None:
+        """As new."""
+        for kept in (self.root.operations, self.root.mappings, self.root.build_requests, self.c1.instances,
+                     self.c2.instances):  # fmt: skip
+            kept.clear()
+        for conductor in (self.root, self.c1, self.c2):
+            conductor.before.clear()
+            conductor.seen.clear()
+
+    def close(self) -> None:
+        for conductor in (self.root, self.c1, self.c2):
+            conductor.close()
