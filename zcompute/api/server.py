@@ -6,13 +6,15 @@ from gevent.event import Event
 
 from zcompute.api.app import make_app
 from zcompute.api.auth import Authenticator
-from zcompute.api.keys import load_identity
 from zcompute.api.region import BusRegion
 from zcompute.api.settings import LIMITS
 from zcompute.api.wsgi import Server, listen
 from zcompute.config import Config, ConfigError
+from zcompute.keys import load_identity
 
 log = logging.getLogger(__name__)
+
+ROLE = "api"
 
 
 class ApiService:
@@ -24,7 +26,7 @@ class ApiService:
         if not config.bus.root:
             raise ConfigError("bus.root: expected the conductors of the root cell, found none")
         self._config = config
-        self._region = BusRegion(config, load_identity(config))
+        self._region = BusRegion(config, load_identity(config, ROLE))
         self._authenticator = Authenticator(config.api.token_file)
         self._server: Server | None = None
         self._ended = Event()

@@ -1,11 +1,11 @@
 """``zcompute version``."""
 
-from importlib import metadata
-
 import click
+
+from zcompute import __version__
 
 
 @click.command()
 def version() -> None:
     """Print the version."""
-    click.echo(metadata.version("zcompute"))
+    click.echo(__version__)

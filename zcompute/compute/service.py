@@ -10,7 +10,6 @@ from zcompute.compute.commands import Commands
 from zcompute.compute.fences import Fences
 from zcompute.compute.generations import Generations
 from zcompute.compute.hosts import Hosts
-from zcompute.compute.identity import load_identity
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.observer import Observer
 from zcompute.compute.outbox import Outbox
@@ -22,11 +21,14 @@ from zcompute.compute.virt.driver import Driver
 from zcompute.compute.virt.fake import FakeDriver
 from zcompute.compute.workers import Workers
 from zcompute.config import Config, ConfigError
+from zcompute.keys import load_identity
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.methods import TOPIC_MAP
 from zcompute.objects.partition import PartitionMap
 
 log = logging.getLogger(__name__)
+
+ROLE = "compute"
 
 
 def make_driver(config: Config) -> Driver:
@@ -72,7 +74,7 @@ class ComputeService:
         config, settings = self._config, self._settings
         names = self._driver.hosts()
         self._steps.settle(self._outbox.results())
-        endpoint = Endpoint(load_identity(config, names), topics=[TOPIC_MAP])
+        endpoint = Endpoint(load_identity(config, ROLE, names), topics=[TOPIC_MAP])
         links = ConductorLinks(endpoint, config.service.cell, config.bus.conductors, settings)
         inventories = [self._driver.inventory(name) for name in names]
         hosts = Hosts(inventories, config.service.id, links, settings)

@@ -4,19 +4,18 @@ import errno
 import logging
 import random
 import time
-from importlib import metadata
 
 import gevent
 from gevent.event import Event
 
-from zcompute.bus import BusConfigError, Endpoint, Identity, Keyring, Peer, register_error
+from zcompute.bus import BusConfigError, Endpoint, Keyring, Peer, register_error
 from zcompute.bus.errors import Unavailable
 from zcompute.conductor.errors import ConductorError
-from zcompute.conductor.keys import read_key_file, read_keyring
 from zcompute.conductor.life import Life
 from zcompute.config import Config, ConfigError
 from zcompute.db.errors import StoreError
 from zcompute.db.store import Store, open_store
+from zcompute.keys import load_identity, read_keyring
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP
 
@@ -30,14 +29,6 @@ BACKOFF_S_MAX = 5.0
 LONG_LIFE_S = 30.0  # a life of so long resets the back-off
 
 
-def _release() -> str:
-    """The installed version; "0" when run from a source tree."""
-    try:
-        return metadata.version("zcompute")
-    except metadata.PackageNotFoundError:
-        return "0"
-
-
 class ConductorService:
     """``start`` returns when the first incarnation is ready, or START_S_MAX have passed (it goes on trying then)."""
 
@@ -45,19 +36,11 @@ class ConductorService:
         if config.database is None:
             raise ConfigError("section [database]: a conductor needs its cell's database, found none")
         if not config.bus.listen:
-            raise ConfigError("section [bus]: a conductor needs listen = \"tcp://address:port\", found none")
+            raise ConfigError('section [bus]: a conductor needs listen = "tcp://address:port", found none')
         self._config = config
         self._database = config.database
-        public_key, secret_key = read_key_file(config.bus.key_file)
         self._keyring: Keyring | None = read_keyring(config.bus.keyring)
-        self._identity = Identity(
-            role=ROLE,
-            cell=config.service.cell,
-            service_id=config.service.id,
-            release=_release(),
-            public_key=public_key,
-            secret_key=secret_key,
-        )
+        self._identity = load_identity(config, ROLE)
         self._store: Store | None = None
         self._life: Life | None = None
         self._ready = Event()
@@ -132,9 +115,7 @@ class ConductorService:
 
     def _listen(self) -> Endpoint:
         """A new endpoint on the configured address. Raises OSError when the port is in use, ConfigError."""
-        endpoint = Endpoint(
-            self._identity, keyring=self._keyring, admit=self._admit, topics=(TOPIC_MAP, TOPIC_EPOCHS)
-        )
+        endpoint = Endpoint(self._identity, keyring=self._keyring, admit=self._admit, topics=(TOPIC_MAP, TOPIC_EPOCHS))
         try:
             self.address = endpoint.bind(self.address)
         except BusConfigError as error:

@@ -49,10 +49,14 @@ class HostEpoch(msgspec.Struct, kw_only=True):
 
 
 class PartitionSnapshotDone(msgspec.Struct, kw_only=True):
-    """The sender owns ``partition`` since ``owner_epoch`` and has sent all its hosts."""
+    """The sender owns ``partition`` since ``owner_epoch`` and has sent all its ``hosts`` (their number).
+
+    Events of different keys may overtake one another: the snapshot is complete when so many hosts have arrived.
+    """
 
     partition: int
     owner_epoch: int
+    hosts: int = 0
 
 
 # -- cluster: any conductor ---------------------------------------------------------------------------------------

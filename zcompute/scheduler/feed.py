@@ -39,7 +39,9 @@ class HostFeed:
         except msgspec.MsgspecError as error:
             self._refuse("host state", sender, error)
             return
+        missing = self._states.missing_partitions
         self._states.apply(state)
+        self._say_when_complete(missing)
 
     def on_partition(self, sender: str, event: Payload) -> None:
         """Topic ``partitions``."""
@@ -49,9 +51,8 @@ class HostFeed:
         except msgspec.MsgspecError as error:
             self._refuse("snapshot done", sender, error)
             return
-        self._states.partition_done(done.partition, done.owner_epoch)
-        if missing and not self._states.missing_partitions:
-            log.info("all partitions known hosts=%d", len(self._states))
+        self._states.partition_done(done.partition, done.hosts)
+        self._say_when_complete(missing)
 
     def map_of(self, sender: str, event: Payload) -> PartitionMap | None:
         """Topic ``map``: the map, None when it does not decode."""
@@ -60,6 +61,10 @@ class HostFeed:
         except msgspec.MsgspecError as error:
             self._refuse("partition map", sender, error)
             return None
+
+    def _say_when_complete(self, missing_before: int) -> None:
+        if missing_before and not self._states.missing_partitions:
+            log.info("all partitions known hosts=%d", len(self._states))
 
     def _refuse(self, what: str, sender: str, error: Exception) -> None:
         self.refused += 1

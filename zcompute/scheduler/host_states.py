@@ -48,8 +48,9 @@ class _Consumption:
 class HostStates:
     """Host states fed by `state` events; the newest revision of a host wins, whoever sends it.
 
-    A partition is known once some owner has said that all its hosts were sent; it stays known when its owner changes
-    (the next owner says the same hosts again, and a claim is what decides in the end).
+    A partition is known once all the hosts that some owner has announced for it have arrived (events of different
+    keys may overtake one another); it stays known when its owner changes (the next owner says the same hosts again,
+    and a claim is what decides in the end).
     """
 
     def __init__(self, settings: SelectionSettings) -> None:
@@ -57,7 +58,9 @@ class HostStates:
         self._row_of: dict[str, int] = {}
         self._names: list[str] = []
         self._zone_ids: dict[str, int] = {}
-        self._partitions_known: dict[int, int] = {}
+        self._announced: dict[int, int] = {}  # partitions whose announced hosts have not all arrived
+        self._known: set[int] = set()
+        self._hosts_of_partition: dict[int, int] = {}
         self._consumptions: deque[_Consumption] = deque()
         self._heard: list[int] = []  # per row: how many states were taken; ties a consumption to what it was based on
         self._numbers: NDArray[np.int64] = np.zeros((_COLUMNS, _ROWS_AT_FIRST), dtype=np.int64)
@@ -68,7 +71,7 @@ class HostStates:
     @property
     def missing_partitions(self) -> int:
         """How many partitions no owner has given a snapshot of."""
-        return PARTITIONS - len(self._partitions_known)
+        return PARTITIONS - len(self._known)
 
     def apply(self, state: HostState) -> bool:
         """Take a host's state; False when a newer or the same one is known, or hosts_max is reached."""
@@ -77,6 +80,8 @@ class HostStates:
             if len(self._names) >= self._settings.hosts_max:
                 return False
             row = self._new_row(state.name)
+            self._hosts_of_partition[state.partition] = self._hosts_of_partition.get(state.partition, 0) + 1
+            self._complete(state.partition)
         elif state.revision <= self._numbers[_REVISION, row]:
             return False
         numbers = self._numbers
@@ -93,10 +98,19 @@ class HostStates:
         self._heard[row] += 1
         return True
 
-    def partition_done(self, partition: int, owner_epoch: int) -> None:
-        """An owner has sent all hosts of its partition. Numbers outside the partitions are ignored."""
-        if 0 <= partition < PARTITIONS:
-            self._partitions_known[partition] = max(owner_epoch, self._partitions_known.get(partition, 0))
+    def partition_done(self, partition: int, hosts: int) -> None:
+        """An owner has sent all ``hosts`` of its partition. Numbers outside the partitions are ignored."""
+        if 0 <= partition < PARTITIONS and partition not in self._known:
+            self._announced[partition] = hosts
+            self._complete(partition)
+
+    def _complete(self, partition: int) -> None:
+        announced = self._announced.get(partition)
+        if announced is None:
+            return
+        if self._hosts_of_partition.get(partition, 0) >= announced or len(self._names) >= self._settings.hosts_max:
+            del self._announced[partition]
+            self._known.add(partition)
 
     def consume(self, row: int, amounts: Amounts, now: float) -> None:
         """Take amounts off a host at once, until its owner says more or consumption_ttl_s passes."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from zcompute import bus
 from zcompute.config import Config
+from zcompute.keys import load_identity
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.methods import (
     SELECT_DESTINATIONS,
@@ -20,11 +21,12 @@ from zcompute.scheduler.conductors import KnownConductors
 from zcompute.scheduler.errors import SelectionRefused
 from zcompute.scheduler.feed import HostFeed
 from zcompute.scheduler.host_states import HostStates
-from zcompute.scheduler.keys import load_identity
 from zcompute.scheduler.selection import select
 from zcompute.scheduler.settings import SelectionSettings
 
 log = logging.getLogger(__name__)
+
+ROLE = "scheduler"
 
 
 class SchedulerService:
@@ -39,7 +41,7 @@ class SchedulerService:
         self.states = HostStates(self._settings)
         self._feed = HostFeed(self.states)
         self._known = KnownConductors(config.service.cell, config.bus.conductors)
-        self._identity = load_identity(config)
+        self._identity = load_identity(config, ROLE)
         self._random = np.random.default_rng()
         self._endpoint: bus.Endpoint | None = None
         self._links: dict[str, bus.Link] = {}

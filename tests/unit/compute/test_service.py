@@ -4,10 +4,9 @@ from typing import Any
 import pytest
 
 from zcompute.compute.errors import StateDirInUse
-from zcompute.compute.identity import load_identity
 from zcompute.compute.service import ComputeService, make_driver
 from zcompute.compute.statedir import StateDir
-from zcompute.config import ComputeConfig, Config, ConfigError, FakeHostConfig, ServiceConfig, parse
+from zcompute.config import ComputeConfig, Config, ConfigError, FakeHostConfig, ServiceConfig
 
 
 def config(tmp_path: Path, **compute: Any) -> Config:
@@ -40,23 +39,3 @@ def test_one_agent_at_a_time_holds_a_state_directory(tmp_path: Path) -> None:
     service.start()
     service.stop()
     StateDir(tmp_path / "state").close()
-
-
-def test_the_identity_comes_from_the_key_file(tmp_path: Path) -> None:
-    key_file = tmp_path / "key"
-    key_file.write_text('public_key = "p"\nsecret_key = "s"\n')
-    text = f"""
-[service]
-id = "agent1"
-cell = "c1"
-state_dir = "{tmp_path}"
-[bus]
-key_file = "{key_file}"
-"""
-    identity = load_identity(parse(text, Config), ["node1", "node2"])
-    assert (identity.role, identity.public_key, identity.secret_key) == ("compute", "p", "s")
-    assert identity.hosts == {"node1", "node2"}
-    key_file.unlink()
-    with pytest.raises(ConfigError, match="key_file"):
-        load_identity(parse(text, Config), ["node1"])
-    assert load_identity(config(tmp_path), ["node1"]).secret_key == ""

@@ -29,5 +29,5 @@ def states_of(*hosts: HostState, settings: SelectionSettings | None = None, part
     for host in hosts:
         states.apply(host)
     for partition in range(partitions):
-        states.partition_done(partition, 1)
+        states.partition_done(partition, 0)
     return states

@@ -1,5 +1,6 @@
 from tests.unit.scheduler.hosts import TINY, host_state, states_of
 from zcompute.objects.flavor import Amounts
+from zcompute.objects.partition import PARTITIONS, partition_of
 from zcompute.scheduler.host_states import HostStates
 from zcompute.scheduler.settings import SelectionSettings
 
@@ -27,15 +28,34 @@ def test_ratios_stretch_what_a_host_has():
 def test_a_partition_stays_known_when_its_owner_changes():
     states = states_of(partitions=255)
     assert states.missing_partitions == 1
-    states.partition_done(255, owner_epoch=3)
-    states.partition_done(255, owner_epoch=9)
+    states.partition_done(255, hosts=0)
+    assert states.missing_partitions == 0
+    states.partition_done(255, hosts=9)
+    assert states.missing_partitions == 0
+
+
+def test_a_snapshot_whose_end_overtakes_its_hosts_is_not_complete_before_they_are_there():
+    name = "h1"
+    partition = partition_of(name)
+    states = states_of(partitions=0)
+    for other in range(PARTITIONS):
+        states.partition_done(other, hosts=1 if other == partition else 0)
+    assert states.missing_partitions == 1
+    assert states.apply(host_state(name))
+    assert states.missing_partitions == 0
+
+
+def test_a_partition_with_more_hosts_than_the_limit_still_becomes_known():
+    states = states_of(host_state("h1"), settings=SelectionSettings(hosts_max=1), partitions=0)
+    for partition in range(PARTITIONS):
+        states.partition_done(partition, hosts=2)
     assert states.missing_partitions == 0
 
 
 def test_a_partition_out_of_range_is_ignored():
     states = states_of(partitions=0)
-    states.partition_done(256, 1)
-    states.partition_done(-1, 1)
+    states.partition_done(256, 0)
+    states.partition_done(-1, 0)
     assert states.missing_partitions == 256
 
 

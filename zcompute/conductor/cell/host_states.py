@@ -69,9 +69,10 @@ class HostStates:
         for partition in partitions:
             try:
                 epoch = self._ledger.owner_epoch(partition)
-                for host in self._table.of_partition(partition):
+                hosts = self._table.of_partition(partition)
+                for host in hosts:
                     link.event(TOPIC_HOSTS, host.name, host.revision, _encode(host_state(host)))
-                done = PartitionSnapshotDone(partition=partition, owner_epoch=epoch)
+                done = PartitionSnapshotDone(partition=partition, owner_epoch=epoch, hosts=len(hosts))
                 link.event(TOPIC_PARTITIONS, str(partition), epoch, _encode(done))
             except NotOwner:
                 continue

@@ -1,48 +1,30 @@
+"""Key files and keyrings: read strictly, refused by name."""
+
 import os
 
 import pytest
 
-from zcompute.conductor.dials import Dials, places
-from zcompute.conductor.keys import read_key_file, read_keyring
-from zcompute.config import ConfigError, PeerConfig
-from zcompute.objects.partition import ConductorInfo
+from zcompute import __version__
+from zcompute.config import Config, ConfigError, parse
+from zcompute.keys import load_identity, read_key_file, read_keyring
 
 KEY = "x" * 40
 
 
-def info(name, address="tcp://a:1", key=KEY):
-    return ConductorInfo(service_id=name, incarnation="i", address=address, public_key=key)
-
-
-class Endpoint:
-    def __init__(self):
-        self.dialled, self.hung_up = [], []
-
-    def dial(self, address, key):
-        self.dialled.append(address)
-        return address
-
-    def hang_up(self, link):
-        self.hung_up.append(link)
-
-
-def test_one_link_a_pair_and_the_map_knows_better():
-    configured = [PeerConfig(id="a", address="tcp://a:1"), PeerConfig(id="c", address="tcp://c:1")]
-    mapped = {"c": info("c", "tcp://c:2"), "d": info("d", "tcp://d:1")}
-    assert places(configured, mapped, "b") == {"c": ("tcp://c:2", KEY), "d": ("tcp://d:1", KEY)}
-    assert set(places(configured, mapped, None)) == {"a", "c", "d"}
-
-
-def test_dials_follow_the_map():
-    endpoint = Endpoint()
-    dials = Dials(endpoint, [PeerConfig(id="b", address="tcp://b:1")], "a")
-    dials.update({})
-    dials.update({"c": info("c", "tcp://c:1")})
-    dials.update({"c": info("c", "tcp://c:1")})
-    dials.update({"c": info("c", "tcp://c:2")})
-    dials.update({})
-    assert endpoint.dialled == ["tcp://b:1", "tcp://c:1", "tcp://c:2"]
-    assert endpoint.hung_up == ["tcp://c:1", "tcp://c:2"]
+def test_the_identity_comes_from_the_key_file(tmp_path):
+    key_file = tmp_path / "key.toml"
+    key_file.write_text(f'public_key = "{KEY}"\nsecret_key = "{KEY}"\n')
+    os.chmod(key_file, 0o600)
+    service = f'[service]\nid = "agent1"\ncell = "c1"\nstate_dir = "{tmp_path}"\n'
+    with_key = parse(f'{service}[bus]\nkey_file = "{key_file}"\n', Config)
+    identity = load_identity(with_key, "compute", ["node1", "node2"])
+    assert (identity.role, identity.cell, identity.service_id) == ("compute", "c1", "agent1")
+    assert (identity.public_key, identity.release) == (KEY, __version__)
+    assert identity.hosts == {"node1", "node2"}
+    key_file.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_identity(with_key, "compute", ["node1"])
+    assert load_identity(parse(service, Config), "api").secret_key == ""
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path):

@@ -1,16 +1,18 @@
-"""A conductor's CURVE key pair and the keyring of those who may connect, read from TOML files.
+"""Who a service is on the bus, and who may connect: CURVE key pairs and keyrings, read from TOML files.
 
 Key file: ``public_key``, ``secret_key`` (z85). Keyring: ``[[keys]]`` with name, public_key, role, cell, hosts.
 """
 
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from zcompute.bus import BusConfigError, KeyEntry, Keyring
-from zcompute.config import ConfigError, Section, parse
+from zcompute import __version__
+from zcompute.bus import BusConfigError, Identity, KeyEntry, Keyring
+from zcompute.config import Config, ConfigError, Section, parse
 
 PRIVATE = stat.S_IRWXG | stat.S_IRWXO
 
@@ -38,6 +40,20 @@ class KeyringFile(Section, frozen=True):
     """All keys that may connect."""
 
     keys: list[KeyringRow] = []
+
+
+def load_identity(config: Config, role: str, hosts: Iterable[str] = ()) -> Identity:
+    """The identity that the configuration names; without a key file, one without CURVE. Raises ConfigError."""
+    public_key, secret_key = read_key_file(config.bus.key_file)
+    return Identity(
+        role=role,
+        cell=config.service.cell,
+        service_id=config.service.id,
+        release=__version__,
+        hosts=frozenset(hosts),
+        public_key=public_key,
+        secret_key=secret_key,
+    )
 
 
 def read_key_file(path: str) -> tuple[str, str]:
