@@ -27,9 +27,10 @@ class LineFormatter(logging.Formatter):
 
 
 class RateLimit(logging.Filter):
-    """Lets the same event (logger and format string) through ``burst`` times in ``window_s``, then counts.
+    """Lets the same warning (logger and format string) through ``burst`` times in ``window_s``, then counts.
 
-    The next one let through says how many were held back.
+    The next one let through says how many were held back. Events below a warning are never held back: a peer cannot
+    cause them at will, and an operator follows one request by them.
     """
 
     EVENTS_MAX = 1000
@@ -41,6 +42,8 @@ class RateLimit(logging.Filter):
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
         key = (record.name, str(record.msg))
         now = time.monotonic()
         start, count = self._seen.get(key, (now, 0))
