@@ -49,11 +49,13 @@ def popen(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
-    """Until the condition holds; fails with ``what`` when it does not in time."""
+def wait_until(
+    condition: Callable[[], object], what: str, timeout_s: float = WAIT_S, *, found: Callable[[], object] | None = None
+) -> None:
+    """Until the condition holds; fails with ``what`` and what was ``found`` when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}: {found() if found else ''}"
         gevent.sleep(POLL_S)
 
 

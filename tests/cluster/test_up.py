@@ -54,7 +54,7 @@ def test_a_signal_stops_everything_within_five_seconds(state_dir: Path, number: 
         "up", "--api-port", "0", "--boot", "5", "--database", database, "--state-dir", str(state_dir), log=log
     )
     try:
-        wait_until(lambda: "stays up until" in log.read_text(), f"up: {log.read_text()}", timeout_s=60)
+        wait_until(lambda: "stays up until" in log.read_text(), "up", timeout_s=60, found=log.read_text)
         assert len(region_processes(state_dir)) >= 14
         started = time.monotonic()
         process.send_signal(number)
