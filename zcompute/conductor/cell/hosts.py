@@ -11,11 +11,11 @@ import msgspec
 
 from zcompute.bus import CallContext, Event, Link
 from zcompute.bus.errors import BusError, Forbidden, InvalidRequest
-from zcompute.conductor.cell.commands import Commands
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change
+from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.db.tables import HOSTS
 from zcompute.objects.errors import EpochRefused

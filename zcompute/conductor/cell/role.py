@@ -7,7 +7,6 @@ from typing import TypeVar
 import gevent
 
 from zcompute.conductor.cell.claim_service import Claims
-from zcompute.conductor.cell.commands import Commands
 from zcompute.conductor.cell.host_states import HostStates
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts
@@ -16,10 +15,11 @@ from zcompute.conductor.cell.reads import Reads
 from zcompute.conductor.cell.registration import Registration
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.root_outbox import RootOutbox
-from zcompute.conductor.cell.schedulers import Schedulers
 from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import ConductorError
+from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.conductor.tasks.settings import TaskSettings

@@ -12,10 +12,10 @@ from gevent.pool import Pool
 
 from zcompute.bus.errors import NotOwner
 from zcompute.cells.router import PartitionRouter
-from zcompute.conductor.cell.commands import Commands
-from zcompute.conductor.cell.schedulers import Schedulers
 from zcompute.conductor.change import Change, Keys, Ticket
+from zcompute.conductor.commands import Commands
 from zcompute.conductor.ledger import Ledger
+from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.decision import Decision, Snapshot, apply, without_released
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS

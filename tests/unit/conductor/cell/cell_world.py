@@ -12,11 +12,11 @@ from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import build_request
 from zcompute.bus import Report
 from zcompute.bus.errors import DeadlineExceeded, LinkDown
-from zcompute.conductor.cell.commands import Commands
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.commands import Commands
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.conductor.tasks.settings import TaskSettings

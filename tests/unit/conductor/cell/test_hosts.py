@@ -7,12 +7,12 @@ import pytest
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import NOW_US, host
 from zcompute.bus.errors import Forbidden
-from zcompute.conductor.cell.commands import Commands
 from zcompute.conductor.cell.host_states import HostStates, host_state
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts, begin_host, check_epoch
 from zcompute.conductor.cell.registration import capacity_of
 from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.commands import Commands
 from zcompute.config import SchedulerConfig
 from zcompute.db.tables import HOSTS
 from zcompute.objects.errors import EpochRefused
