@@ -26,6 +26,7 @@ _PRINTABLE = re.compile(r"^[\x20-\x7e]+$")
 _PASS_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 _canonical = msgspec.json.Encoder(order="deterministic").encode
+_DEFAULTS = msgspec.structs.asdict(ServerSpec())
 
 
 def create_request(body: CreateServerBody, caller: Caller, operation_id: str) -> ServersCreateRequest:
@@ -35,14 +36,15 @@ def create_request(body: CreateServerBody, caller: Caller, operation_id: str) ->
         raise _invalid("os:scheduler_hints", f"{next(iter(body.scheduler_hints))!r} is not supported by this release.")
     _check_name(server.name)
     min_count, max_count = _counts(server)
+    spec = _spec(server)
     return ServersCreateRequest(
         operation_id=operation_id,
-        digest=hashlib.sha256(_canonical(body)).hexdigest(),
+        digest=_digest(server, spec, max_count),
         project_id=caller.project_id,
         user_id=caller.user_id,
         name=server.name,
         flavorid=last_part(str(server.flavor_ref)),
-        spec=_spec(server),
+        spec=spec,
         min_count=min_count,
         max_count=max_count,
     )
@@ -91,6 +93,15 @@ def hostname(name: str) -> str:
     text = re.sub(r"[ _]", "-", name.lower())
     text = re.sub(r"[^a-z0-9.-]+", "", text)
     return text.strip(".-")[:63].rstrip(".-")
+
+
+def _digest(server: CreateServer, spec: ServerSpec, max_count: int) -> str:
+    """Tells two requests apart however their JSON is written. What has its default is left out, so that a field that
+    another release adds does not make a repeat look like another request."""
+    asked = {key: value for key, value in msgspec.structs.asdict(spec).items() if value != _DEFAULTS[key]}
+    groups = [group.name for group in server.security_groups]
+    parts = (server.name, str(server.flavor_ref), int(server.min_count), max_count, asked, server.admin_pass, groups)
+    return hashlib.sha256(_canonical(parts)).hexdigest()
 
 
 def _spec(server: CreateServer) -> ServerSpec:
