@@ -12,7 +12,7 @@ from tests.cluster.region import assert_audit_holds, started, wait_until
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.layout import CONDUCTOR, SCHEDULER
 from zcompute.cli.up.region import Region
-from zcompute.db.store import open_store
+from zcompute.db.drivers import open_store
 
 CHAOS_S = 25.0
 BURST = 15

@@ -18,7 +18,8 @@ from tests.cluster.region import (
 )
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.region import Region
-from zcompute.db.store import Store, open_store
+from zcompute.db.drivers import open_store
+from zcompute.db.store import Store
 from zcompute.db.tables import CLAIMS, INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import ROOT_CELL
 

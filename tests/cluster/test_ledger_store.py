@@ -21,8 +21,9 @@ from zcompute.conductor.incarnation import Incarnation
 from zcompute.conductor.ledger import Change
 from zcompute.conductor.settings import LeaseSettings, LifeSettings
 from zcompute.db import migrate
+from zcompute.db.drivers import open_store
 from zcompute.db.private import PrivateMariaDB, find_programs
-from zcompute.db.store import Store, open_store
+from zcompute.db.store import Store
 from zcompute.db.tables import INSTANCES, TASKS
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import Task

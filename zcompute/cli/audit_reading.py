@@ -12,7 +12,8 @@ from zcompute.cli.audit_snapshot import ApiServer, CellRows, HostDomains, RootRo
 from zcompute.cli.client import ApiClient, pages
 from zcompute.cli.exits import CommandError
 from zcompute.compute.virt.fake_log import domain_log_path, parse_lines
-from zcompute.db.store import Store, open_store
+from zcompute.db.drivers import open_store
+from zcompute.db.store import Store
 from zcompute.db.tables import (
     BUILD_REQUESTS,
     CLAIMS,

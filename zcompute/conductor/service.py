@@ -13,8 +13,9 @@ from zcompute.bus.errors import Unavailable
 from zcompute.conductor.errors import ConductorError
 from zcompute.conductor.life import Life
 from zcompute.config import Config, ConfigError
+from zcompute.db.drivers import open_store
 from zcompute.db.errors import StoreError
-from zcompute.db.store import Store, open_store
+from zcompute.db.store import Store
 from zcompute.keys import load_identity, read_keyring
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP

@@ -11,8 +11,9 @@ import pytest
 
 from tests.contract.store.lane_writer import LaneWriter
 from zcompute.db import migrate
+from zcompute.db.drivers import open_store
 from zcompute.db.private import PrivateMariaDB, find_programs
-from zcompute.db.store import ConductorRow, Store, open_store
+from zcompute.db.store import ConductorRow, Store
 
 STORES = ("native-mariadb", "portable-mariadb", "portable-sqlite")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from zcompute.db.drivers import open_store
 from zcompute.db.errors import InvalidUrl
-from zcompute.db.store import open_store
 from zcompute.db.url import MariaDbTarget, SqliteTarget, parse_url
 
 

@@ -13,7 +13,8 @@ from gevent.pool import Group
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.layout import PROJECT_ID
 from zcompute.cli.up.region import Region
-from zcompute.db.store import Store, open_store
+from zcompute.db.drivers import open_store
+from zcompute.db.store import Store
 from zcompute.db.tables import TASKS
 from zcompute.objects.cell import ROOT_CELL
 
