@@ -227,6 +227,7 @@ class Cell:
         public, secret = (key.decode() for key in self.keys["agent"])
         key_file = self.directory / "agent.key"
         key_file.write_text(f"public_key = '{public}'\nsecret_key = '{secret}'\n")
+        key_file.chmod(0o600)
         first = self.conductors[0]
         hosts = "\n".join(f"[[compute.hosts]]\nname = '{name}'" for name in HOSTS)
         config = self.directory / "agent.toml"
