@@ -1,7 +1,8 @@
-"""Conductors, agents and the API are killed over and over under boots and deletes. In the end everything adds up."""
+"""Conductors, agents and the API are killed, stopped and restarted under boots and deletes. In the end all adds up."""
 
 import os
 import random
+import signal
 import time
 
 import gevent
@@ -10,13 +11,16 @@ import pytest
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import assert_audit_holds, started, wait_until
 from zcompute.cli.up.boots import Booter
-from zcompute.cli.up.layout import CONDUCTOR, SCHEDULER
+from zcompute.cli.up.layout import CONDUCTOR, SCHEDULER, Shape
 from zcompute.cli.up.region import Region
 from zcompute.db.drivers import open_store
 
 CHAOS_S = 25.0
-BURST = 15
-PAUSE_S = (0.3, 1.5)
+BURST = 30
+IN_FLIGHT = 10
+PAUSE_S = (0.3, 2.0)
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
+SHAPE = Shape(build_ms=30, delete_ms=20)
 SEED = int(os.environ.get("ZCOMPUTE_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 
 
@@ -29,19 +33,26 @@ def conductors_with_work(region: Region, cell: str) -> set[str]:
         store.close()
 
 
-def kill_and_restart(region: Region, chance: random.Random, until: float, killed: list[str]) -> None:
-    """One victim at a time, of any kind; a conductor only when its peer can take over."""
+def hurt_one_after_the_other(region: Region, chance: random.Random, until: float, hurt: list[str]) -> None:
+    """One victim at a time, of any kind: SIGKILL or SIGTERM and a new start, or SIGSTOP and SIGCONT.
+
+    The next one only when a conductor among them owns partitions again, so that its peer could always take over.
+    """
     victims = [plan for plan in region.plans.values() if plan.kind != SCHEDULER]
     while time.monotonic() < until:
-        plan = chance.choice(victims)
-        region.kill(plan.id)
-        killed.append(plan.id)
+        plan, number = chance.choice(victims), chance.choice(SIGNALS)
+        hurt.append(f"{number.name} {plan.id}")
+        region.kill(plan.id, number)
         gevent.sleep(chance.uniform(*PAUSE_S))
-        region.restart(plan.id)
+        if number == signal.SIGSTOP:
+            region.kill(plan.id, signal.SIGCONT)
+        else:
+            wait_until(lambda plan=plan: not region.processes[plan.id].alive, f"{plan.id} has ended")
+            region.restart(plan.id)
         if plan.kind == CONDUCTOR:
             wait_until(
                 lambda plan=plan: plan.id in conductors_with_work(region, plan.cell),
-                f"{plan.id} owns partitions again after its restart (killed so far: {killed})",
+                f"{plan.id} owns partitions again; so far: {hurt}",
             )
 
 
@@ -51,7 +62,7 @@ def boot_and_delete(region: Region, chance: random.Random, until: float) -> tupl
     deleted: set[str] = set()
     client = region.client()
     while time.monotonic() < until:
-        run = Booter(region, BURST, 5).run()
+        run = Booter(region, BURST, IN_FLIGHT).run()
         unfinished = [item for item in run.boots if item.status != "ACTIVE"]
         assert not unfinished, [f"{item.name} {item.uuid} {item.status} {item.fault}" for item in unfinished]
         for item in run.boots:
@@ -76,20 +87,21 @@ def shown(region: Region) -> dict[str, str]:
 
 
 @pytest.mark.timeout(110)
-def test_kills_lose_no_server_and_make_none_twice(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_faults_lose_no_server_and_make_none_twice(tmp_path) -> None:  # type: ignore[no-untyped-def]
     require_mariadb()
     print(f"ZCOMPUTE_CHAOS_SEED={SEED}")
-    killed: list[str] = []
-    with started(tmp_path / "s", "mariadb") as region:
+    hurt: list[str] = []
+    with started(tmp_path / "s", "mariadb", SHAPE) as region:
         until = time.monotonic() + CHAOS_S
-        killer = gevent.spawn(kill_and_restart, region, random.Random(SEED), until, killed)
+        hurting = gevent.spawn(hurt_one_after_the_other, region, random.Random(SEED), until, hurt)
         try:
             living, deleted = boot_and_delete(region, random.Random(SEED + 1), until)
-            killer.get(timeout=40)
+            hurting.get(timeout=40)
         finally:
-            killer.kill()
+            hurting.kill()
         region.wait_ready()
         wait_until(lambda: not deleted & set(shown(region)), "the deleted servers are gone")
         assert shown(region) == dict.fromkeys(living, "ACTIVE")
-        assert len(killed) >= 5
+        print(f"{len(hurt)} faults, {len(living) + len(deleted)} boots, {len(deleted)} deletes")
+        assert len(hurt) >= 5
         assert_audit_holds(region)
