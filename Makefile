@@ -16,7 +16,6 @@ test: $(VENV)/.installed-test packages
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	.ci/audit-dependencies
