@@ -114,7 +114,7 @@ class Lane:
     def end(self) -> list[Ticket]:
         """No batch begins after this; returns what has no verdict yet (of a batch in flight nobody knows)."""
         self._ended = True
-        left = [*self._in_flight, *self._queue]
+        left = [*self._in_flight, *self._refused, *self._queue]
         self._queue.clear()
         self._wake.set()
         self._idle.set()

@@ -328,11 +328,14 @@ class Ledger:
                 self._dismiss(held)
 
     def stay(self, partitions: Iterable[int]) -> None:
-        """The hand-over did not happen."""
+        """The hand-over did not happen. Told as a gain: who met NotOwner meanwhile has let go of its work."""
+        stayed = []
         for partition in partitions:
             held = self._held.get(partition)
             if held is not None:
                 held.leaving = False
+                stayed.append(partition)
+        self._notify(self._gained, stayed)
 
     def lose(self, partitions: Iterable[int]) -> None:
         """These are others' now; all that was decided here has committed before."""

@@ -446,8 +446,11 @@ def test_a_dead_receiver_leaves_the_partition_where_it_is(world: World) -> None:
     ticket = world.lane.hand_over(HandOver([GLOBAL], 99))
     with pytest.raises(ReceiverDead):
         ticket.wait(1000)
+    gained: list[list[int]] = []
+    world.ledger.on_gain(gained.append)
     world.ledger.stay([GLOBAL])
     assert world.commit("1", world.add_ram("1")) == 513
+    assert gained == [[GLOBAL]], "whoever met NotOwner meanwhile begins again"
 
 
 def test_rows_read_for_an_ownership_that_ended_are_thrown_away(world: World) -> None:
@@ -511,3 +514,23 @@ def test_a_decision_on_more_rows_than_its_limit_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="at most 3"):
         world.ledger.submit(GLOBAL, world.flavor_keys(*"0123"), lambda change: None)
     world.close()
+
+
+def test_what_was_decided_upon_a_refused_change_is_answered_when_the_life_ends(world: World) -> None:
+    world.connection.gate.clear()
+    bad = world.submit("1", world.put_flavor("1", name="x" * 1000))
+    wait_for(lambda: world.lane._in_flight)
+    upon_it = world.submit("1", world.add_ram("1"))
+    undo = world.lane._undo
+
+    def undo_and_stall(*what: Any) -> None:
+        world.connection.gate.clear()  # the batch that lets the refusals out never comes back
+        undo(*what)
+
+    world.lane._undo = undo_and_stall
+    world.connection.gate.set()
+    wait_for(lambda: len(world.lane._refused) == 2)
+    world.end("stopped")
+    for ticket in (bad, upon_it):
+        with pytest.raises(NotOwner):
+            ticket.wait(100)

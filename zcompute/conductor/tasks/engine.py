@@ -67,15 +67,13 @@ class TaskEngine:
         run = self._runs.get(instance.uuid) if instance is not None else None
         if run is None:
             return
-        was_parked = run.parked
         run.learn(snapshot)
         run.changed.set()
         if run.task is None:
             self._forget_at_hosts(run)
             if run.greenlet is None:
                 self._leave(run)
-        elif was_parked and not run.parked:
-            run.set_deadline()
+        elif not run.parked:
             self._queue_up(run)
 
     def task_id(self, uuid: str) -> str | None:
@@ -93,8 +91,7 @@ class TaskEngine:
         for run in list(self._runs.values()):
             if run.task is not None and host in run.task.body.named_hosts:
                 run.changed.set()
-                if run.parked:
-                    self._queue_up(run)
+                self._queue_up(run)
 
     def counts(self) -> tuple[int, int, int]:
         """(tasks, running, waiting)."""
@@ -115,6 +112,7 @@ class TaskEngine:
         lost = set(partitions)
         for run in [run for run in self._runs.values() if run.partition in lost]:
             self._drop(run)
+        self._start_next()
 
     def start(self) -> None:
         """Begin to forget."""
@@ -132,10 +130,11 @@ class TaskEngine:
 
     def _queue_up(self, run: TaskRun) -> None:
         """Run it when its turn comes, unless it runs or waits already, or is parked and nobody can be asked."""
-        if self._stopped or run in self._running or run in self._queue or self._runs.get(run.uuid) is not run:
+        if self._stopped or run in self._running or run.queued or self._runs.get(run.uuid) is not run:
             return
         if run.task is None or (run.parked and not self._reachable(run.task)):
             return
+        run.queued = True
         self._queue.append(run)
         self._start_next()
 
@@ -145,6 +144,7 @@ class TaskEngine:
     def _start_next(self) -> None:
         while self._queue and len(self._running) < self._env.settings.runners_max:
             run = self._queue.popleft()
+            run.queued = False
             if self._runs.get(run.uuid) is not run:
                 continue
             self._running.add(run)
@@ -175,9 +175,10 @@ class TaskEngine:
                     return
                 failures = 0
             except TaskLost:
+                self._leave(run)  # a later gain finds it in the table again
                 return
             except DeadlinePassed:
-                if not was_parked:
+                if not run.parked:  # it may have been revived since the step began
                     self._park(run)
                 return
             except Exception as error:  # noqa: BLE001  # whatever went wrong, the task goes on or parks at its deadline
@@ -231,6 +232,7 @@ class TaskEngine:
                     log.warning("task parked uuid=%s kind=%s step=%s", run.uuid, task.kind, task.step)
                     return
             except TaskLost:
+                self._leave(run)
                 return
             except Exception as error:  # noqa: BLE001  # the ledger is busy or its database away: try again
                 self._log_failure(run, task, error, attempt)

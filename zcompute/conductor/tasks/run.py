@@ -80,6 +80,7 @@ class TaskRun:
         self.own_attempt = 0  # the attempt whose spawn this very runner was the first to journal
         self.changed = Event()
         self.greenlet: gevent.Greenlet | None = None
+        self.queued = False
         self.deadline = 0.0
         self._released: set[ClaimName] = set()
 
@@ -156,7 +157,9 @@ class TaskRun:
         if task is None or task.id != self.task_id:
             self.task = None
         elif self.task is not None and task.revision >= self.task.revision:
-            self.task = task
+            former, self.task = self.task, task
+            if (task.state, task.deadline_at_us) != (former.state, former.deadline_at_us) and not self.parked:
+                self.set_deadline()
 
     # -- time ------------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,15 @@ import pytest
 
 from tests.unit.conductor.cell.cell_world import QUICK, CellWorld
 from tests.unit.conductor.ledger_world import wait_for
+from tests.unit.conductor.tasks.samples import new_build
 from zcompute.bus.errors import Busy
 from zcompute.conductor.tasks.build_walk import STEP_SPAWN
+from zcompute.conductor.tasks.decision import Snapshot
+from zcompute.conductor.tasks.run import TaskRun
 from zcompute.db.tables import TASKS
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.instance import TASK_DELETING, TASK_SPAWNING, VM_ACTIVE, VM_BUILDING, VM_DELETED, VM_ERROR
+from zcompute.objects.partition import partition_of
 from zcompute.objects.report import VERDICT_APPLIED, VERDICT_SUPERSEDED
 from zcompute.objects.task import TASK_PARKED
 
@@ -25,6 +29,9 @@ def make():
     yield build
     for world in worlds:
         world.close()
+
+
+replace_task = msgspec.structs.replace
 
 
 def short():
@@ -332,3 +339,71 @@ def test_a_lost_partition_ends_its_runners_where_they_are(make):
     assert (row.vm_state, row.task_state, world.database.row(TASKS, (row.task_id,)).step) == (
         VM_BUILDING, TASK_SPAWNING, STEP_SPAWN,
     )  # fmt: skip
+
+
+def test_a_delete_revived_while_its_parked_runner_looks_again_has_its_deadline(make):
+    world = make("h1", settings=short())
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    agent.silent = True
+    world.delete(uuid)
+    world.wait_state(uuid, VM_ERROR)
+    world.attach(agent)
+    wait_for(lambda: world.engine.counts()[1] == 1)  # for revival_s_max
+    world.delete(uuid)
+    world.wait_state(uuid, VM_ERROR, TASK_DELETING)
+    world.wait_state(uuid, VM_ERROR)
+    assert world.task(uuid).state == TASK_PARKED
+
+
+def test_a_later_deadline_counts_from_its_commit(make):
+    world = make("h1")
+    instance, task = new_build()
+    run = TaskRun(world.engine._env, instance, replace_task(task, deadline_at_us=world.ledger.now_us()))
+    run.set_deadline()
+    later = replace_task(run.task, deadline_at_us=world.ledger.now_us() + 60_000_000, revision=task.revision + 1)
+    run.learn(Snapshot(instance, later))
+    assert run.left_ms(120_000) > 50_000
+
+
+def test_a_refused_hand_over_leaves_no_task_without_a_runner(make):
+    world = make("h1")
+    world.silent_claims = 1_000_000
+    uuid = world.build()
+    partition = partition_of(uuid)
+    world.ledger.on_gain(lambda _: world.engine.gained([(world.instance(uuid), world.task(uuid))]))
+    wait_for(lambda: world.calls["claim"])
+    world.ledger.leave([partition])
+    world.silent_claims = 0
+    wait_for(lambda: world.engine.counts() == (0, 0, 0))  # its journal met NotOwner
+    world.ledger.stay([partition])
+    world.wait_state(uuid, VM_ACTIVE)
+
+
+def test_a_task_read_too_late_for_its_partition_does_not_hide_it_from_the_next_gain(make):
+    world = make("h1")
+    agent = world.agents["h1"]
+    agent.silent = True
+    uuid = world.build()
+    wait_for(lambda: agent.named("spawn"))
+    row, task = world.instance(uuid), world.task(uuid)
+    world.ledger.leave([partition_of(uuid)])
+    world.engine.lose([partition_of(uuid)])
+    world.engine.gained([(row, task)])
+    wait_for(lambda: world.engine.counts() == (0, 0, 0))
+    agent.silent = False
+    world.ledger.stay([partition_of(uuid)])
+    world.engine.gained([(row, task)])
+    world.wait_state(uuid, VM_ACTIVE)
+
+
+def test_runners_that_never_began_give_their_place_up(make):
+    world = make("h1", settings=replace(QUICK, runners_max=1))
+    (first, first_task), (second, second_task) = new_build(), new_build()
+    second = msgspec.structs.replace(second, uuid="00000000-0000-4000-8000-000000000000")
+    second_task = replace_task(second_task, instance_uuid=second.uuid)
+    world.engine.begin(first, first_task)
+    world.engine.begin(second, second_task)
+    world.engine.lose([partition_of(first.uuid)])
+    assert world.engine.counts() == (1, 1, 0)
