@@ -25,6 +25,8 @@ from zcompute.db.store import ConductorRow, Store
 
 log = logging.getLogger(__name__)
 
+KILL_S_MAX = 1.0
+
 Probe = Callable[[str, int], bool]
 
 
@@ -178,7 +180,10 @@ class Incarnation:
 
     def _finish(self) -> None:
         """Let go of everything, whatever is broken; what cannot be released is taken over by others."""
-        gevent.killall([g for g in self._greenlets if g is not gevent.getcurrent()], block=True, timeout=1.0)
+        try:
+            gevent.killall([g for g in self._greenlets if g is not gevent.getcurrent()], block=True, timeout=KILL_S_MAX)
+        except gevent.Timeout:  # raised by killall itself; fences hold whatever goes on in those
+            log.warning("greenlets not ended within kill_s_max=%s id=%s", KILL_S_MAX, self.id)
         if self._beats is not None and not self._beats.stop(timeout_ms=1000):
             log.warning("last beat still under way id=%s", self.id)
         for lane in self._lanes.values():

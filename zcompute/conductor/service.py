@@ -98,7 +98,7 @@ class ConductorService:
             except ConductorError as error:
                 self._fail(error)
                 return
-            except Exception:
+            except (Exception, gevent.Timeout):  # a Timeout is no Exception; the next life must begin all the same
                 log.exception("incarnation failed")
             if endpoint is not None:
                 endpoint.close()

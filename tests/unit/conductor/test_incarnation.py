@@ -5,6 +5,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from tests.unit.conductor.ledger_fake import LOST_AFTER, FakeDatabase, FakeStore
 from tests.unit.conductor.ledger_world import FLAVORS, GLOBAL, flavor, wait_for
@@ -235,3 +236,25 @@ def test_five_share_and_three_deaths_leave_two_halves(region: Region) -> None:
     for n in range(3):
         region.lives[f"s{n}"]._end("killed")
     wait_for(lambda: region.owners() == [128, 128], timeout_s=5)
+
+
+def test_a_greenlet_that_will_not_die_keeps_nothing_from_being_released(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcompute.conductor.incarnation.KILL_S_MAX", 0.05)
+    one = region.start("s1")
+    go = Event()
+
+    def stubborn() -> None:
+        try:
+            go.wait()
+        finally:
+            go.wait()
+
+    one._greenlets.append(gevent.spawn(stubborn))
+    gevent.sleep(0)
+    one.stop(2000)
+    region.running["s1"].join(timeout=2)
+    go.set()
+    assert region.running["s1"].successful(), region.running["s1"].exception
+    assert not region.database.conductors["s1"].alive

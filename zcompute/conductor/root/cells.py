@@ -60,7 +60,7 @@ class CellsFeed:
 
     def stop(self) -> None:
         if self._poller is not None:
-            self._poller.kill()
+            self._poller.kill(block=False)
             self._poller = None
 
     def all(self) -> list[CellInfo]:

@@ -80,7 +80,10 @@ class HandOff:
         if self._dispatcher is not None:
             self._dispatcher.kill(timeout=STOP_S_MAX)
             self._dispatcher = None
-        gevent.killall(list(self._workers.values()), timeout=STOP_S_MAX)
+        try:
+            gevent.killall(list(self._workers.values()), timeout=STOP_S_MAX)
+        except gevent.Timeout:  # raised by killall itself
+            log.warning("hand-offs not ended within stop_s_max=%s", STOP_S_MAX)
         self._workers.clear()
 
     @property

@@ -121,7 +121,7 @@ class RootRole:
     def stop(self) -> None:
         """End all greenlets of the role."""
         self._running = False
-        gevent.killall(list(self._resumers))
+        gevent.killall(list(self._resumers), block=False)
         self._resumers.clear()
         self._hand_off.stop()
         self._cells.stop()

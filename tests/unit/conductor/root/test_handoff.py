@@ -298,3 +298,21 @@ def test_a_silent_cell_holds_up_no_other(bench):
     slow.hand_off.put([replace(first, uuid=uuid, cell=cell) for uuid, cell in others], decided_here=True)
     slow.until(lambda: link.calls)
     slow.hand_off.stop()
+
+
+def test_a_worker_that_will_not_die_does_not_break_the_stop(bench, monkeypatch):
+    monkeypatch.setattr("zcompute.conductor.root.handoff.STOP_S_MAX", 0.05)
+    go, entered = Event(), Event()
+
+    def stubborn():
+        try:
+            entered.set()
+            go.wait()
+        finally:
+            go.wait()
+
+    bench.link("c1", stubborn)
+    bench.create()
+    assert entered.wait(5)
+    bench.hand_off.stop()
+    go.set()
