@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import gevent
 import msgspec
 
 from zcompute.bus import CallContext, Event, Link
-from zcompute.bus.errors import BusError, Forbidden, InvalidRequest
+from zcompute.bus.errors import Forbidden, InvalidRequest, NotOwner
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
 from zcompute.conductor.cell.settings import CellSettings
@@ -72,10 +72,13 @@ def begin_host(host: Host | None, inventory: HostInventory, service_id: str, now
     )
 
 
-def check_epoch(name: str, host: Host | None, epoch: int) -> None:
-    """Raises EpochRefused: superseded for an older agent's epoch, invalid for one that was never given."""
-    committed = 0 if host is None else host.agent_epoch
-    if epoch == committed and host is not None:
+def check_epoch(name: str, host: Host | None, epoch: int, told: int = 0) -> None:
+    """Raises EpochRefused: superseded for an older agent's epoch, invalid for one that was never given.
+
+    ``told``: the epoch of which a conductor has told us since the row was read.
+    """
+    committed = max(told, 0 if host is None else host.agent_epoch)
+    if epoch == committed and committed:
         return
     verdict = VERDICT_SUPERSEDED if epoch < committed else VERDICT_INVALID
     raise EpochRefused(
@@ -109,6 +112,7 @@ class Hosts:
         self._liveness = Liveness(settings.liveness)
         self._greenlet: gevent.Greenlet | None = None
         self._alarm_at = 0.0
+        self._attaching: dict[int, dict[str, int]] = {}  # by id: epochs that are just being checked at the primary
         self.attachments = Attachments()
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -154,10 +158,10 @@ class Hosts:
         if len(names) > self._settings.attach_hosts_max:
             raise InvalidRequest(f"{len(names)} hosts in one attach, at most {self._settings.attach_hosts_max}")
         _check_hosts(context, names)
-        rows = self._env.store.fetch(HOSTS, [(name,) for name in names])
+        rows, superseded = self._read_hosts(request.epochs)
         for name in names:
             try:
-                check_epoch(name, rows.get((name,)), request.epochs[name])
+                check_epoch(name, rows.get((name,)), request.epochs[name], superseded.get(name, 0))
             except EpochRefused as error:
                 log.warning("epoch refused host=%s from=%s error=%s", name, context.peer.service_id, error)
                 raise
@@ -168,6 +172,15 @@ class Hosts:
         for name in names:
             self._commands.attach(name, link)
         return Empty()
+
+    def _read_hosts(self, epochs: Mapping[str, int]) -> tuple[dict[tuple[str, ...], Host], dict[str, int]]:
+        """The hosts' rows, and the newer epochs of which word came while they were read."""
+        newer: dict[str, int] = {}
+        self._attaching[id(newer)] = newer
+        try:
+            return self._env.store.fetch(HOSTS, [(name,) for name in epochs]), newer
+        finally:
+            del self._attaching[id(newer)]
 
     def beat(self, request: HostBeat, context: CallContext) -> None:
         """The agent's work loop is alive. A host that is not attached to this link is not believed."""
@@ -205,6 +218,8 @@ class Hosts:
 
     def _supersede(self, host: str, agent_epoch: int) -> None:
         """A newer agent has the host: links of the older are heard no more."""
+        for newer in self._attaching.values():
+            newer[host] = max(agent_epoch, newer.get(host, 0))
         for link, epochs in self.attachments.by_link.items():
             if epochs.get(host, agent_epoch) < agent_epoch:
                 log.warning("agent superseded host=%s from=%s epoch=%s", host, link.name, epochs[host])
@@ -245,8 +260,11 @@ class Hosts:
 
         try:
             host = self._commit(name, decide)
-        except BusError as error:
-            log.info("host state not committed host=%s state=%s error=%s", name, state, error)
+        except NotOwner:
+            self._liveness.forget([name])  # a gain that came late: its owner watches it
+            return
+        except Exception as error:  # noqa: BLE001  # one host's row must not end the watch over all; found again soon
+            log.warning("host state not committed host=%s state=%s error=%s", name, state, error)
             return
         self._liveness.declared(name, state)
         if host is not None:

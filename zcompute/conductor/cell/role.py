@@ -27,6 +27,7 @@ from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.errors import ObjectError
 from zcompute.objects.methods import Method
 from zcompute.objects.task import Task
 
@@ -137,7 +138,10 @@ class CellRole:
         return [partition for partition in partitions if self._env.ledger.owns(partition)]
 
     def _each_page(self, table: TableCodec[T], partitions: Sequence[int], take: Callable[[list[T]], None]) -> int:
-        """Read all rows of these partitions, page by page; a database that is away is waited for, within a limit."""
+        """Read all rows of these partitions, page by page; a database that is away is waited for while they are owned.
+
+        Rows that cannot be read keep back no other partition's.
+        """
         count = failures = 0
         after = None
         rows = self._settings.scan_rows
@@ -148,11 +152,14 @@ class CellRole:
             except StoreError as error:
                 failures += 1
                 log.warning("rows not read table=%s failures=%s error=%s", table.name, failures, error)
-                if failures >= self._settings.scan_tries_max:
-                    log.error("rows of gained partitions were not read table=%s", table.name)
-                    break
                 gevent.sleep(self._settings.scan_retry_ms / 1000)
                 continue
+            except ObjectError as error:
+                if len(owned) == 1:
+                    log.error("rows cannot be read table=%s partition=%s error=%s", table.name, owned[0], error)
+                    break
+                middle = len(owned) // 2
+                return sum(self._each_page(table, half, take) for half in (owned[:middle], owned[middle:]))
             count += len(page)
             if len(page) < rows:
                 break

@@ -8,12 +8,13 @@ import gevent
 import msgspec
 
 from zcompute.bus.context import request_id
-from zcompute.bus.errors import BusError
+from zcompute.bus.errors import BusError, NotOwner
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
+from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ServiceError
@@ -58,6 +59,7 @@ class RootOutbox:
         self._settings = settings
         self._known: dict[EntryKey, OutboxEntry] = {}
         self._queue: deque[EntryKey] = deque()
+        self._left: set[int] = set()  # partitions of which rows did not fit
         self._senders: set[gevent.Greenlet] = set()
         self._stopped = False
 
@@ -72,7 +74,8 @@ class RootOutbox:
         if self._stopped or key in self._known:
             return
         if len(self._known) >= self._settings.outbox_rows_max:
-            log.error("outbox_rows_max=%s reached, left for the next scan uuid=%s", len(self._known), key[0])
+            log.error("outbox_rows_max=%s reached, left in the database for now uuid=%s", len(self._known), key[0])
+            self._left.add(partition_of(key[0]))
             return
         self._known[key] = entry
         self._push(key)
@@ -89,9 +92,14 @@ class RootOutbox:
     def _push(self, key: EntryKey) -> None:
         self._queue.append(key)
         if len(self._senders) < self._settings.outbox_senders_max and not self._stopped:
-            sender = gevent.spawn(self._send_all)
-            self._senders.add(sender)
-            sender.link(self._senders.discard)
+            self._senders.add(gevent.spawn(self._run_sender))
+
+    def _run_sender(self) -> None:
+        """It is discarded in the turn in which it finds the queue empty, or a push might count on it in vain."""
+        try:
+            self._send_all()
+        finally:
+            self._senders.discard(gevent.getcurrent())
 
     def _send_all(self) -> None:
         """Until the queue is empty; each sender pauses by itself while the root does not answer."""
@@ -105,6 +113,8 @@ class RootOutbox:
             try:
                 self._send(entry)
                 self._delete(entry)
+            except NotOwner:
+                pass  # the new owner sends it again; should it be us, the gain brings it back
             except Exception as error:  # noqa: BLE001  # the row is durable: whatever went wrong, it is sent again
                 failures += 1
                 expected = isinstance(error, BusError | ServiceError)
@@ -116,7 +126,29 @@ class RootOutbox:
                 self._pause(failures)
                 continue
             failures = 0
-            self._known.pop(key, None)
+            if self._known.get(key) is entry:
+                del self._known[key]
+            if self._left and len(self._known) <= self._settings.outbox_rows_max // 2:
+                self._take_up_left()
+
+    def _take_up_left(self) -> None:
+        """There is room again for what was left at outbox_rows_max: read it from the database."""
+        left, self._left = self._left, set()
+        partitions = [partition for partition in left if self._env.ledger.owns(partition)]
+        after: EntryKey | None = None
+        rows = self._settings.scan_rows
+        while partitions and not self._left:
+            try:
+                page = self._env.store.scan(ROOT_OUTBOX, partitions=partitions, limit=rows, after=after)
+            except StoreError as error:
+                log.warning("rows owed to the root not read, trying again error=%s", error)
+                self._left.update(partitions)
+                return
+            for entry in page:
+                self.owed(entry)
+            if len(page) < rows:
+                return
+            after = key_of(page[-1])
 
     def _pause(self, failures: int) -> None:
         settings = self._settings

@@ -13,7 +13,6 @@ class CellSettings:
     forward_ms_max: int = 30_000
     scan_rows: int = 500
     scan_retry_ms: int = 500
-    scan_tries_max: int = 60
     attach_hosts_max: int = 1000
     liveness: LivenessSettings = field(default_factory=LivenessSettings)
     liveness_check_ms: int = 500

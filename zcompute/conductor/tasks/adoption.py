@@ -6,7 +6,7 @@ from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.decision import raise_generation
 from zcompute.conductor.tasks.run import TaskRun
 from zcompute.objects.command import AdoptRequest, CommandReply
-from zcompute.objects.errors import CommandRefused
+from zcompute.objects.errors import ServiceError
 from zcompute.objects.methods import ADOPT
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _adopt_at(run: TaskRun, host: str) -> bool:
         reply: CommandReply = run.env.commands.send(
             host, ADOPT, AdoptRequest(order=order), timeout_ms=run.left_ms(run.settings.command_ms_max)
         )
-    except (BusError, CommandRefused) as error:
+    except (BusError, ServiceError) as error:
         log.info("adoption not answered uuid=%s host=%s error=%s", run.uuid, host, error)
         return False
     log.info(

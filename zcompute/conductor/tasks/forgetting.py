@@ -14,7 +14,7 @@ import gevent
 from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.objects.command import ForgetRequest, Order
-from zcompute.objects.errors import CommandRefused
+from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import Instance
 from zcompute.objects.methods import FORGET
 from zcompute.objects.partition import partition_of
@@ -83,5 +83,5 @@ class Forgetting:
             self._env.commands.send(
                 due.host, FORGET, ForgetRequest(order=order), timeout_ms=self._env.settings.command_ms_max
             )
-        except (BusError, CommandRefused) as error:
+        except (BusError, ServiceError) as error:
             log.debug("forget not told uuid=%s host=%s error=%s", due.instance.uuid, due.host, type(error).__name__)

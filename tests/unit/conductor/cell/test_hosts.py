@@ -1,6 +1,7 @@
 import time
 from types import SimpleNamespace
 
+import gevent
 import msgspec
 import pytest
 
@@ -198,3 +199,39 @@ def test_capacity_counts_willing_hosts_only():
     assert capacity.hosts == 2
     assert capacity.free == Amounts(vcpus=16, memory_mb=3072, disk_gb=20)
     assert capacity.largest_free == Amounts(vcpus=8, memory_mb=2048, disk_gb=10)
+
+
+def test_an_agent_superseded_while_its_epoch_is_read_is_not_let_in(world):
+    old = Link()
+    begin(world, old)
+    world.store.fetch_gate.clear()
+    attaching = gevent.spawn(world.hosts.attach, HostAttachRequest(epochs={"h1": 1}), context(old))
+    wait_for(lambda: len(world.database.fetches) > 1)  # the row was read, its answer is on the way
+    begin(world, Link())
+    world.store.fetch_gate.set()
+    with pytest.raises(EpochRefused) as refused:
+        attaching.get(timeout=2)
+    assert refused.value.details["verdict"] == "superseded"
+    assert world.hosts.attachments.epoch(old, "h1") is None
+    assert world.commands.link("h1") is None
+
+
+def test_a_host_of_a_lost_partition_is_watched_no_longer(world):
+    begin(world, Link())
+    world.hosts.start()
+    world.ledger.lose([partition_of("h1")])
+    world.hosts.lost([partition_of("h1")])
+    world.hosts.gained([host()])  # a page that was read before the loss
+    world.hosts._liveness._hosts["h1"].last_beat = time.monotonic() - 7
+    wait_for(lambda: not world.hosts._liveness._hosts)
+
+
+def test_a_row_that_cannot_be_read_does_not_end_the_watch(world):
+    for name in ("h1", "h2"):
+        begin(world, Link(hosts=(name,)), INVENTORY if name == "h1" else msgspec.structs.replace(INVENTORY, name=name))
+    commit = world.hosts._commit
+    world.hosts._commit = lambda name, decide: 1 / 0 if name == "h1" else commit(name, decide)
+    for watched in world.hosts._liveness._hosts.values():
+        watched.last_beat = time.monotonic() - 7
+    world.hosts.start()
+    wait_for(lambda: world.database.row(HOSTS, ("h2",)).state == HOST_DOWN)

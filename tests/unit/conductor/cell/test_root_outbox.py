@@ -1,5 +1,8 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
+import gevent
+import msgspec
 import pytest
 
 from tests.unit.conductor.ledger_world import World, wait_for
@@ -30,7 +33,7 @@ class Root:
 def world():
     made = World()
     made.root = Root()
-    env = SimpleNamespace(ledger=made.ledger, cell="c1")
+    env = SimpleNamespace(ledger=made.ledger, store=made.store, cell="c1")
     made.outbox = RootOutbox(env, made.root, CellSettings(outbox_retry_ms_min=1, outbox_retry_ms_max=5))
     yield made
     made.outbox.stop()
@@ -85,3 +88,39 @@ def test_rows_of_lost_partitions_are_the_new_owners(world):
     assert len(world.outbox) == 0
     world.root.failures = 0
     assert world.root.calls == []
+
+
+def test_a_row_whose_partition_is_lost_while_it_is_sent_is_let_go(world):
+    world.root.call = lambda *_, **__: world.ledger.leave([partition_of(UUID)])
+    world.outbox.owed(deleted_entry())
+    wait_for(lambda: len(world.outbox) == 0)
+    wait_for(lambda: not world.outbox._senders)
+
+
+def test_a_row_owed_just_as_all_senders_end_is_sent(world):
+    """The last sender's end and the next push fall into one turn of the hub."""
+    entries = [deleted_entry(), msgspec.structs.replace(deleted_entry(), generation=3)]
+    for entry in entries:
+        world.database.seed(ROOT_OUTBOX, entry)
+    world.outbox._settings = replace(world.outbox._settings, outbox_senders_max=1)
+    delete = world.outbox._delete
+
+    def delete_then_owe(entry):
+        delete(entry)
+        if entry is entries[0]:
+            sender = gevent.getcurrent()
+            gevent.spawn(lambda: sender.dead and world.outbox.owed(entries[1]))
+
+    world.outbox._delete = delete_then_owe
+    world.outbox.owed(entries[0])
+    wait_for(lambda: not world.database.tables["root_outbox"])
+
+
+def test_rows_beyond_the_limit_are_taken_up_when_there_is_room(world):
+    entries = [msgspec.structs.replace(deleted_entry(), generation=number) for number in range(5)]
+    world.outbox._settings = replace(world.outbox._settings, outbox_rows_max=1)
+    for entry in entries:
+        world.database.seed(ROOT_OUTBOX, entry)
+        world.outbox.owed(entry)
+    assert len(world.outbox) == 1
+    wait_for(lambda: not world.database.tables["root_outbox"])
