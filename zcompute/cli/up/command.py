@@ -24,6 +24,7 @@ CONCURRENCY = 20
 BOOTS_MAX = 100_000
 CONCURRENCY_MAX = 500
 AUDIT_DEADLINE_S = 60.0
+REFRESHES_PER_S = 5
 FAULTS_SHOWN_MAX = 5
 
 
@@ -96,7 +97,7 @@ class Up:
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
-            auto_refresh=False,
+            refresh_per_second=REFRESHES_PER_S,
         )
 
     def _say_failures(self, run: BootRun) -> None:
