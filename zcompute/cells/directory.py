@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import msgspec
 
 from zcompute.bus import Endpoint, Event, Link
-from zcompute.bus.errors import Unavailable
+from zcompute.bus.errors import BusError, Unavailable
 from zcompute.cells.router import CONDUCTOR, PartitionRouter
 from zcompute.objects.cell import ROOT_CELL, CellInfo
 from zcompute.objects.methods import TOPIC_CELLS
@@ -102,7 +102,10 @@ class CellDirectory:
             return
         for address, public_key in wanted.items():
             if (address, public_key) not in cell.links:
-                cell.links[(address, public_key)] = self._endpoint.dial(address, public_key)
+                try:
+                    cell.links[(address, public_key)] = self._endpoint.dial(address, public_key)
+                except BusError as error:  # one conductor's odd address keeps us from no other
+                    log.error("conductor not dialled cell=%s address=%s error=%s", cell.name, address, error)
         for place in [place for place in cell.links if wanted.get(place[0]) != place[1]]:
             self._endpoint.hang_up(cell.links.pop(place))
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 
-from zcompute.bus import Endpoint, Link
+from zcompute.bus import BusError, Endpoint, Link
 from zcompute.config import PeerConfig
 from zcompute.objects.partition import ConductorInfo
 
@@ -43,4 +43,7 @@ class Dials:
                 del self._links[name]
         for name, place in wanted.items():
             if name not in self._links:
-                self._links[name] = (place, self._endpoint.dial(*place))
+                try:
+                    self._links[name] = (place, self._endpoint.dial(*place))
+                except BusError as error:  # one conductor's odd address keeps us from no other
+                    log.error("conductor not dialled peer=%s address=%s error=%s", name, place[0], error)

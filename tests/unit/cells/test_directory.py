@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.unit.cells.fake_bus import FakeEndpoint, FakeLink, silence
-from zcompute.bus import Endpoint, Event
+from zcompute.bus import BusConfigError, Endpoint, Event
 from zcompute.bus.errors import Unavailable
 from zcompute.cells.directory import CellDirectory
 from zcompute.objects.cell import CellInfo
@@ -56,3 +56,18 @@ def test_a_cells_own_map_names_its_conductors_too() -> None:
     directory.root.update(PartitionMap(cell="root", version=2))
     assert endpoint.hung_up == ["tcp://r2"], "the seeds stay"
     assert not directory.linked("root")
+
+
+def test_an_address_that_cannot_be_dialled_keeps_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = FakeEndpoint()
+    dial = endpoint.dial
+
+    def strict(address: str, server_public_key: str = "") -> FakeLink:
+        if address == "tcp://a":
+            raise BusConfigError("expected a server key")
+        return dial(address, server_public_key)
+
+    monkeypatch.setattr(endpoint, "dial", strict)
+    directory = CellDirectory(cast(Endpoint, endpoint), [conductor("a"), conductor("b")])
+    directory.start()
+    assert list(endpoint.dialled) == ["tcp://b"]

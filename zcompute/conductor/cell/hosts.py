@@ -94,6 +94,35 @@ class Attachments:
     """Which epochs each link speaks under. A host that is not attached to a link is not listened to on it."""
 
     by_link: dict[Link, dict[str, int]] = field(default_factory=dict)
+    _links_of: dict[str, set[Link]] = field(default_factory=dict)
+
+    def attach(self, link: Link, epochs: Mapping[str, int]) -> None:
+        """The link may speak for these hosts."""
+        self.by_link.setdefault(link, {}).update(epochs)
+        for host in epochs:
+            self._links_of.setdefault(host, set()).add(link)
+
+    def detach(self, link: Link) -> list[str]:
+        """The link is gone; returns the hosts for which it could speak."""
+        hosts = list(self.by_link.pop(link, {}))
+        for host in hosts:
+            self._forget(host, link)
+        return hosts
+
+    def supersede(self, host: str, agent_epoch: int) -> list[tuple[Link, int]]:
+        """Links that spoke for the host under an older epoch, and no longer may; with that epoch."""
+        links = self._links_of.get(host, ())
+        older = [(link, epoch) for link in links if (epoch := self.by_link[link][host]) < agent_epoch]
+        for link, _ in older:
+            del self.by_link[link][host]
+            self._forget(host, link)
+        return older
+
+    def _forget(self, host: str, link: Link) -> None:
+        links = self._links_of.get(host, set())
+        links.discard(link)
+        if not links:
+            self._links_of.pop(host, None)
 
     def epoch(self, link: Link, host: str) -> int | None:
         """The epoch under which this link reports the host, None when it may not."""
@@ -168,7 +197,7 @@ class Hosts:
         link = context.link
         if not link.up:
             return Empty()
-        self.attachments.by_link.setdefault(link, {}).update(request.epochs)
+        self.attachments.attach(link, request.epochs)
         for name in names:
             self._commands.attach(name, link)
         return Empty()
@@ -194,7 +223,7 @@ class Hosts:
 
     def link_down(self, link: Link) -> None:
         """Whoever spoke on this link attaches anew."""
-        for host in self.attachments.by_link.pop(link, {}):
+        for host in self.attachments.detach(link):
             self._commands.detach(host, link)
 
     def gained(self, hosts: list[Host]) -> None:
@@ -220,11 +249,9 @@ class Hosts:
         """A newer agent has the host: links of the older are heard no more."""
         for newer in self._attaching.values():
             newer[host] = max(agent_epoch, newer.get(host, 0))
-        for link, epochs in self.attachments.by_link.items():
-            if epochs.get(host, agent_epoch) < agent_epoch:
-                log.warning("agent superseded host=%s from=%s epoch=%s", host, link.name, epochs[host])
-                del epochs[host]
-                self._commands.detach(host, link)
+        for link, epoch in self.attachments.supersede(host, agent_epoch):
+            log.warning("agent superseded host=%s from=%s epoch=%s", host, link.name, epoch)
+            self._commands.detach(host, link)
 
     # -- up and down ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import CELLS, TableCodec
 from zcompute.objects.cell import CellInfo
+from zcompute.objects.errors import ObjectError
 from zcompute.objects.methods import TOPIC_CELLS
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class CellsFeed:
             try:
                 self.refresh()
                 failing = None
-            except StoreError as error:
+            except (StoreError, ObjectError) as error:
                 if failing is None:
                     log.warning("cells not read error=%s", error)
                 failing = error

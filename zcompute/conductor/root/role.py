@@ -27,6 +27,7 @@ from zcompute.db.tables import BUILD_REQUESTS, CELLS
 from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
 from zcompute.objects.cell import ROOT_CELL, CellCapacity
+from zcompute.objects.errors import ObjectError
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.methods import Empty, Method
 from zcompute.objects.partition import GLOBAL_KEY, PARTITIONS, partition_of
@@ -297,7 +298,10 @@ class RootRole:
         self._hand_off.drop(partitions)
 
     def _resume(self, partitions: list[int]) -> None:
-        """Take up what the gained partitions have pending, page by page, as the hand-off has room."""
+        """Take up what the gained partitions have pending, page by page, as the hand-off has room.
+
+        Rows that cannot be read keep back no other partition's.
+        """
         after: tuple[Any, ...] | None = None
         found = 0
         pause_s = self._limits.scan_retry_ms / 1000
@@ -317,6 +321,14 @@ class RootRole:
                 log.warning("pending servers not read, trying again error=%s", error)
                 gevent.sleep(pause_s)
                 continue
+            except ObjectError as error:
+                if len(partitions) == 1:
+                    log.error("pending servers cannot be read partition=%s error=%s", partitions[0], error)
+                    return
+                middle = len(partitions) // 2
+                self._resume(partitions[:middle])
+                self._resume(partitions[middle:])
+                return
             self._hand_off.put(page, decided_here=False)
             found += len(page)
             if len(page) < self._limits.scan_rows_max:

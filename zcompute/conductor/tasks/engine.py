@@ -35,6 +35,7 @@ class TaskEngine:
         self._runs: dict[str, TaskRun] = {}
         self._queue: deque[TaskRun] = deque()
         self._running: set[TaskRun] = set()
+        self._attached: set[str] = set()
         self._forgetting = Forgetting(env)
         self._stopped = False
 
@@ -88,8 +89,15 @@ class TaskEngine:
 
     def host_attached(self, host: str) -> None:
         """The host can be reached again: runners that wait for it go on, parked tasks are looked at once more."""
+        self._attached.add(host)
+        if len(self._attached) == 1:
+            gevent.spawn(self._look_at_attached)
+
+    def _look_at_attached(self) -> None:
+        """All hosts of one turn at once: an agent attaches a thousand, and tasks are many."""
+        hosts, self._attached = self._attached, set()
         for run in list(self._runs.values()):
-            if run.task is not None and host in run.task.body.named_hosts:
+            if run.task is not None and not hosts.isdisjoint(run.task.body.named_hosts):
                 run.changed.set()
                 self._queue_up(run)
 

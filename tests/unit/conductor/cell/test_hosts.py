@@ -10,7 +10,7 @@ from tests.unit.conductor.tasks.samples import NOW_US, host
 from zcompute.bus.errors import Forbidden
 from zcompute.conductor.cell.host_states import HostStates, host_state
 from zcompute.conductor.cell.host_table import HostTable
-from zcompute.conductor.cell.hosts import Hosts, begin_host, check_epoch
+from zcompute.conductor.cell.hosts import Attachments, Hosts, begin_host, check_epoch
 from zcompute.conductor.cell.registration import capacity_of
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
@@ -235,3 +235,17 @@ def test_a_row_that_cannot_be_read_does_not_end_the_watch(world):
         watched.last_beat = time.monotonic() - 7
     world.hosts.start()
     wait_for(lambda: world.database.row(HOSTS, ("h2",)).state == HOST_DOWN)
+
+
+def test_every_link_of_an_older_agent_is_superseded_and_none_is_remembered_when_gone():
+    attachments = Attachments()
+    old, older, present = Link(), Link(), Link()
+    attachments.attach(older, {"h1": 1, "h2": 5})
+    attachments.attach(old, {"h1": 2})
+    attachments.attach(present, {"h1": 3})
+    assert sorted(epoch for _, epoch in attachments.supersede("h1", 3)) == [1, 2]
+    assert [attachments.epoch(link, "h1") for link in (older, old, present)] == [None, None, 3]
+    assert attachments.epoch(older, "h2") == 5
+    for link in (old, older, present):
+        attachments.detach(link)
+    assert attachments == Attachments()

@@ -1,3 +1,4 @@
+from zcompute.bus import BusConfigError
 from zcompute.conductor.dials import Dials, places
 from zcompute.config import PeerConfig
 from zcompute.objects.partition import ConductorInfo
@@ -38,3 +39,19 @@ def test_dials_follow_the_map():
     dials.update({})
     assert endpoint.dialled == ["tcp://b:1", "tcp://c:1", "tcp://c:2"]
     assert endpoint.hung_up == ["tcp://c:1", "tcp://c:2"]
+
+
+def test_an_address_that_cannot_be_dialled_keeps_from_no_other():
+    endpoint = Endpoint()
+    dial = endpoint.dial
+
+    def strict(address, key):
+        if key != KEY:
+            raise BusConfigError("expected a server key")
+        return dial(address, key)
+
+    endpoint.dial = strict
+    dials = Dials(endpoint, [], "a")
+    odd = ConductorInfo(service_id="b", incarnation="i", address="tcp://b:1")
+    dials.update({"b": odd, "c": info("c", "tcp://c:1")})
+    assert endpoint.dialled == ["tcp://c:1"]

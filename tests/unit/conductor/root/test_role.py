@@ -23,7 +23,7 @@ from zcompute.db.errors import ConnectionLost
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, FLAVORS, MAPPINGS
 from zcompute.objects import methods
 from zcompute.objects.cell import CellCapacity, CellInfo
-from zcompute.objects.errors import FlavorNotFound, InstanceNotFound
+from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, StoredObjectInvalid
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.methods import Empty
 from zcompute.objects.partition import ConductorInfo, partition_of
@@ -290,3 +290,25 @@ def test_reservation_ids_look_as_novas():
     reservation_id = new_reservation_id()
     assert reservation_id.startswith("r-")
     assert len(reservation_id) == 10
+
+
+def test_a_pending_row_that_cannot_be_read_keeps_back_its_own_partition_only(region):
+    region.call(methods.SERVERS_CREATE, create_request())
+    region.ledger.lost.add(HOME)
+    for callback in region.ledger.lose_callbacks:
+        callback([HOME])
+    region.ledger.lost.clear()
+    scan, broken = region.store.scan, (HOME + 1) % 256
+
+    def reading(table, *, partitions=None, **rest):
+        if partitions is not None and broken in partitions:
+            raise StoredObjectInvalid("not a stored ServerSpec")
+        rows = scan(table, **rest)
+        return rows if partitions is None else [row for row in rows if partition_of(row.project_id) in partitions]
+
+    region.store.scan = reading
+    link = region.link("c1")
+    region.capacity("c1")
+    for callback in region.ledger.gain_callbacks:
+        callback(list(range(256)))
+    region.until(lambda: link.calls)
