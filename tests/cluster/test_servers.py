@@ -1,11 +1,15 @@
 """A region on SQLite, through its HTTP API and its command: what clients see."""
 
 import json
+import os
+import signal
 import uuid
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, delete_all, wait_until
+from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, delete_all, started, wait_until
+from zcompute.cli import exits
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region
 
@@ -143,9 +147,27 @@ def test_a_request_id_goes_from_the_header_to_the_last_log_line(sqlite_region: R
     wait_until(lambda: {"api", "conductor", "compute"} <= kinds_that_logged_it(), "a line in every service's log")
 
 
-def test_a_region_of_small_hosts_refuses_what_is_too_large(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from tests.cluster.region import started
+def test_a_service_that_ends_by_itself_is_told_at_once(sqlite_region: Region) -> None:
+    told: list[str] = []
+    sqlite_region.on_unexpected_end = told.append
+    os.kill(sqlite_region.processes["c2-scheduler-1"].pid, signal.SIGKILL)
+    wait_until(lambda: told, "the end of c2-scheduler-1 is told", timeout_s=5)
+    sqlite_region.restart("c2-scheduler-1")
+    assert told[0].startswith("c2-scheduler-1 ended with code -9: ")
+    assert "\n" not in told[0]
+    assert_all_active(boot(sqlite_region, 10))
 
+
+def test_a_conductor_refuses_to_start_beside_a_compute(sqlite_region: Region, tmp_path: Path) -> None:
+    text = sqlite_region.paths.config("c1-conductor-1").read_text()
+    config = tmp_path / "conductor.toml"
+    config.write_text(text.replace("allow_beside_compute = true", "allow_beside_compute = false"))
+    done = command("conductor", "--config", str(config), timeout_s=20)
+    assert done.returncode == exits.USAGE
+    assert "a compute runs on this host" in done.stderr
+
+
+def test_a_region_of_small_hosts_refuses_what_is_too_large(tmp_path: Path) -> None:
     shape = Shape(cells=("c1",), computes=1, hosts_per_compute=2, host_memory_mb=4096, host_disk_gb=500)
     with started(tmp_path / "s", "sqlite", shape) as region:
         run = boot(region, 18, 6)
