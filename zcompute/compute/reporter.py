@@ -13,6 +13,7 @@ from zcompute.compute.settings import Settings
 from zcompute.objects.report import (
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
+    VERDICT_NOT_YET,
     VERDICT_NOT_YOURS,
     Observation,
     StepResult,
@@ -105,8 +106,11 @@ class Reporter:
         now = time.monotonic()
         final: list[int] = []
         asked = False
+        ready = self._links.get(peer.service_id) is link
         for ack in acks:
-            if self._dispatch.answered(peer.service_id, ack.seq, ack.verdict, now):
+            # The bus resends over a link that is not attached again yet: being refused there says nothing.
+            early = ack.verdict == VERDICT_INVALID and not ready
+            if self._dispatch.answered(peer.service_id, ack.seq, VERDICT_NOT_YET if early else ack.verdict, now):
                 final.append(ack.seq)
             if ack.verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
                 log.warning("report refused instance=%s verdict=%s detail=%s", ack.key, ack.verdict, ack.detail)

@@ -2,6 +2,7 @@
 
 import logging
 import uuid as uuids
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, TASKS
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.errors import InstanceNotFound
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.methods import (
     INSTANCE_BUILD,
@@ -73,6 +75,7 @@ class Instances:
         self._settings = settings
         self._task_settings = task_settings
         self._make_task_id = make_task_id
+        self._accepted: OrderedDict[tuple[str, str], None] = OrderedDict()  # (uuid, operation id) of deletes
 
     def handlers(self) -> list[tuple[Method, Handler]]:
         """Interface ``instance`` but for its reads."""
@@ -108,7 +111,8 @@ class Instances:
     def delete(self, request: InstanceDeleteRequest, context: Any) -> Empty:
         """Acknowledged after the commit that makes the delete sure to happen; repeated, it changes nothing.
 
-        Raises InstanceNotFound, InstanceBusy, Busy, NotOwner.
+        The bus and routers repeat a call whose answer is late or lost: what was accepted here stays accepted when the
+        instance is gone by then. Raises InstanceNotFound, InstanceBusy, Busy, NotOwner.
         """
         if self._forwards(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
@@ -116,7 +120,12 @@ class Instances:
         fresh_id = self._make_task_id()
         known_id = self._engine.task_id(request.uuid)
         for _ in range(TASK_READS_MAX):
-            missing = self._delete_with(request, fresh_id, known_id, context)
+            try:
+                missing = self._delete_with(request, fresh_id, known_id, context)
+            except InstanceNotFound:
+                if (request.uuid, request.operation_id) not in self._accepted:
+                    raise
+                missing = None
             if missing is None:
                 return Empty()
             known_id = missing
@@ -152,8 +161,15 @@ class Instances:
             keys = [*keys, (TASKS, (known_id,))]
         ticket = self._ledger.submit(partition_of(uuid), keys, decide)
         ticket.on_done(self._committed)
+        ticket.on_done(lambda done: self._remember(request, done))
         result = ticket.wait(self._timeout_ms(context))
         return result if isinstance(result, str) else None
+
+    def _remember(self, request: InstanceDeleteRequest, ticket: Ticket) -> None:
+        if ticket.error is None and not isinstance(ticket.result, str):
+            self._accepted[(request.uuid, request.operation_id)] = None
+            if len(self._accepted) > self._settings.accepted_deletes_max:
+                self._accepted.popitem(last=False)
 
     def _committed(self, ticket: Ticket) -> None:
         """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""

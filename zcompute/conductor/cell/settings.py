@@ -11,6 +11,7 @@ class CellSettings:
 
     commit_ms_max: int = 10_000
     forward_ms_max: int = 30_000
+    accepted_deletes_max: int = 10_000
     scan_rows: int = 500
     scan_retry_ms: int = 500
     attach_hosts_max: int = 1000

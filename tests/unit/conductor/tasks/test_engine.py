@@ -227,7 +227,7 @@ def test_a_delete_destroys_releases_and_owes_the_root(make):
     wait_for(lambda: [entry.kind for entry in world.owed] == ["deleted"])
     assert len(world.database.tables["root_outbox"]) == 1
     with pytest.raises(InstanceNotFound):
-        world.delete(uuid)
+        world.delete(uuid, operation_id="another")
 
 
 def test_a_delete_replaces_a_running_build(make):
@@ -407,3 +407,14 @@ def test_runners_that_never_began_give_their_place_up(make):
     world.engine.begin(second, second_task)
     world.engine.lose([partition_of(first.uuid)])
     assert world.engine.counts() == (1, 1, 0)
+
+
+def test_a_delete_repeated_after_its_end_has_its_first_outcome(make):
+    world = make("h1")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.delete(uuid, operation_id="op-1")
+    world.wait_state(uuid, VM_DELETED)
+    world.delete(uuid, operation_id="op-1")
+    with pytest.raises(InstanceNotFound):
+        world.delete(uuid, operation_id="op-2")

@@ -1,0 +1,37 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from zcompute.bus import Ack
+from zcompute.compute.outbox import Outbox
+from zcompute.compute.reporter import Reporter
+from zcompute.compute.settings import Settings
+from zcompute.objects.report import VERDICT_INVALID, Observation
+
+LIMITS = Settings()
+
+
+def owing(tmp_path: Path) -> tuple[Reporter, Any]:
+    reporter = Reporter(Outbox(tmp_path / "outbox", LIMITS), LIMITS)
+    reporter.remap(lambda _: "k1")
+    reporter.report(Observation(instance_uuid="a", host="node1", generation=1, power_state=1))
+    reporter.release("node1")
+    return reporter, SimpleNamespace(peer=SimpleNamespace(service_id="k1"), name="k1", up=True)
+
+
+def refuse(reporter: Reporter, link: Any) -> None:
+    for _ in range(2 * LIMITS.invalid_times_max):
+        reporter.acks(link, [Ack("a", 1, VERDICT_INVALID, "host node1 is not attached to this link")])
+
+
+def test_a_report_refused_over_a_link_that_is_not_attached_yet_stays_owed(tmp_path: Path) -> None:
+    reporter, link = owing(tmp_path)
+    refuse(reporter, link)
+    assert len(reporter) == 1
+
+
+def test_a_report_refused_again_and_again_over_an_attached_link_is_given_up(tmp_path: Path) -> None:
+    reporter, link = owing(tmp_path)
+    reporter.link_ready("k1", link, False)
+    refuse(reporter, link)
+    assert len(reporter) == 0
