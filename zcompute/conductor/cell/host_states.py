@@ -36,21 +36,25 @@ class HostStates:
         self._ledger = ledger
         self._table = table
         self._ready: set[int] = set()
+        self._schedulers: dict[Link, None] = {}  # kept, since each claim asks for them and agents' links are many
 
     def start(self) -> None:
         """Follow the table, greet new links."""
         self._table.on_change(self.changed)
         self._endpoint.on_link_up(self.link_up)
+        self._endpoint.on_link_down(self.link_down)
 
     def changed(self, host: Host) -> None:
         """A newer row of an owned host."""
-        if self._wanted():
-            self._endpoint.publish(TOPIC_HOSTS, host.name, host.revision, _encode(host_state(host)))
+        if self._schedulers:
+            state = _encode(host_state(host))
+            for link in list(self._schedulers):
+                link.event(TOPIC_HOSTS, host.name, host.revision, state)
 
     def gained(self, partitions: list[int]) -> None:
         """All hosts of these are in the table now."""
         self._ready.update(partitions)
-        for link in self._wanted():
+        for link in list(self._schedulers):
             self._snapshot(link, partitions)
 
     def lost(self, partitions: list[int]) -> None:
@@ -60,10 +64,12 @@ class HostStates:
     def link_up(self, link: Link) -> None:
         """A scheduler is new, or back: it gets everything."""
         if _wants_hosts(link):
+            self._schedulers[link] = None
             self._snapshot(link, sorted(self._ready))
 
-    def _wanted(self) -> list[Link]:
-        return [link for link in self._endpoint.links(role="scheduler") if _wants_hosts(link)]
+    def link_down(self, link: Link) -> None:
+        """It gets everything when it is back."""
+        self._schedulers.pop(link, None)
 
     def _snapshot(self, link: Link, partitions: list[int]) -> None:
         for partition in partitions:

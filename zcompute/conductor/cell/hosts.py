@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -151,6 +151,7 @@ class Hosts:
     def start(self) -> None:
         """Listen for epochs and lost links, and watch."""
         self._env.endpoint.on_event(TOPIC_EPOCHS, self._epoch_changed)
+        self._env.endpoint.on_link_up(self.link_up)
         self._env.endpoint.on_link_down(self.link_down)
         self._greenlet = gevent.spawn(self._watch)
 
@@ -221,25 +222,36 @@ class Hosts:
 
     # -- links and ownership ----------------------------------------------------------------------------------------
 
+    def link_up(self, link: Link) -> None:
+        """A fellow conductor is new, or back: it may have missed news of agents."""
+        if _is_fellow(link, self._env.cell):
+            _tell_epochs(link, self._table)
+
     def link_down(self, link: Link) -> None:
         """Whoever spoke on this link attaches anew."""
         for host in self.attachments.detach(link):
             self._commands.detach(host, link)
 
     def gained(self, hosts: list[Host]) -> None:
-        """Hosts of partitions gained: in the table as committed, their liveness unknown."""
+        """Hosts of partitions gained: in the table as committed, their liveness unknown.
+
+        The former owner may have died before it told of a new agent.
+        """
         now = time.monotonic()
         for host in hosts:
             self._liveness.watch(host.name, now)
             self._table.put(host)
+            self._supersede(host.name, host.agent_epoch)
+        for link in self._env.endpoint.links(role="conductor", cell=self._env.cell):
+            if _is_fellow(link, self._env.cell):
+                _tell_epochs(link, hosts)
 
     def lost(self, partitions: list[int]) -> None:
         """Others watch these now."""
         self._liveness.forget(self._table.drop(partitions))
 
     def _epoch_changed(self, link: Link, event: Event) -> None:
-        peer = link.peer
-        if peer is None or (peer.role, peer.cell) != ("conductor", self._env.cell):
+        if not _is_fellow(link, self._env.cell):
             log.warning("epoch event refused from=%s", link.name)
             return
         news = msgspec.msgpack.decode(event.payload, type=HostEpoch)
@@ -302,6 +314,17 @@ class Hosts:
         return self._env.ledger.commit(
             partition_of(name), [(HOSTS, (name,))], decide, timeout_ms=self._settings.commit_ms_max
         )
+
+
+def _is_fellow(link: Link, cell: str) -> bool:
+    peer = link.peer
+    return peer is not None and (peer.role, peer.cell) == ("conductor", cell)
+
+
+def _tell_epochs(link: Link, hosts: Iterable[Host]) -> None:
+    for host in hosts:
+        payload = msgspec.msgpack.encode(HostEpoch(host=host.name, agent_epoch=host.agent_epoch))
+        link.event(TOPIC_EPOCHS, host.name, host.agent_epoch, payload)
 
 
 def _check_hosts(context: CallContext, names: list[str]) -> None:

@@ -44,11 +44,11 @@ class Link:
 
 class Endpoint:
     def __init__(self):
-        self.schedulers, self.published = [], []
+        self.fellows, self.published = [], []
         self.on_event = self.on_link_up = self.on_link_down = lambda *_: None
 
     def links(self, **_):
-        return self.schedulers
+        return self.fellows
 
     def publish(self, topic, key, version, payload):
         self.published.append((topic, key, version))
@@ -166,10 +166,12 @@ def test_a_scheduler_gets_hosts_then_partitions_and_every_change(world):
     scheduler = Link(role="scheduler", topics=(TOPIC_HOSTS, TOPIC_PARTITIONS))
     states.link_up(scheduler)
     assert [topic for topic, _, _ in scheduler.events] == [TOPIC_HOSTS, TOPIC_PARTITIONS]
-    world.endpoint.schedulers = [scheduler]
     world.table.put(host(revision=3))
     world.table.put(host(revision=2))
-    assert world.endpoint.published == [(TOPIC_HOSTS, "h1", 3)]
+    assert scheduler.events[2:] == [(TOPIC_HOSTS, "h1", 3)]
+    states.link_down(scheduler)
+    world.table.put(host(revision=4))
+    assert len(scheduler.events) == 3
     states.link_up(Link(role="api"))
     states.lost([partition_of("h1")])
     fresh = Link(role="scheduler", topics=(TOPIC_HOSTS,))
@@ -249,3 +251,22 @@ def test_every_link_of_an_older_agent_is_superseded_and_none_is_remembered_when_
     for link in (old, older, present):
         attachments.detach(link)
     assert attachments == Attachments()
+
+
+def test_a_conductor_that_missed_the_news_of_an_agent_is_told_at_its_hello_and_by_a_new_owner(world):
+    begin(world, Link())
+    fellow = Link(role="conductor", topics=(TOPIC_EPOCHS,))
+    world.hosts.link_up(fellow)
+    world.hosts.link_up(Link(role="scheduler"))
+    assert fellow.events == [(TOPIC_EPOCHS, "h1", 1)]
+    world.endpoint.fellows = [fellow]
+    world.hosts.gained([host("h7", agent_epoch=4)])
+    assert fellow.events[1:] == [(TOPIC_EPOCHS, "h7", 4)]
+
+
+def test_a_new_owner_hears_links_of_an_older_agent_no_more(world):
+    old = Link()
+    begin(world, old)
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
+    world.hosts.gained([host(agent_epoch=2)])  # begun at the former owner, which died before it told us
+    assert world.hosts.attachments.epoch(old, "h1") is None
