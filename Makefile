@@ -16,6 +16,7 @@ test: $(VENV)/.installed-test packages
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	.ci/audit-dependencies

@@ -189,6 +189,4 @@ class Life:
         return MapReply(map=self._ledger.map)
 
     def _service_list(self, request: Empty, context: Any) -> ServiceListReply:
-        return ServiceListReply(
-            services=conductor_services(self._cell, self._ledger.map, self._ledger.now_us())
-        )
+        return ServiceListReply(services=conductor_services(self._cell, self._ledger.map, self._ledger.now_us()))

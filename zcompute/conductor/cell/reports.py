@@ -37,9 +37,7 @@ Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they
 class Reports:
     """The receiver of report frames. ``received`` never blocks: answers leave when tickets are done."""
 
-    def __init__(
-        self, env: ConductorEnv, engine: TaskEngine, attachments: Attachments, settings: TaskSettings
-    ) -> None:
+    def __init__(self, env: ConductorEnv, engine: TaskEngine, attachments: Attachments, settings: TaskSettings) -> None:
         self._ledger = env.ledger
         self._engine = engine
         self._attachments = attachments

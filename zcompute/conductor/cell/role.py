@@ -122,9 +122,7 @@ class CellRole:
         self._states.gained(self._owned(partitions))
         tasks = self._each_page(TASKS, partitions, self._adopt)
         owed = self._each_page(ROOT_OUTBOX, partitions, self._owe)
-        log.info(
-            "partitions gained count=%s hosts=%s tasks=%s owed=%s", len(partitions), len(self._table), tasks, owed
-        )
+        log.info("partitions gained count=%s hosts=%s tasks=%s owed=%s", len(partitions), len(self._table), tasks, owed)
 
     def _lost(self, partitions: list[int]) -> None:
         gone = [partition for partition in partitions if not self._env.ledger.owns(partition)]

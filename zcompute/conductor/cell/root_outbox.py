@@ -165,9 +165,7 @@ class RootOutbox:
             reason=entry.reason,
             build_request=entry.build_request,
         )
-        self._root_router.call(
-            entry.project_id, method, request, timeout_ms=self._settings.outbox_send_ms_max
-        )
+        self._root_router.call(entry.project_id, method, request, timeout_ms=self._settings.outbox_send_ms_max)
 
     def _delete(self, entry: OutboxEntry) -> None:
         """Acknowledged: the row goes; with a refusal's, in the same commit, the instance ends here."""

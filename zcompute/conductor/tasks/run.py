@@ -184,9 +184,7 @@ class TaskRun:
             request = ReleaseRequest(
                 instance_uuid=self.uuid, task_id=name.task_id, attempt=name.attempt, host=name.host
             )
-            self.env.router.call(
-                name.host, RELEASE, request, timeout_ms=self.left_ms(self.settings.claim_ms_max)
-            )
+            self.env.router.call(name.host, RELEASE, request, timeout_ms=self.left_ms(self.settings.claim_ms_max))
             self._released.add(name)
 
     def at_hosts(self, hosts: Iterable[str], work: Callable[[str], bool]) -> set[str]:

@@ -89,9 +89,7 @@ class Agent:
 class CellWorld:
     """``claims`` are granted unless the host is in ``full``; ``hosts`` is what the scheduler knows, best first."""
 
-    def __init__(
-        self, *hosts: str, settings: TaskSettings = QUICK, database: FakeDatabase | None = None
-    ) -> None:
+    def __init__(self, *hosts: str, settings: TaskSettings = QUICK, database: FakeDatabase | None = None) -> None:
         self.ledger_world = World(database=database)
         self.ledger = self.ledger_world.ledger
         self.database = self.ledger_world.database

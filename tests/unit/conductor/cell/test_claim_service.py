@@ -23,9 +23,7 @@ CONTEXT = SimpleNamespace(remaining_ms=lambda: 2000)
 def world():
     made = World()
     made.database.seed(HOSTS, host("h1"))
-    env = SimpleNamespace(
-        ledger=made.ledger, store=made.store, config=SimpleNamespace(scheduler=SchedulerConfig())
-    )
+    env = SimpleNamespace(ledger=made.ledger, store=made.store, config=SimpleNamespace(scheduler=SchedulerConfig()))
     made.table = HostTable()
     made.table.hold(range(256))
     made.claims = Claims(env, made.table, CellSettings())

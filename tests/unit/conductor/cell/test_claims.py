@@ -54,9 +54,7 @@ def test_the_reason_is_worded_as_novas():
     assert found.reason == "insufficient memory_mb: requested 512, free 48"
 
 
-amounts = st.builds(
-    Amounts, vcpus=st.integers(0, 3), memory_mb=st.integers(0, 700), disk_gb=st.integers(0, 4)
-)
+amounts = st.builds(Amounts, vcpus=st.integers(0, 3), memory_mb=st.integers(0, 700), disk_gb=st.integers(0, 4))
 
 
 @given(st.lists(st.tuples(amounts, st.booleans()), max_size=30))
