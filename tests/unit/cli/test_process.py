@@ -6,6 +6,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from zcompute.cli.up.process import ServiceProcess, cpu_ms, last_line
 
@@ -48,6 +51,27 @@ def test_an_end_is_noticed_and_its_log_kept(tmp_path: Path) -> None:
     assert child.wait(10)
     assert (child.alive, child.exit_code, child.end_expected) == (False, 7, False)
     assert last_line(tmp_path / "log") == "why it ended"
+
+
+def test_an_expected_end_stays_expected_while_the_next_start_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = ServiceProcess("child", SLEEP, tmp_path / "log")
+    child.start()
+    child.send(signal.SIGKILL)
+    assert child.wait(5)
+    seen = []
+    popen = subprocess.Popen
+
+    def starting(*arguments: Any, **options: Any) -> Any:
+        seen.append((child.exit_code, child.end_expected))
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", starting)
+    child.start()
+    child.send(signal.SIGKILL)
+    assert seen == [(-signal.SIGKILL, True)]
+    assert child.wait(5)
 
 
 def test_cpu_time_is_kept_after_the_end(tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ class ServiceProcess:
             if os.getppid() != parent:
                 os._exit(1)
 
-        self.end_expected = False
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -79,6 +78,7 @@ class ServiceProcess:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+        self.end_expected = False  # not before: whoever looks meanwhile sees the end of the former life
 
     def send(self, number: int) -> None:
         """Send a signal; nothing happens when it has ended."""
