@@ -15,7 +15,7 @@ import gevent
 from zcompute.api.deadline import Deadline
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
-from zcompute.api.views import instance_of
+from zcompute.api.views import as_asked_of_root, instance_of
 from zcompute.bus.errors import BusError
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.cell import ROOT_CELL
@@ -169,7 +169,8 @@ class Servers:
         if place is not None and build_request.state != BUILD_ERROR and self._region.linked(place.cell):
             timeout_ms = deadline.left_at_most(self._limits.pending_probe_ms)
             try:
-                return self._in_cell(place.cell, build_request.uuid, project_id, timeout_ms)
+                instance = self._in_cell(place.cell, build_request.uuid, project_id, timeout_ms)
+                return as_asked_of_root(instance, build_request)
             except InstanceNotFound:
                 pass  # the usual case: it has not been handed over yet
             except BusError as error:

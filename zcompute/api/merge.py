@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from zcompute.api.views import instance_of
+from zcompute.api.views import as_asked_of_root, instance_of
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.instance import Instance
 
@@ -24,6 +24,8 @@ def merge_pages(pages: Iterable[Iterable[Instance]], pending: Iterable[BuildRequ
         known = chosen.get(build_request.uuid)
         if known is None or build_request.state == BUILD_ERROR or build_request.generation > known.mapping_generation:
             chosen[build_request.uuid] = instance_of(build_request)
+        else:
+            chosen[build_request.uuid] = as_asked_of_root(known, build_request)
     newest_first = sorted(chosen.values(), key=_order, reverse=True)
     return newest_first[:limit]
 

@@ -10,6 +10,7 @@ from zcompute.api.links import Link, bookmark, resource_links
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.instance import (
     POWER_NOSTATE,
+    TASK_DELETING,
     TASK_SCHEDULING,
     VM_ACTIVE,
     VM_BUILDING,
@@ -95,7 +96,7 @@ class ServerView(msgspec.Struct, kw_only=True):
 def instance_of(build_request: BuildRequest) -> Instance:
     """A build request as the instance that it will be: scheduling, or in error where no cell was left."""
     in_error = build_request.state == BUILD_ERROR
-    return Instance(
+    instance = Instance(
         uuid=build_request.uuid,
         project_id=build_request.project_id,
         user_id=build_request.user_id,
@@ -110,6 +111,14 @@ def instance_of(build_request: BuildRequest) -> Instance:
         power_state=POWER_NOSTATE,
         fault=build_request.fault,
     )
+    return as_asked_of_root(instance, build_request)
+
+
+def as_asked_of_root(instance: Instance, build_request: BuildRequest) -> Instance:
+    """A server whose deletion the root has accepted and not yet passed on to its cell is being deleted already."""
+    if not build_request.delete_requested:
+        return instance
+    return msgspec.structs.replace(instance, task_state=TASK_DELETING)
 
 
 def server_summary(instance: Instance, base_url: str) -> ServerSummary:

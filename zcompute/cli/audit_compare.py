@@ -220,9 +220,7 @@ def _task_states(cell: CellRows) -> Iterator[Finding]:
 def expected_api(snapshot: Snapshot) -> dict[str, ApiServer]:
     """What an administrator's list of all projects should show at rest."""
     expected = {
-        request.uuid: ApiServer(request.uuid, _request_status(request))
-        for request in snapshot.root.build_requests
-        if not request.delete_requested
+        request.uuid: ApiServer(request.uuid, _request_status(request)) for request in snapshot.root.build_requests
     }
     statuses = {VM_ACTIVE: "ACTIVE", VM_ERROR: "ERROR", VM_BUILDING: "BUILD"}
     for uuid, places in _living(snapshot).items():

@@ -162,7 +162,6 @@ def list_build_requests(session: Session, query: InstanceQuery) -> list[BuildReq
     if query.host is not None:
         return []
     where = _Where()
-    where.add("delete_requested = 0")
     _add_page(where, query)
     if query.statuses:
         where.equals("state", [_BUILD_STATES[status] for status in query.statuses if status in _BUILD_STATES])

@@ -194,7 +194,7 @@ class Store(Protocol):
         """A page of instances, newest first. Deleted ones only where the status DELETED is asked for."""
 
     def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
-        """A page of build requests that are not to be deleted, in the same order and by the same filters."""
+        """A page of build requests, in the same order and by the same filters."""
 
     def ping(self) -> None:
         """A round trip. Raises ConnectionLost or DatabaseBusy."""

@@ -15,7 +15,7 @@ class BuildRequest(VersionedObject):
 
     ``cell`` is the one it is being handed to. state ``error`` means
     that none was left: it then stays here (Nova's cell0) with its fault until it is deleted. ``delete_requested``:
-    hidden from clients; the hand-off goes on until the cell has answered, then deletes there.
+    shown as being deleted; the hand-off goes on until the cell has answered, then deletes there.
     """
 
     uuid: str

@@ -94,15 +94,15 @@ def test_lists_filter_by_status_name_and_host(store: Store, writer: LaneWriter) 
     assert page(store, host="h2") == [broken.uuid]
 
 
-def test_build_requests_to_be_deleted_are_not_listed(root: Store, root_writer: LaneWriter) -> None:
+def test_build_requests_are_listed_newest_first_also_those_to_be_deleted(root: Store, root_writer: LaneWriter) -> None:
     requests = [build_request(created_at_us=at, uuid=new_uuid(at)) for at in range(4)]
     broken = build_request(created_at_us=9, state="error")
-    hidden = build_request(delete_requested=True)
-    root_writer.commit(insert(BUILD_REQUESTS, *requests, broken, hidden))
+    deleting = build_request(created_at_us=5, delete_requested=True)
+    root_writer.commit(insert(BUILD_REQUESTS, *requests, broken, deleting))
     query = InstanceQuery(project_id="p1", limit=100)
-    assert root.list_build_requests(query) == [broken, *reversed(requests)]
+    assert root.list_build_requests(query) == [broken, deleting, *reversed(requests)]
     assert root.list_build_requests(msgspec.structs.replace(query, statuses=["ERROR"])) == [broken]
-    assert len(root.list_build_requests(msgspec.structs.replace(query, statuses=["BUILD"]))) == 4
+    assert len(root.list_build_requests(msgspec.structs.replace(query, statuses=["BUILD"]))) == 5
     assert root.list_build_requests(msgspec.structs.replace(query, statuses=["ACTIVE"])) == []
     assert root.list_build_requests(msgspec.structs.replace(query, host="h1")) == []
 

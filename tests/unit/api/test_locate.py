@@ -83,6 +83,13 @@ def test_a_pending_server_is_shown_when_its_cell_does_not_answer():
     assert show(region).vm_state == "building"
 
 
+def test_a_deletion_accepted_by_the_root_shows_before_the_cell_knows_of_it():
+    asked = located("c1", pending=True)
+    asked.build_request.delete_requested = True
+    for script in ([HERE], [MISSING], [Unavailable("away")]):
+        assert show(ScriptedRegion(root_locate=[asked], c1_get=script)).task_state == "deleting"
+
+
 def test_a_mapping_without_cell_or_build_request_is_nothing():
     with pytest.raises(InstanceNotFound):
         show(ScriptedRegion(root_locate=[located(None)]))

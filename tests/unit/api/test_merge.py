@@ -21,6 +21,16 @@ def test_the_cells_row_wins_over_the_build_request():
     assert found.vm_state == "active"
 
 
+def test_a_deletion_accepted_by_the_root_shows_before_the_cell_knows_of_it():
+    rows = [instance("a", vm_state="active", task_state=None)]
+    pending = [build_request("a", delete_requested=True), build_request("b", delete_requested=True)]
+    found = merge_pages([rows], pending, 10)
+    assert {server.uuid: (server.vm_state, server.task_state) for server in found} == {
+        "a": ("active", "deleting"),
+        "b": ("building", "deleting"),
+    }
+
+
 def test_a_build_request_in_error_wins_over_the_left_over_row():
     pending = build_request("a", state=BUILD_ERROR, fault=Fault(message="No valid host was found."))
     (found,) = merge_pages([[instance("a")]], [pending], 10)

@@ -156,23 +156,22 @@ def delete_keys(request: ServerDeleteRequest) -> list[Key]:
 def delete_server(change: Change, request: ServerDeleteRequest) -> ServerDeleteReply:
     """Delete a server that is still the root's, or say which cell has it.
 
-    In error, or given to no cell yet: all its rows go at once. Being handed off: marked, hidden from clients, and
-    deleted in the cell once that has answered (silence does not say that it was not built). Raises InstanceNotFound,
-    OperationConflict.
+    In error, or given to no cell yet: all its rows go at once. Being handed off: marked, shown as being deleted, and
+    deleted in the cell once that has answered (silence does not say that it was not built); asking again is accepted
+    again. Raises InstanceNotFound, OperationConflict.
     """
     digest = f"{KIND_DELETE} {request.uuid}"
     if _former(change, request.project_id, request.operation_id, KIND_DELETE, digest) is not None:
         return ServerDeleteReply(accepted=True)
     mapping = change.get(MAPPINGS, (request.uuid,))
     build_request = change.get(BUILD_REQUESTS, (request.uuid,))
-    hidden = build_request is not None and build_request.delete_requested
-    if mapping is None or mapping.project_id != request.project_id or hidden:
+    if mapping is None or mapping.project_id != request.project_id:
         raise instance_not_found(request.uuid)
     if build_request is None:
         return ServerDeleteReply(accepted=False, cell=mapping.cell)
     if build_request.state == BUILD_ERROR or build_request.cell is None:
         delete_server_rows(change, request.uuid)
-    else:
+    elif not build_request.delete_requested:
         change.put(BUILD_REQUESTS, replace(build_request, delete_requested=True))
     change.put(
         OPERATIONS,

@@ -20,14 +20,14 @@ class RootReads:
         self._settings = settings
 
     def locate(self, request: LocateRequest, context: Any) -> LocateReply:
-        """Where a server is. Raises InstanceNotFound, also while its deletion in the cell is pending."""
+        """Where a server is. One whose deletion in the cell is pending is still there: it is not gone before the cell
+        has said so. Raises InstanceNotFound."""
         key = (request.uuid,)
         mapping = self._store.fetch(MAPPINGS, [key]).get(key)
         build_request = self._store.fetch(BUILD_REQUESTS, [key]).get(key)
         if mapping is not None and build_request is not None and mapping.generation != build_request.generation:
             mapping = self._store.fetch(MAPPINGS, [key]).get(key)  # it changed its cell between the two reads
-        hidden = build_request is not None and build_request.delete_requested
-        if mapping is None or hidden or request.project_id not in (None, mapping.project_id):
+        if mapping is None or request.project_id not in (None, mapping.project_id):
             raise instance_not_found(request.uuid)
         return LocateReply(mapping=mapping, build_request=build_request)
 

@@ -150,15 +150,14 @@ def test_more_servers_than_may_wait_for_cells_are_told_busy(region):
         region.call(methods.SERVERS_CREATE, create_request(operation_id="one-more"))
 
 
-def test_pending_deletions_are_hidden(region):
+def test_a_server_is_not_gone_before_its_cell_has_deleted_it(region):
     region.capacity("c1")
     region.call(methods.SERVERS_CREATE, create_request())
     where = methods.LocateRequest(uuid=UUIDS[0], project_id="p1")
     assert region.call(methods.SERVERS_LOCATE, where).build_request is not None
     delete = methods.ServerDeleteRequest(uuid=UUIDS[0], project_id="p1", operation_id="d")
     assert region.call(methods.SERVERS_DELETE, delete).accepted
-    with pytest.raises(InstanceNotFound):
-        region.call(methods.SERVERS_LOCATE, where)
+    assert region.call(methods.SERVERS_LOCATE, where).build_request.delete_requested
 
 
 def test_another_projects_server_is_not_found(region):
