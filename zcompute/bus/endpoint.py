@@ -80,6 +80,7 @@ class Endpoint:
         self.sessions = Sessions(limits)
         self.link_pool = WorkerPool("links", limits.link_workers, limits.routes_max * 2, limits.job_run_max)
         self.admit_pool = WorkerPool("admit", limits.admit_workers, limits.routes_max * 2, limits.job_run_max)
+        self._pools = (*self.serving.pools.values(), self.link_pool, self.admit_pool)
         self.active: set[Link] = set()  # links whose core watches the time
         self.blocked: set[Link] = set()  # links with a frame that the socket would not take
         self.up_links: dict[Link, None] = {}
@@ -263,6 +264,8 @@ class Endpoint:
     def _tick(self) -> None:
         now = time.monotonic()
         try:
+            for pool in self._pools:
+                pool.mark(now)
             for link in list(self.active):
                 link.tick(now)
                 if not link.core.active:

@@ -26,6 +26,10 @@ class Inbox:
         self._events = StateEvents(endpoint.limits.state_events_max)
         self._running = False
 
+    def __len__(self) -> int:
+        """What was not told to the application yet."""
+        return len(self._happenings) + len(self._events)
+
     def put(self, happening: Happening) -> None:
         """Queue reports, acks, or the link's coming and going."""
         if len(self._happenings) >= self._endpoint.limits.inbox_max and not isinstance(happening, LinkUp | LinkLost):

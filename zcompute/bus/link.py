@@ -71,6 +71,9 @@ class Link:
         self._loop = gevent.get_hub().loop
         self._up = Flag()
         self._held: bytes | None = None
+        self.held_since = 0.0  # when the socket first refused the frame that is held, 0 for none
+        self.up_since = 0.0
+        self.bytes_sent = 0
         self._flushing = False
         self._spoken: set[int] = set()
         self.inbox = Inbox(self, endpoint)
@@ -124,6 +127,7 @@ class Link:
         open_call = OpenCall(call, method.interface, deadline, method.idempotent, waiter)
         self.core.call(open_call)
         self._endpoint.counters["calls"] += 1
+        prepared.sent += 1
         self._endpoint.active.add(self)
         self.flush_soon()
         try:
@@ -152,6 +156,7 @@ class Link:
         payload = self._payload(request)
         self.core.cast(Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload))
         self._endpoint.counters["casts"] += 1
+        prepared.sent += 1
         self.flush_soon()
 
     def report(self, reports: list[Report]) -> int:
@@ -205,18 +210,22 @@ class Link:
             result = carrier.send(frame)
             if result == BLOCKED:
                 self._held = frame
+                self.held_since = self.held_since or time.monotonic()
                 self._endpoint.blocked.add(self)
                 return
             self._held = None
+            self.held_since = 0.0
             if result == GONE:
                 self.lose("peer is unreachable")
                 return
             self._endpoint.counters["bytes_sent"] += len(frame)
+            self.bytes_sent += len(frame)
         self.flush_soon()
 
     def send_first(self, frame: bytes) -> bool:
         """Send a hello, ahead of everything; False when it could not be sent."""
         self._held = None
+        self.held_since = 0.0
         return self.carrier is not None and self.carrier.send(frame) not in (BLOCKED, GONE)
 
     def receive(self, frame: bytes) -> None:
@@ -303,6 +312,7 @@ class Link:
         self._spoken.clear()
         self.name = f"{peer.role}/{peer.service_id}@{peer.cell}"
         self._up.set()
+        self.up_since = time.monotonic()
         self._endpoint.up_links[self] = None
         self._endpoint.counters["links_up"] += 1
         log.info(
@@ -314,6 +324,7 @@ class Link:
     def _went_down(self, happening: LinkLost) -> None:
         self._up.clear()
         self._held = None
+        self.held_since = 0.0
         self._endpoint.up_links.pop(self, None)
         self._endpoint.counters["links_down"] += 1
         log.info("link down peer=%s reason=%s", self.name, happening.reason)

@@ -48,10 +48,11 @@ class MethodSpec(Protocol):
 class PreparedMethod:
     """A method with what is needed per message computed once."""
 
-    __slots__ = ("decode_reply", "decode_request", "full_name", "major", "method", "minor")
+    __slots__ = ("decode_reply", "decode_request", "full_name", "major", "method", "minor", "sent")
 
     def __init__(self, method: MethodSpec) -> None:
         self.method = method
+        self.sent = 0  # calls and casts of ours
         self.full_name = f"{method.interface}.{method.name}"
         self.major, self.minor = method.version
         self.decode_request = msgspec.msgpack.Decoder(method.request).decode

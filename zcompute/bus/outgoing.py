@@ -66,6 +66,16 @@ class Outgoing:
         return len(self._work)
 
     @property
+    def queued_bytes(self) -> int:
+        """Their size, with overhead."""
+        return self._work_bytes
+
+    @property
+    def queued_control(self) -> int:
+        """Acks, credits, naks and other envelopes of the protocol's own waiting."""
+        return len(self._control)
+
+    @property
     def control_full(self) -> bool:
         """True when the peer asks for more answers than it reads."""
         return len(self._control) > self._limits.queue_control_max

@@ -108,10 +108,11 @@ class LinkCore:
         self.peer_epoch = 0  # rises with each new incarnation of the peer: old work is not answered to a new process
         self.link_number = 0
         self.calls: dict[int, OpenCall] = {}
-        self.serving: set[int] = set()
+        self.serving: dict[int, tuple[float, str]] = {}  # by call id: when it arrived, its method
         self.reports_out = ReportSender(limits)
         self.reports_in = ReportReceiver(limits)
         self.outgoing = Outgoing(limits, self.reports_out)
+        self.bytes_received = 0
         self.lost_at = 0.0
         self.hello_at = 0.0
         self._calls_settled = True
@@ -234,7 +235,7 @@ class LinkCore:
         if peer_epoch != self.peer_epoch:
             self.counters["replies_dropped"] += 1
             return False
-        self.serving.discard(answer.call_id)
+        self.serving.pop(answer.call_id, None)
         if self.state is not State.UP:
             self.counters["replies_dropped"] += 1
             return False
@@ -248,7 +249,7 @@ class LinkCore:
     def abandon(self, call_id: int, peer_epoch: int) -> None:
         """A call of the peer will not be answered (it expired before it began)."""
         if peer_epoch == self.peer_epoch:
-            self.serving.discard(call_id)
+            self.serving.pop(call_id, None)
 
     def report(self, reports: list[Report]) -> int:
         """Queue reports up to the credit; returns how many were taken."""
@@ -292,6 +293,7 @@ class LinkCore:
         """Take one frame. A frame that cannot be read is dropped whole, counted and told to the peer."""
         self.counters["frames_received"] += 1
         self.counters["bytes_received"] += len(frame)
+        self.bytes_received += len(frame)
         try:
             envelopes = decode_frame(frame, self.limits)
         except FrameRefused as error:
@@ -337,7 +339,7 @@ class LinkCore:
             details = {"retry_after_ms": self.limits.retry_after_ms}
             self.answer(Error(call.call_id, busy.wire_name, str(busy), details), 0, self.peer_epoch)
         else:
-            self.serving.add(call.call_id)
+            self.serving[call.call_id] = (now, call.method)
             happenings.append(call)
 
     def _on_answer(self, answer: Reply | Error, now: float, happenings: list[Happening]) -> None:

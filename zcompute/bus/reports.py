@@ -155,6 +155,11 @@ class ReportReceiver:
         self._naked = None
 
     @property
+    def unacked(self) -> int:
+        """Reports that were received and have no durable ack yet."""
+        return self.expected - self._acked
+
+    @property
     def untold(self) -> bool:
         """True while the peer does not know all that was received."""
         return self._told < self.expected

@@ -3,13 +3,13 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from zcompute.bus.context import request_id
-from zcompute.bus.counters import Refusals
+from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.envelope import Call, Cast, Error, Reply
 from zcompute.bus.errors import (
     BusConfigError,
@@ -59,9 +59,13 @@ Handler = Callable[[Any, CallContext], Any]
 class Served:
     """A method with its handler and its pool."""
 
-    __slots__ = ("handler", "pool", "prepared", "roles")
+    __slots__ = (
+        "arrived", "begun", "ended", "errors", "expired", "handler", "pool", "prepared", "refused", "roles"
+    )  # fmt: skip
 
     def __init__(self, prepared: PreparedMethod, handler: Handler, pool: WorkerPool) -> None:
+        self.arrived = self.begun = self.ended = self.errors = self.expired = 0
+        self.refused = Counters()
         self.prepared = prepared
         self.handler = handler
         self.pool = pool
@@ -102,6 +106,11 @@ class Serving:
         self._served[prepared.full_name] = Served(prepared, handler, pool)
         self.ranges = interface_ranges(served.prepared.method for served in self._served.values())
 
+    @property
+    def methods(self) -> Iterable[Served]:
+        """Every method that is served."""
+        return self._served.values()
+
     def close(self) -> None:
         """Begin nothing more."""
         for pool in self.pools.values():
@@ -133,8 +142,9 @@ class Serving:
                     f"pool {served.pool.name} has {served.pool.queued} jobs waiting",
                     retry_after_ms=self._limits.retry_after_ms,
                 )
+            served.arrived += 1
         except BusError as error:
-            self._refusals.count(error.wire_name, link.name, str(error))
+            self._count_refused(link, call, error)
             self._answer_error(link, call, error, core.peer_epoch)
 
     def on_cast(self, link: "Link", cast: Cast, now: float) -> None:
@@ -146,17 +156,26 @@ class Serving:
             served = self.check(cast, peer)
             if not served.pool.submit(self._run_cast, link, cast, served, now, peer):
                 raise Busy(f"pool {served.pool.name} is full")
+            served.arrived += 1
         except BusError as error:
-            self._refusals.count(error.wire_name, link.name, str(error))
+            self._count_refused(link, cast, error)
             link.core.notice(error, now)
+
+    def _count_refused(self, link: "Link", work: Call | Cast, error: BusError) -> None:
+        self._refusals.count(error.wire_name, link.name, str(error))
+        served = self._served.get(work.method)
+        if served is not None:
+            served.refused[error.wire_name] += 1
 
     def _run_call(self, link: "Link", call: Call, served: Served, deadline: float, peer_epoch: int) -> None:
         core = link.core
         peer = core.peer
         if deadline <= time.monotonic() or peer is None:
             self._counters["calls_expired"] += 1
+            served.expired += 1
             core.abandon(call.call_id, peer_epoch)
             return
+        served.begun += 1
         request_id.set(call.request_id)
         try:
             request = decode_request(served.prepared, call.payload)
@@ -172,16 +191,22 @@ class Serving:
             if not is_registered(error):
                 log.exception("handler failed method=%s peer=%s", call.method, link.name)
                 self._counters["handlers_failed"] += 1
+            served.errors += 1
+            served.ended += 1
             self._answer_error(link, call, error, peer_epoch)
             return
         except BaseException:  # the handler's greenlet was killed: tell the caller, then end as asked
+            served.errors += 1
+            served.ended += 1
             self._answer_error(link, call, Unavailable("the handler was stopped"), peer_epoch)
             raise
         self._counters["calls_served"] += 1
+        served.ended += 1
         if core.answer(Reply(call.call_id, payload), len(payload), peer_epoch):
             link.flush_soon()
 
     def _run_cast(self, link: "Link", cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
+        served.begun += 1
         request_id.set(cast.request_id)
         deadline = arrived + self._limits.call_timeout_ms_max / 1000
         try:
@@ -189,10 +214,14 @@ class Serving:
             served.handler(request, CallContext(peer, link, cast.request_id, deadline))
             self._counters["casts_served"] += 1
         except InvalidRequest as error:
-            self._refusals.count(error.wire_name, link.name, str(error))
+            served.errors += 1
+            self._count_refused(link, cast, error)
         except Exception:
+            served.errors += 1
             self._counters["handlers_failed"] += 1
             log.exception("handler failed method=%s peer=%s", cast.method, link.name)
+        finally:
+            served.ended += 1
 
     def _answer_error(self, link: "Link", call: Call, error: BaseException, peer_epoch: int) -> None:
         wire_name, message, details = to_wire(error)

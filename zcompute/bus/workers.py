@@ -27,6 +27,8 @@ class WorkerPool:
         self._queue: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._idle: list[Any] = []
         self._workers = 0
+        self._taken = 0  # jobs that workers took so far
+        self._marks: deque[tuple[float, int]] = deque()  # (time, jobs submitted until then), those not all taken
         self._kicked = False
         self._closed = False
         self._loop = gevent.get_hub().loop
@@ -35,6 +37,33 @@ class WorkerPool:
     def queued(self) -> int:
         """Jobs that no worker has taken yet."""
         return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Workers with a job in hand."""
+        return self._workers - len(self._idle)
+
+    @property
+    def workers_max(self) -> int:
+        """How many jobs may run at once."""
+        return self._workers_max
+
+    def mark(self, now: float) -> None:
+        """Note the time for `oldest_age_s`; called at each tick, so that a job costs no clock read.
+
+        A mark is kept while a job submitted before it waits, and made only when jobs came since the last: there are
+        never more marks than jobs.
+        """
+        marks = self._marks
+        while marks and marks[0][1] <= self._taken:
+            marks.popleft()
+        submitted = self._taken + len(self._queue)
+        if self._queue and (not marks or marks[-1][1] < submitted):
+            marks.append((now, submitted))
+
+    def oldest_age_s(self, now: float) -> float:
+        """How long the job at the head has waited, less at most the time between two marks; 0 when none waits."""
+        return next((now - at for at, submitted in self._marks if submitted > self._taken), 0.0)
 
     def submit(self, job: Callable[..., None], *args: Any) -> bool:
         """Queue a job; False at the limit or after close. Callable from the hub."""
@@ -88,6 +117,7 @@ class WorkerPool:
             if not queue:
                 return
             job, args = queue.popleft()
+            self._taken += 1
             if queue and not self._kicked:
                 self._kick()
             try:
