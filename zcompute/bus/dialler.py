@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from zcompute.bus.envelope import Hello
-from zcompute.bus.errors import BusError, Unavailable
+from zcompute.bus.errors import BusError, Forbidden, Unavailable
 from zcompute.bus.identity import Peer, check_against_key
 from zcompute.bus.link import Link
 from zcompute.bus.protocol import LinkCore, State
@@ -65,9 +65,25 @@ class Dialler:
     def _verify(self, peer: Peer) -> None:
         """A listener whose key the keyring knows must be what its entry says."""
         keyring = self._endpoint.keyring
-        entry = keyring.by_public_key(self._server_public_key) if keyring is not None else None
+        if keyring is None:
+            return
+        if keyring.is_revoked(self._server_public_key):
+            raise Forbidden(f"the key of {peer.service_id} is revoked")
+        entry = keyring.by_public_key(self._server_public_key)
         if entry is not None:
             check_against_key(peer, entry)
+
+    def drop_revoked_key(self) -> None:
+        """The keyring changed: a listener whose key is revoked, or means something else now, is left."""
+        peer = self.link.peer
+        if not self.link.up or peer is None:
+            return
+        try:
+            self._verify(peer)
+        except Forbidden as error:
+            self._endpoint.refusals.count("revoked", self.link.name, str(error))
+            self.link.say_bye("key revoked")
+            self.link.lose("key revoked")
 
     # Carrier
 

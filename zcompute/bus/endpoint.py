@@ -136,7 +136,7 @@ class Endpoint:
         if self.keyring is not None and not self.identity.secret_key:
             raise BusConfigError("a listener with a keyring needs CURVE keys of its own")
         if self.keyring is not None and self._zap is None:
-            self._zap = ZapHandler(self.context, self.keyring, self._refuse_key)
+            self._zap = ZapHandler(self.context, self.keyring, self._refuse_key, self.limits)
         listener = Listener(self, address)
         self._listeners.append(listener)
         log.info("listening address=%s curve=%s", listener.address, bool(self.identity.secret_key))
@@ -297,3 +297,5 @@ class Endpoint:
             self._keyring_version = self.keyring.version
             for listener in self._listeners:
                 listener.drop_unknown_keys()
+            for dialler in list(self._diallers.values()):
+                dialler.drop_revoked_key()

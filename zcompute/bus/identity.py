@@ -28,43 +28,66 @@ class Identity:
 
 @dataclass(frozen=True)
 class KeyEntry:
-    """What a public key may be: one role in one cell, speaking for these hosts."""
+    """What a public key may be: one role in one cell, speaking for these hosts.
+
+    `old_public_key` is the key from before a rotation, equally good for as long as it is there ("" for none).
+    """
 
     name: str
     public_key: str
     role: str
     cell: str
     hosts: frozenset[str] = frozenset()
+    old_public_key: str = ""
+
+    @property
+    def public_keys(self) -> tuple[str, ...]:
+        """Every key of the entry, the newest first."""
+        return (self.public_key, self.old_public_key) if self.old_public_key else (self.public_key,)
 
 
 class Keyring:
-    """The keys that may connect. Raises BusConfigError when two entries share a name or a public key."""
+    """The keys that may connect. Raises BusConfigError when two entries share a name or a public key.
 
-    def __init__(self, entries: Iterable[KeyEntry]) -> None:
+    `revoked` names public keys that are not let in and not dialled any more, whoever lists them.
+    """
+
+    def __init__(self, entries: Iterable[KeyEntry], revoked: Iterable[str] = ()) -> None:
         self.version = 0
         self._by_key: dict[str, KeyEntry] = {}
         self._by_name: dict[str, KeyEntry] = {}
-        self.replace(entries)
+        self._revoked: frozenset[str] = frozenset()
+        self.replace(entries, revoked)
 
-    def replace(self, entries: Iterable[KeyEntry]) -> None:
+    def replace(self, entries: Iterable[KeyEntry], revoked: Iterable[str] = ()) -> None:
         """Take a new set of keys; endpoints drop the links of keys that are gone or changed within a second."""
         by_key: dict[str, KeyEntry] = {}
         by_name: dict[str, KeyEntry] = {}
+        banned = frozenset(revoked)
         for entry in entries:
-            if entry.public_key in by_key or entry.name in by_name:
+            if entry.name in by_name or any(key in by_key for key in entry.public_keys):
                 raise BusConfigError(f"expected each key once, found name={entry.name} again: remove one")
-            by_key[entry.public_key] = entry
             by_name[entry.name] = entry
-        self._by_key, self._by_name = by_key, by_name
+            by_key.update((key, entry) for key in entry.public_keys if key not in banned)
+        self._by_key, self._by_name, self._revoked = by_key, by_name, banned
         self.version += 1
 
     def by_public_key(self, public_key: str) -> KeyEntry | None:
-        """The entry of a Z85 public key, None when unknown."""
+        """The entry of a Z85 public key, None when unknown or revoked."""
         return self._by_key.get(public_key)
 
     def by_name(self, name: str) -> KeyEntry | None:
         """The entry of this name, None when unknown."""
         return self._by_name.get(name)
+
+    def holds(self, name: str, public_key: str) -> KeyEntry | None:
+        """The entry under which this key was let in as `name`, None when that does not hold any more."""
+        entry = self._by_key.get(public_key)
+        return entry if entry is not None and entry.name == name else None
+
+    def is_revoked(self, public_key: str) -> bool:
+        """Whether the key was revoked by name (a key that is merely unknown is not)."""
+        return public_key in self._revoked
 
 
 @dataclass(frozen=True)

@@ -68,4 +68,7 @@ class Limits:
     links_per_key_max: int = 64
     names_chars_max: int = 255
     hosts_max: int = 1_000
+    unknown_keys_burst: int = 50  # refusals of unknown keys that leave at once; then
+    unknown_keys_per_s: int = 100  # so many a second, while known keys are answered at once
+    unknown_keys_held_max: int = 300  # handshakes held back by that; more are refused at once. Below 5 s in all
     frames_per_turn: int = 32  # read from one socket before others get their turn

@@ -38,6 +38,7 @@ from zcompute.bus.sockets import (
     read_monitor,
     readable,
 )
+from zcompute.bus.zap import KEY_PROPERTY
 
 if TYPE_CHECKING:
     from zcompute.bus.endpoint import Endpoint
@@ -50,9 +51,11 @@ NOTICES_KEPT_MAX = 10_000
 class Route:
     """A connection of a ROUTER that said hello; carries one link once it is admitted."""
 
-    def __init__(self, listener: "Listener", route_id: bytes, key_name: str, descriptor: int, address: str) -> None:
+    def __init__(
+        self, listener: "Listener", route_id: bytes, key: tuple[str, str], descriptor: int, address: str
+    ) -> None:
         self.route_id = route_id
-        self.key_name = key_name
+        self.key_name, self.public_key = key
         self.descriptor = descriptor
         self.address = address
         self.hello: Hello | None = None  # under admission
@@ -216,14 +219,26 @@ class Listener:
         )
         self._send_error(route_id, error)
 
-    def _require_hello(self, route_id: bytes) -> None:
-        """Answer hello_required, at most once per route in `refusal_notice_ms`."""
+    def _may_notice(self, route_id: bytes) -> bool:
+        """Whether a stranger is answered: at most once per route in `refusal_notice_ms`."""
         now = time.monotonic()
         if now < self._notices.get(route_id, 0.0):
-            return
+            return False
         if len(self._notices) >= NOTICES_KEPT_MAX:
             self._notices.clear()
         self._notices[route_id] = now + self._limits.refusal_notice_ms / 1000
+        return True
+
+    def _drop_revoked(self, route_id: bytes, address: str, name: str) -> None:
+        """A frame of a key that was revoked while its connection lives: not read."""
+        self.endpoint.refusals.count("revoked_frame", address, name)
+        if self._may_notice(route_id):
+            self._send_error(route_id, Forbidden(f"key {name} is not known any more"))
+
+    def _require_hello(self, route_id: bytes) -> None:
+        """Answer hello_required."""
+        if not self._may_notice(route_id):
+            return
         self.endpoint.counters["hellos_required"] += 1
         self.send(route_id, encode_frame([HelloRequired("unknown route")]))
 
@@ -240,6 +255,13 @@ class Listener:
 
     def _receive_stranger(self, route_id: bytes, message: zmq.Frame) -> None:
         address = str(message.get("Peer-Address"))
+        keyring = self.endpoint.keyring
+        key = ("", "")
+        if keyring is not None:
+            key = (str(message.get("User-Id")), str(message.get(KEY_PROPERTY)))
+            if keyring.holds(*key) is None:
+                self._drop_revoked(route_id, address, key[0])
+                return
         hello = self._read_hello(message.bytes, address, route_id)
         if hello is None:
             return
@@ -249,9 +271,8 @@ class Listener:
             return
         # A descriptor may be a new connection's while the old one's end still waits on the monitor: read that first.
         self._read_monitor()
-        key_name = str(message.get("User-Id")) if self.endpoint.keyring is not None else ""
         descriptor = int(message.get(zmq.SRCFD))
-        route = Route(self, route_id, key_name, descriptor, address)
+        route = Route(self, route_id, key, descriptor, address)
         self._routes[route_id] = route
         self._by_descriptor[descriptor] = route
         self.admit(route, hello)
@@ -305,7 +326,7 @@ class Listener:
         peer = peer_of(hello, route.key_name, self._limits)
         keyring = self.endpoint.keyring
         if keyring is not None:
-            entry = keyring.by_name(route.key_name)
+            entry = keyring.holds(route.key_name, route.public_key)
             if entry is None:
                 raise Forbidden(f"key {route.key_name} is not known any more")
             check_against_key(peer, entry)
@@ -339,7 +360,7 @@ class Listener:
             return
         for route in list(self._routes.values()):
             peer = route.link.peer if route.link is not None else None
-            entry = keyring.by_name(route.key_name)
+            entry = keyring.holds(route.key_name, route.public_key)
             try:
                 if entry is None:
                     raise Forbidden("key revoked")

@@ -126,7 +126,7 @@ def test_a_revoked_keys_link_goes_down_and_stays_down(bus: Bus) -> None:
     assert kept.wait_up(5000)
     bus.keys.keyring.replace([entry for entry in bus.keys.entries if entry.name != "compute-1"])
     wait_until(lambda: not link.up and not server.links(role="compute"))
-    wait_until(lambda: server.counters["refused_hello"] >= 1)
+    wait_until(lambda: server.counters["refused_revoked_frame"] >= 1)
     assert not link.up
     assert kept.up
 
