@@ -60,10 +60,14 @@ class PreparedMethod:
 
 
 def interface_ranges(methods: Iterable[MethodSpec]) -> dict[str, VersionRange]:
-    """Range of versions per interface that serving these methods amounts to: (major, 0) to (major, highest minor)."""
+    """Range of versions per interface that serving these methods amounts to: (major, 0) to (major, highest minor).
+
+    A method may say more of its interface than its own version: `interface_version`, reached by changes elsewhere in it.
+    """
     highest: dict[str, tuple[int, int]] = {}
     for method in methods:
-        highest[method.interface] = max(highest.get(method.interface, (0, 0)), method.version)
+        announced = max(method.version, getattr(method, "interface_version", method.version))
+        highest[method.interface] = max(highest.get(method.interface, (0, 0)), announced)
     return {interface: ((version[0], 0), version) for interface, version in highest.items()}
 
 

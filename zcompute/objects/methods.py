@@ -1,10 +1,12 @@
-"""Every method of every service: declared once, here, for both sides of the wire.
+"""Every interface and method of every service: declared once, here, for both sides of the wire.
 
-Role names are those of keys: api, conductor, compute, scheduler, operator. Pools: ``control`` (short, before all
-else), ``leaf`` (calls nobody, so owners cannot deadlock), ``calls``, ``reads``.
+Role names are those of keys: api, conductor, compute, scheduler, operator. Pools, which are also priority classes:
+``control`` (short, before all else), ``leaf`` (calls nobody, so owners cannot deadlock), ``calls``, ``reads``.
+
+A change of anything that an interface carries (a method, a field of a request or reply, an object inside) raises the
+interface's minor version; one that an older peer would misread and no rule can lower (zcompute.objects.base) raises its
+major. tests/upgrade/fingerprints.json holds it.
 """
-
-from dataclasses import dataclass
 
 import msgspec
 
@@ -12,8 +14,10 @@ from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import CellCapacity, CellInfo, ServiceInfo
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
 from zcompute.objects.flavor import Amounts, Flavor
-from zcompute.objects.host import HostInventory
+from zcompute.objects.host import HostInventory, HostState
 from zcompute.objects.instance import Instance, ServerSpec
+from zcompute.objects.interface import Interface as Interface
+from zcompute.objects.interface import Method as Method
 from zcompute.objects.partition import PartitionMap
 
 TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
@@ -21,20 +25,6 @@ TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
 TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
 TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
 TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell; key: host; payload: HostEpoch
-
-
-@dataclass(frozen=True)
-class Method:
-    """One method: what it is called, who may call it, what goes in and out."""
-
-    interface: str
-    name: str
-    request: type
-    reply: type | None
-    roles: frozenset[str]
-    pool: str = "calls"
-    version: tuple[int, int] = (1, 0)
-    idempotent: bool = True
 
 
 class Empty(msgspec.Struct):
@@ -289,38 +279,71 @@ _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
 
-MAP_GET = Method("cluster", "map_get", Empty, MapReply, _ANY, "control")
+CLUSTER_INTERFACE = Interface("cluster")
+HOST_INTERFACE = Interface("host")
+CLAIM_INTERFACE = Interface("claim")
+SCHEDULER_INTERFACE = Interface("scheduler")
+COMPUTE_INTERFACE = Interface("compute")
+INSTANCE_INTERFACE = Interface("instance")
+SERVICE_INTERFACE = Interface("service")
+SERVERS_INTERFACE = Interface("servers")
+FLAVOR_INTERFACE = Interface("flavor")
+CELL_INTERFACE = Interface("cell")
+MAPPING_INTERFACE = Interface("mapping")
 
-HOST_BEGIN = Method("host", "begin", HostBeginRequest, HostBeginReply, _COMPUTE, "calls")
-HOST_ATTACH = Method("host", "attach", HostAttachRequest, Empty, _COMPUTE, "control")
-HOST_BEAT = Method("host", "beat", HostBeat, None, _COMPUTE, "control")
+MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
-CLAIM = Method("claim", "claim", ClaimRequest, ClaimReply, _CONDUCTOR, "leaf")
-RELEASE = Method("claim", "release", ReleaseRequest, Empty, _CONDUCTOR, "leaf")
+HOST_BEGIN = HOST_INTERFACE.method("begin", HostBeginRequest, HostBeginReply, _COMPUTE, "calls")
+HOST_ATTACH = HOST_INTERFACE.method("attach", HostAttachRequest, Empty, _COMPUTE, "control")
+HOST_BEAT = HOST_INTERFACE.method("beat", HostBeat, None, _COMPUTE, "control")
 
-SELECT_DESTINATIONS = Method("scheduler", "select_destinations", SelectRequest, SelectReply, _CONDUCTOR)
+CLAIM = CLAIM_INTERFACE.method("claim", ClaimRequest, ClaimReply, _CONDUCTOR, "leaf")
+RELEASE = CLAIM_INTERFACE.method("release", ReleaseRequest, Empty, _CONDUCTOR, "leaf")
 
-SPAWN = Method("compute", "spawn", SpawnRequest, CommandReply, _CONDUCTOR)
-DESTROY = Method("compute", "destroy", DestroyRequest, CommandReply, _CONDUCTOR)
-ADOPT = Method("compute", "adopt", AdoptRequest, CommandReply, _CONDUCTOR)
-FORGET = Method("compute", "forget", ForgetRequest, CommandReply, _CONDUCTOR)
+SELECT_DESTINATIONS = SCHEDULER_INTERFACE.method("select_destinations", SelectRequest, SelectReply, _CONDUCTOR)
 
-INSTANCE_BUILD = Method("instance", "build", BuildRequestMessage, Empty, _CONDUCTOR)
-INSTANCE_GET = Method("instance", "get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
-INSTANCE_LIST = Method("instance", "list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
-INSTANCE_DELETE = Method("instance", "delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
-SERVICE_LIST = Method("service", "list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
+SPAWN = COMPUTE_INTERFACE.method("spawn", SpawnRequest, CommandReply, _CONDUCTOR)
+DESTROY = COMPUTE_INTERFACE.method("destroy", DestroyRequest, CommandReply, _CONDUCTOR)
+ADOPT = COMPUTE_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
+FORGET = COMPUTE_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
 
-SERVERS_CREATE = Method("servers", "create", ServersCreateRequest, ServersCreateReply, _API)
-SERVERS_LOCATE = Method("servers", "locate", LocateRequest, LocateReply, _API_OR_CONDUCTOR, "reads")
-SERVERS_PENDING = Method("servers", "pending", InstanceQuery, PendingReply, _API, "reads")
-SERVERS_DELETE = Method("servers", "delete", ServerDeleteRequest, ServerDeleteReply, _API)
+INSTANCE_BUILD = INSTANCE_INTERFACE.method("build", BuildRequestMessage, Empty, _CONDUCTOR)
+INSTANCE_GET = INSTANCE_INTERFACE.method("get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_LIST = INSTANCE_INTERFACE.method("list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_DELETE = INSTANCE_INTERFACE.method("delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
+SERVICE_LIST = SERVICE_INTERFACE.method("list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
 
-FLAVOR_LIST = Method("flavor", "list", Empty, FlavorListReply, _API_OR_CONDUCTOR, "reads")
-FLAVOR_GET = Method("flavor", "get", FlavorGetRequest, FlavorReply, _API_OR_CONDUCTOR, "reads")
+SERVERS_CREATE = SERVERS_INTERFACE.method("create", ServersCreateRequest, ServersCreateReply, _API)
+SERVERS_LOCATE = SERVERS_INTERFACE.method("locate", LocateRequest, LocateReply, _API_OR_CONDUCTOR, "reads")
+SERVERS_PENDING = SERVERS_INTERFACE.method("pending", InstanceQuery, PendingReply, _API, "reads")
+SERVERS_DELETE = SERVERS_INTERFACE.method("delete", ServerDeleteRequest, ServerDeleteReply, _API)
 
-CELL_LIST = Method("cell", "list", Empty, CellListReply, _API_OR_CONDUCTOR, "reads")
-CELL_REGISTER = Method("cell", "register", CellRegisterRequest, Empty, _CONDUCTOR)
-CELL_CAPACITY = Method("cell", "capacity", CellCapacity, None, _CONDUCTOR, "control")
-MAPPING_DELETED = Method("mapping", "deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
-MAPPING_REFUSED = Method("mapping", "refused", MappingReleaseRequest, Empty, _CONDUCTOR)
+FLAVOR_LIST = FLAVOR_INTERFACE.method("list", Empty, FlavorListReply, _API_OR_CONDUCTOR, "reads")
+FLAVOR_GET = FLAVOR_INTERFACE.method("get", FlavorGetRequest, FlavorReply, _API_OR_CONDUCTOR, "reads")
+
+CELL_LIST = CELL_INTERFACE.method("list", Empty, CellListReply, _API_OR_CONDUCTOR, "reads")
+CELL_REGISTER = CELL_INTERFACE.method("register", CellRegisterRequest, Empty, _CONDUCTOR)
+CELL_CAPACITY = CELL_INTERFACE.method("capacity", CellCapacity, None, _CONDUCTOR, "control")
+MAPPING_DELETED = MAPPING_INTERFACE.method("deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
+MAPPING_REFUSED = MAPPING_INTERFACE.method("refused", MappingReleaseRequest, Empty, _CONDUCTOR)
+
+INTERFACES: tuple[Interface, ...] = (
+    CLUSTER_INTERFACE,
+    HOST_INTERFACE,
+    CLAIM_INTERFACE,
+    SCHEDULER_INTERFACE,
+    COMPUTE_INTERFACE,
+    INSTANCE_INTERFACE,
+    SERVICE_INTERFACE,
+    SERVERS_INTERFACE,
+    FLAVOR_INTERFACE,
+    CELL_INTERFACE,
+    MAPPING_INTERFACE,
+)
+EVENTS: dict[str, type] = {
+    TOPIC_MAP: PartitionMap,
+    TOPIC_CELLS: CellInfo,
+    TOPIC_HOSTS: HostState,
+    TOPIC_PARTITIONS: PartitionSnapshotDone,
+    TOPIC_EPOCHS: HostEpoch,
+}

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from zcompute.objects import methods
-from zcompute.objects.methods import Method
+from zcompute.objects.interface import Interface
+from zcompute.objects.methods import EVENTS, INTERFACES, Method
 
 ALL = [value for value in vars(methods).values() if isinstance(value, Method)]
 ROLES = {"api", "conductor", "compute", "scheduler", "operator"}
@@ -32,3 +33,30 @@ def test_computes_and_schedulers_may_call_nothing_that_decides():
             assert method.interface in ("cluster", "host"), method
         if method.name in WRITING and method.interface != "host":
             assert method.roles == {"conductor"}, method
+
+
+def test_every_method_is_declared_in_its_interface_and_none_beside():
+    declared = [method for interface in INTERFACES for method in interface.methods.values()]
+    assert sorted(map(repr, declared)) == sorted(map(repr, ALL))
+    assert len({interface.name for interface in INTERFACES}) == len(INTERFACES)
+    for interface in INTERFACES:
+        assert interface.methods
+        assert all(method.version[0] == interface.version[0] for method in interface.methods.values())
+        assert all((1, 0) <= method.version <= interface.version for method in interface.methods.values())
+        assert all(method.interface_version == interface.version for method in interface.methods.values())
+
+
+def test_every_topic_has_its_payload():
+    topics = {value for name, value in vars(methods).items() if name.startswith("TOPIC_")}
+    assert topics == set(EVENTS)
+
+
+def test_a_method_is_declared_once_and_not_before_its_interface_reached_its_minor():
+    interface = Interface("tea", (2, 1))
+    brew = interface.method("brew", methods.Empty, methods.Empty, frozenset({"api"}), since=1)
+    assert brew.version == (2, 1)
+    assert interface.method("pour", methods.Empty, None, frozenset({"api"})).version == (2, 0)
+    with pytest.raises(ValueError, match="declared already"):
+        interface.method("brew", methods.Empty, methods.Empty, frozenset({"api"}))
+    with pytest.raises(ValueError, match="raise the latter"):
+        interface.method("serve", methods.Empty, methods.Empty, frozenset({"api"}), since=2)
