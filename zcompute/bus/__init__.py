@@ -4,7 +4,7 @@ An `Endpoint` serves methods, listens and dials; a `Link` is one peer. See docs/
 """
 
 from zcompute.bus.counters import Counters
-from zcompute.bus.endpoint import Endpoint
+from zcompute.bus.endpoint import Endpoint, open_endpoints
 from zcompute.bus.envelope import Ack, Event, Report
 from zcompute.bus.errors import (
     BusConfigError,
@@ -24,12 +24,16 @@ from zcompute.bus.errors import (
     register_error,
 )
 from zcompute.bus.identity import Identity, KeyEntry, Keyring, Peer
+from zcompute.bus.inside import BUS_PING, BUS_STAT, PingReply, PingRequest, StatRequest
 from zcompute.bus.limits import Limits
 from zcompute.bus.link import Link
 from zcompute.bus.method import MethodSpec
 from zcompute.bus.serving import CallContext
+from zcompute.bus.stat import EndpointStat, LinkStat
 
 __all__ = [
+    "BUS_PING",
+    "BUS_STAT",
     "Ack",
     "BusConfigError",
     "BusError",
@@ -38,6 +42,7 @@ __all__ = [
     "Counters",
     "DeadlineExceeded",
     "Endpoint",
+    "EndpointStat",
     "Event",
     "Forbidden",
     "FrameRefused",
@@ -49,13 +54,18 @@ __all__ = [
     "Link",
     "LinkDown",
     "LinkReset",
+    "LinkStat",
     "MethodSpec",
     "NotOwner",
     "Peer",
+    "PingReply",
+    "PingRequest",
     "RemoteError",
     "Report",
+    "StatRequest",
     "Unavailable",
     "UnknownMethod",
     "UnsupportedVersion",
+    "open_endpoints",
     "register_error",
 ]

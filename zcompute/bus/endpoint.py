@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -23,12 +24,14 @@ from zcompute.bus.envelope import (
 )
 from zcompute.bus.errors import BusConfigError
 from zcompute.bus.identity import Identity, Keyring, Peer
+from zcompute.bus.inside import BUS_PING, BUS_STAT, BusInterface
 from zcompute.bus.limits import Limits
 from zcompute.bus.link import Link
 from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving
 from zcompute.bus.sessions import Sessions
+from zcompute.bus.stat import EndpointStat, asked_stats, link_stat, method_stats, pool_stats, strangers_of
 from zcompute.bus.workers import WorkerPool
 from zcompute.bus.zap import ZapHandler
 
@@ -37,6 +40,13 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_INTERVAL_S = 1.0
 CLOSE_MARGIN_MS = 1_000
 Greeting = TypeVar("Greeting", Hello, Welcome)
+
+_open_endpoints: "weakref.WeakSet[Endpoint]" = weakref.WeakSet()
+
+
+def open_endpoints() -> list["Endpoint"]:
+    """The endpoints of this process that are open: for state dumps and metrics."""
+    return sorted(_open_endpoints, key=lambda endpoint: endpoint.identity.service_id)
 
 
 class Handlers:
@@ -94,9 +104,14 @@ class Endpoint:
         self._zap: ZapHandler | None = None
         self._keyring_version = keyring.version if keyring is not None else 0
         self._reread_at = self._housekeeping_at = 0.0
+        self._born = time.monotonic()
+        inside = BusInterface(identity, self.incarnation, self.stat, lambda service: self.links(service_id=service))
+        self.serve(BUS_PING, inside.ping)
+        self.serve(BUS_STAT, inside.stat)
         tick_s = limits.tick_ms / 1000
         self._timer = gevent.get_hub().loop.timer(tick_s, tick_s)
         self._timer.start(self._tick)
+        _open_endpoints.add(self)
 
     # Declaring
 
@@ -181,6 +196,38 @@ class Endpoint:
             if link.peer is not None and topic in link.peer.topics:
                 link.event(topic, key, version, payload)
 
+    def stat(self, *, links_from: int = 0, links_max: int | None = None) -> EndpointStat:
+        """What this endpoint is doing, with its links by name: all, or `links_max` from the `links_from`th on.
+
+        Costs about 10 us a link shown and 1 us one that is not; nothing else runs meanwhile.
+        """
+        now = time.monotonic()
+        links = [*self._diallers, *self.sessions.all()]
+        by_name = sorted(links, key=lambda link: link.name) if links_max != 0 else []
+        page = by_name[links_from:] if links_max is None else by_name[links_from : links_from + links_max]
+        identity = self.identity
+        return EndpointStat(
+            service_id=identity.service_id,
+            role=identity.role,
+            cell=identity.cell,
+            release=identity.release,
+            incarnation=self.incarnation,
+            age_ms=int((now - self._born) * 1000),
+            addresses=[listener.address for listener in self._listeners],
+            links_known=len(links),
+            links_up=len(self.up_links),
+            links_blocked=len(self.blocked),
+            open_calls=sum(len(link.core.calls) for link in links),
+            serving_calls=sum(len(link.core.serving) for link in links),
+            queued=sum(link.core.outgoing.queued for link in links),
+            links=[link_stat(link, link in self._diallers, self.refusals.of(link.name), now) for link in page],
+            methods=method_stats(self.serving.methods, links, now),
+            asked=asked_stats(self._prepared.values(), links, now),
+            pools=pool_stats(self._pools, now),
+            counters=dict(self.counters),
+            strangers=strangers_of(self.refusals.by_peer(), {link.name for link in links}),
+        )
+
     def close(self, linger_ms: int = 200) -> None:
         """Say bye, fail what is open, close the sockets; waits at most `linger_ms` for what is being sent."""
         if self.closed:
@@ -189,6 +236,7 @@ class Endpoint:
         for link in links:
             link.say_bye("closing")
         self.closed = True
+        _open_endpoints.discard(self)
         self._timer.stop()
         self._timer.close()
         for link in links:

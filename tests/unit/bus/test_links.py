@@ -29,7 +29,7 @@ def test_hello_and_welcome_carry_attributes_topics_and_interfaces(bus: Bus) -> N
     link = connect(server, client)
     assert link.peer is not None
     assert link.peer.attributes == {"map_version": 7}
-    assert link.peer.interfaces == {"echo": ((1, 0), (1, 0))}
+    assert link.peer.interfaces == {"bus": ((1, 0), (1, 0)), "echo": ((1, 0), (1, 0))}
     (back,) = server.links()
     assert back.peer is not None
     assert (back.peer.attributes, back.peer.topics) == ({"epochs": {"h1": 3}}, frozenset({"map"}))
