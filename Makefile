@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: up test lint bench clean packages install install-test
+.PHONY: up test lint bench bench-peers clean packages install install-test
 
 up: $(VENV)/.installed
 	$(BIN)/zcompute up $(ARGS)
@@ -22,9 +22,17 @@ lint: $(VENV)/.installed-test
 	.ci/audit-dependencies
 
 # Each benchmark prints a table and writes a JSON file to build/bench/.
-bench: $(VENV)/.installed-test packages
+bench: $(VENV)/.installed-bench packages
 	mkdir -p build/bench
 	$(BIN)/python -m loadtest.boot --json build/bench/boot.json $(ARGS)
+	$(BIN)/python -m loadtest.bus --json build/bench/bus.json $(ARGS)
+	$(BIN)/python -m loadtest.fanin --json build/bench/fanin.json $(ARGS)
+
+# The bus against what its users could pick instead; the benchmark starts and stops the brokers itself.
+bench-peers: $(VENV)/.installed-bench build/peers/.installed
+	.ci/packages rabbitmq-server nats-server
+	mkdir -p build/bench
+	$(BIN)/python -m loadtest.bus --peers raw,oslo,zerorpc,nats --json build/bench/bus-peers.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -47,3 +55,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench]' -c constraints.txt
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+build/peers/.installed: loadtest/bus/peers.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r loadtest/bus/peers.txt
+	touch $@

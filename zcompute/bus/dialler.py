@@ -179,6 +179,9 @@ class Dialler:
     # Sockets
 
     def _read(self) -> bool:
+        return self._endpoint.serving.behind or self._read_some()
+
+    def _read_some(self) -> bool:
         link, socket = self.link, self._socket
         for _ in range(self._limits.frames_per_turn):
             if self._closed:
@@ -221,7 +224,7 @@ class Dialler:
 
     def _drain(self) -> None:
         """Take what arrived before the connection ended: replies among it are valid."""
-        while not self._closed and self._read():
+        while not self._closed and self._read_some():
             continue
 
     def _note_failure(self, error: BusError) -> None:

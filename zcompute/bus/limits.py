@@ -42,6 +42,7 @@ class Limits:
     admit_workers: int = 64
     pool_queue_max: int = 10_000  # jobs waiting in one pool; more are answered Busy
     job_run_max: int = 32  # jobs that a worker takes before it lets the hub go on
+    read_ahead_jobs: int = 512  # more jobs than this that only wait for the hub, and sockets are read no further
 
     # Times
     call_timeout_ms_max: int = 3_600_000

@@ -154,6 +154,8 @@ class Listener:
 
     def _read(self) -> bool:
         socket = self._socket
+        if self.endpoint.serving.behind:
+            return True
         routes = self._routes
         for _ in range(self._limits.frames_per_turn):
             if self._closed:

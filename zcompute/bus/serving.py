@@ -111,6 +111,14 @@ class Serving:
         """Every method that is served."""
         return self._served.values()
 
+    @property
+    def behind(self) -> bool:
+        """True while sockets should not be read: what arrived has not had its turn, and reading on would refuse it.
+
+        The peer is then held by its own queue and told Busy there. Handlers that block hold nobody: they do not count.
+        """
+        return any(pool.runnable > self._limits.read_ahead_jobs for pool in self.pools.values())
+
     def close(self) -> None:
         """Begin nothing more."""
         for pool in self.pools.values():

@@ -65,6 +65,11 @@ class WorkerPool:
         """How long the job at the head has waited, less at most the time between two marks; 0 when none waits."""
         return next((now - at for at, submitted in self._marks if submitted > self._taken), 0.0)
 
+    @property
+    def runnable(self) -> int:
+        """Jobs that wait for nothing but the hub; 0 when all workers are blocked in their jobs."""
+        return len(self._queue) if self._kicked and (self._idle or self._workers < self._workers_max) else 0
+
     def submit(self, job: Callable[..., None], *args: Any) -> bool:
         """Queue a job; False at the limit or after close. Callable from the hub."""
         if len(self._queue) >= self._queue_max or self._closed:
