@@ -33,6 +33,7 @@ class Dialler:
     def __init__(self, endpoint: "Endpoint", address: str, server_public_key: str) -> None:
         self._endpoint = endpoint
         self._limits = endpoint.limits
+        self._address = address
         self._server_public_key = server_public_key
         core = LinkCore(
             endpoint.limits, endpoint.counters, verify=self._verify, interfaces=lambda: endpoint.serving.ranges
@@ -46,16 +47,35 @@ class Dialler:
         self._hello_due = NEVER
         self._up_at = 0.0
         self._sent_at = 0.0
-        self._socket = open_dealer(endpoint.context, endpoint.identity, endpoint.limits, server_public_key)
+        self._open()
+
+    def _open(self) -> None:
+        endpoint = self._endpoint
+        self._socket = open_dealer(endpoint.context, endpoint.identity, endpoint.limits, self._server_public_key)
         monitor = self._socket.get_monitor_socket(MONITORED)
         self._monitor: zmq.Socket[bytes] = monitor
         self.monitor_watch = SocketWatch(self._monitor, self._read_monitor)
         self.watch = SocketWatch(self._socket, self._read)
-        self._socket.connect(address)
+        self._socket.connect(self._address)
+
+    def reconnect(self, reason: str) -> None:
+        """Connect anew, with the keys that the endpoint has now; the link goes down and comes back."""
+        self.link.say_bye(reason)
+        self._close_sockets(self._limits.tick_ms)
+        self._connected = False
+        self._attempts = 0
+        self._hello_due = NEVER
+        if self.link.core.state is State.HELLO_SENT:
+            self.link.core.state = State.DOWN
+        self.link.lose(reason)
+        self._open()
 
     def close(self, linger_ms: int) -> None:
         """Stop dialling. The link must have been closed."""
         self._closed = True
+        self._close_sockets(linger_ms)
+
+    def _close_sockets(self, linger_ms: int) -> None:
         self.monitor_watch.close()
         self.watch.close()
         self._socket.disable_monitor()

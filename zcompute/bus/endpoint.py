@@ -101,6 +101,7 @@ class Endpoint:
         self._prepared: dict[int, PreparedMethod] = {}
         self._listeners: list[Listener] = []
         self._diallers: dict[Link, Dialler] = {}
+        self._link_number_min = 0  # of links hung up: a peer dialled anew, at another address, would know them
         self._zap: ZapHandler | None = None
         self._keyring_version = keyring.version if keyring is not None else 0
         self._reread_at = self._housekeeping_at = 0.0
@@ -141,8 +142,11 @@ class Endpoint:
 
     # Connecting
 
-    def bind(self, address: str) -> str:
-        """Listen on tcp; port 0 picks a free one of 20000-31999. Returns the real address. Raises BusConfigError."""
+    def bind(self, address: str, identity: Identity | None = None) -> str:
+        """Listen on tcp; port 0 picks a free one of 20000-31999. Returns the real address. Raises BusConfigError.
+
+        `identity` brings other CURVE keys than the endpoint's own: a second port while a server key is rotated.
+        """
         self._check_open()
         if not address.startswith("tcp://"):
             raise BusConfigError(f"expected tcp://HOST:PORT, found {address!r}")
@@ -152,10 +156,23 @@ class Endpoint:
             raise BusConfigError("a listener with a keyring needs CURVE keys of its own")
         if self.keyring is not None and self._zap is None:
             self._zap = ZapHandler(self.context, self.keyring, self._refuse_key, self.limits)
-        listener = Listener(self, address)
+        listener = Listener(self, address, identity or self.identity)
         self._listeners.append(listener)
         log.info("listening address=%s curve=%s", listener.address, bool(self.identity.secret_key))
         return listener.address
+
+    def unbind(self, address: str) -> None:
+        """Stop listening there: links are told bye, their peers say hello wherever else they dial."""
+        for listener in [listener for listener in self._listeners if listener.address == address]:
+            self._listeners.remove(listener)
+            listener.dismiss("no longer listening here")
+            listener.close(self.limits.tick_ms)
+
+    def rekey(self, identity: Identity) -> None:
+        """Dial with other CURVE keys from now on; links that are dialled are connected anew."""
+        self.identity = identity
+        for dialler in list(self._diallers.values()):
+            dialler.reconnect("keys changed")
 
     def dial(self, address: str, server_public_key: str = "") -> Link:
         """Connect to a listener, for ever; returns at once with the link, which comes up by itself."""
@@ -163,6 +180,7 @@ class Endpoint:
         if bool(server_public_key) != bool(self.identity.secret_key):
             raise BusConfigError(f"dialling {address}: expected a server key and own keys, or neither (plain)")
         dialler = Dialler(self, address, server_public_key)
+        dialler.link.core.link_number = self._link_number_min
         self._diallers[dialler.link] = dialler
         return dialler.link
 
@@ -171,6 +189,7 @@ class Endpoint:
         dialler = self._diallers.pop(link, None)
         if dialler is None:
             return
+        self._link_number_min = max(self._link_number_min, link.core.link_number)
         link.say_bye("hung up")
         link.close("hung up")
         self.active.discard(link)

@@ -25,7 +25,7 @@ from zcompute.bus.envelope import (
     foreign_protocol,
 )
 from zcompute.bus.errors import BusError, Busy, Forbidden, FrameRefused, UnsupportedVersion, is_registered, to_wire
-from zcompute.bus.identity import Peer, check_against_key
+from zcompute.bus.identity import Identity, Peer, check_against_key
 from zcompute.bus.link import Link
 from zcompute.bus.protocol import LinkCore, peer_of
 from zcompute.bus.sockets import (
@@ -93,14 +93,14 @@ class Route:
 class Listener:
     """A bound ROUTER."""
 
-    def __init__(self, endpoint: "Endpoint", address: str) -> None:
+    def __init__(self, endpoint: "Endpoint", address: str, identity: Identity) -> None:
         self.endpoint = endpoint
         self._limits = endpoint.limits
         self._routes: dict[bytes, Route] = {}
         self._by_descriptor: dict[int, Route] = {}
         self._notices: dict[bytes, float] = {}
         self._closed = False
-        self._socket = open_router(endpoint.context, endpoint.identity, endpoint.limits)
+        self._socket = open_router(endpoint.context, identity, endpoint.limits)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             self.address = bind_socket(self._socket, address)
@@ -111,6 +111,15 @@ class Listener:
             raise
         self.monitor_watch = SocketWatch(self._monitor, self._read_monitor)
         self.watch = SocketWatch(self._socket, self._read)
+
+    def dismiss(self, reason: str) -> None:
+        """Say bye on every link here; the sessions are kept for their peers' next hellos."""
+        for route in list(self._routes.values()):
+            route.hello = None
+            link = route.link
+            if link is not None:
+                link.say_bye(reason)
+                link.lose(reason)
 
     def close(self, linger_ms: int) -> None:
         """Stop listening. The links must have been closed."""

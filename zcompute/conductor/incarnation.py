@@ -96,6 +96,12 @@ class Incarnation:
             self._ended.wait(limit_ms / 1000)
         self._end("stopped")
 
+    def readdress(self, address: str, public_key: str) -> None:
+        """Tell everybody, through the map, where this conductor listens now. Raises StoreError."""
+        self._store.readdress(self._row.service_id, self.id, address, public_key)
+        if self._keeper is not None:
+            self._keeper.wake()
+
     def announced(self, map_version: int) -> None:
         """A peer has this version of the map: read it, if it is newer than ours."""
         if self._keeper is not None and map_version > self.ledger.map.version:

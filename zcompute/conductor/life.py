@@ -57,7 +57,7 @@ class Life:
         config: Config,
         store: Store,
         endpoint: Endpoint,
-        address: str,
+        place: tuple[str, str],
         on_ready: Callable[[], None],
     ) -> None:
         self._config = config
@@ -71,8 +71,7 @@ class Life:
             store,
             self._cell,
             config.service.id,
-            address,
-            endpoint.identity.public_key,
+            *place,
             life_settings(config.conductor, sqlite=store.url.startswith("sqlite")),
         )
         self._ledger = self._incarnation.ledger
@@ -96,6 +95,19 @@ class Life:
             raise Forbidden(f"a {peer.role} of cell {peer.cell} has nothing to say in cell {self._cell}")
         if not self.ready:
             raise Unavailable(f"conductor {self._config.service.id} is not ready yet: try again")
+
+    def announce(self, place: tuple[str, str]) -> bool:
+        """Have the map name this address and key of ours; whether it does so by now. Raises StoreError."""
+        if not self.ready:
+            return False
+        known = self._ledger.map.conductors.get(self._config.service.id)
+        if known is None:
+            return False
+        if (known.address, known.public_key) == place:
+            return True
+        log.info("announcing address=%s", place[0])
+        self._incarnation.readdress(*place)
+        return False
 
     def run(self) -> str:
         """Live. Raises ConductorError for a database of another cell, StoreError when it cannot be reached."""

@@ -10,13 +10,15 @@ from gevent.event import Event
 
 from zcompute.bus import BusConfigError, Endpoint, Keyring, Peer, register_error
 from zcompute.bus.errors import Unavailable
+from zcompute.conductor.doors import Doors, doors_of
 from zcompute.conductor.errors import ConductorError
+from zcompute.conductor.keywatch import KeyWatch
 from zcompute.conductor.life import Life
 from zcompute.config import Config, ConfigError
 from zcompute.db.drivers import open_store
 from zcompute.db.errors import StoreError
 from zcompute.db.store import Store
-from zcompute.keys import load_identity, read_keyring
+from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP
 
@@ -42,13 +44,16 @@ class ConductorService:
         self._database = config.database
         self._keyring: Keyring | None = read_keyring(config.bus.keyring)
         self._identity = load_identity(config, ROLE)
+        self._keys = read_keys(config.bus.key_file) if config.bus.key_file else None
+        self._doors: Doors | None = None
+        self._watch = KeyWatch(config.bus.keyring, self._keyring, config.bus.key_file, self._follow_keys)
         self._store: Store | None = None
         self._life: Life | None = None
         self._ready = Event()
         self._stopping = Event()
         self._failure: BaseException | None = None
         self._living: gevent.Greenlet | None = None
-        self.address = config.bus.listen
+        self.address = config.bus.listen  # for port 0: the one that was taken
 
     def start(self) -> None:
         """Begin. Raises ConfigError, ConductorError, StoreError (a URL that cannot be), OSError for a port in use."""
@@ -57,6 +62,7 @@ class ConductorService:
         store = self._store = open_store(self._database.url, self._database.driver)
         endpoint = self._listen()
         self._living = gevent.spawn(self._live, store, endpoint)
+        self._watch.start()
         self._ready.wait(START_S_MAX)
         if self._failure is not None:
             raise self._failure
@@ -71,6 +77,7 @@ class ConductorService:
     def stop(self) -> None:
         """End: partitions handed over to the living, links closed, the database released; within STOP_S_MAX."""
         self._stopping.set()
+        self._watch.stop()
         if self._living is not None:
             if self._life is not None:
                 gevent.spawn(self._life.stop)
@@ -91,7 +98,8 @@ class ConductorService:
             try:
                 if endpoint is None:
                     endpoint = self._listen()
-                life = self._life = Life(self._config, store, endpoint, self.address, self._ready.set)
+                place = self._doors.announced if self._doors is not None else (self.address, "")
+                life = self._life = Life(self._config, store, endpoint, place, self._ready.set)
                 log.info("incarnation over reason=%s", life.run())
             except (StoreError, OSError) as error:
                 log.warning("incarnation failed error=%s: %s", type(error).__name__, error)
@@ -102,7 +110,7 @@ class ConductorService:
                 log.exception("incarnation failed")
             if endpoint is not None:
                 endpoint.close()
-            endpoint = self._life = None
+            endpoint = self._life = self._doors = None
             if time.monotonic() - begun > LONG_LIFE_S:
                 pause_s = BACKOFF_S_MIN
             self._stopping.wait(pause_s * random.uniform(0.7, 1.0))
@@ -117,15 +125,36 @@ class ConductorService:
     def _listen(self) -> Endpoint:
         """A new endpoint on the configured address. Raises OSError when the port is in use, ConfigError."""
         endpoint = Endpoint(self._identity, keyring=self._keyring, admit=self._admit, topics=(TOPIC_MAP, TOPIC_EPOCHS))
+        doors = Doors(endpoint)
         try:
-            self.address = endpoint.bind(self.address)
+            addresses = doors.open(doors_of(self._keys, self.address))
         except BusConfigError as error:
             endpoint.close()
             number = getattr(error.__cause__, "errno", None)
             if number == errno.EADDRINUSE:
                 raise OSError(errno.EADDRINUSE, f"{self.address} is in use by another process") from error
             raise ConfigError(f"[bus] listen: {error}") from error
+        self._doors = doors
+        if self._keys is None or not self._keys.listen:
+            self.address = addresses[0]
         return endpoint
+
+    # -- keys -------------------------------------------------------------------------------------------------------
+
+    def _follow_keys(self, keys: KeyFile | None) -> None:
+        """Bring ports and map into step with the key file; what fails now is tried again at the next look."""
+        doors, life = self._doors, self._life
+        if keys is None or doors is None or life is None:
+            return
+        self._keys = keys
+        wanted = doors_of(keys, self.address)
+        doors.open(wanted)
+        try:
+            told = doors.announced if life.announce(doors.announced) else ("", "")
+        except StoreError as error:
+            log.warning("address not announced error=%s", error)
+            return
+        doors.close_others(wanted, told)
 
     def _admit(self, peer: Peer) -> None:
         life = self._life

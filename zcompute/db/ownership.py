@@ -139,6 +139,28 @@ def _take_ownerless(session: Session, lanes: Sequence[int], version: int, only: 
     return version + 1
 
 
+def readdress(sessions: Sessions, service_id: str, incarnation: str, address: str, public_key: str) -> int:
+    """Store.readdress."""
+
+    def work(session: Session) -> int:
+        rows = session.select_for_update(
+            "SELECT incarnation, alive FROM conductors WHERE service_id = :service_id", service_id=service_id
+        )
+        if not rows or rows[0][0] != incarnation or not rows[0][1]:
+            raise Fenced(f"incarnation {incarnation} of {service_id} is not alive: it listens for nobody")
+        session.execute(
+            "UPDATE conductors SET address = :address, public_key = :public_key WHERE service_id = :service_id",
+            service_id=service_id,
+            address=address,
+            public_key=public_key,
+        )
+        version = int(session.select_for_update("SELECT map_version FROM cell_state WHERE id = 1")[0][0]) + 1
+        session.execute("UPDATE cell_state SET map_version = :version WHERE id = 1", version=version)
+        return version
+
+    return sessions.write(work)
+
+
 def release(sessions: Sessions, incarnation: str) -> None:
     """Store.release."""
     ending = _LanesToEnd(sessions, "incarnation = :incarnation", {"incarnation": incarnation})

@@ -40,6 +40,9 @@ class SessionStore:
     ) -> int:
         return ownership.take_over(self._sessions, dead, lanes, term, partitions)
 
+    def readdress(self, service_id: str, incarnation: str, address: str, public_key: str) -> int:
+        return ownership.readdress(self._sessions, service_id, incarnation, address, public_key)
+
     def release(self, incarnation: str) -> None:
         ownership.release(self._sessions, incarnation)
 

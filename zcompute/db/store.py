@@ -170,6 +170,12 @@ class Store(Protocol):
         taken. Raises Fenced when one of ``lanes`` is dead or the term is not the cell's, DatabaseBusy.
         """
 
+    def readdress(self, service_id: str, incarnation: str, address: str, public_key: str) -> int:
+        """Where a living incarnation listens from now on, and with which key; returns the map's version, raised by one.
+
+        Raises Fenced when the incarnation is not alive any more, DatabaseBusy.
+        """
+
     def release(self, incarnation: str) -> None:
         """The planned end of an incarnation: lanes dead, conductor not alive, beat gone."""
 
