@@ -14,7 +14,7 @@ from zcompute.bus.errors import FrameRefused
 from zcompute.bus.limits import Limits
 
 PROTOCOL_MAJOR = 1
-PROTOCOL_MINOR = 0
+PROTOCOL_MINOR = 1
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name: TypeAlias = Annotated[str, Meta(max_length=255)]
@@ -166,8 +166,27 @@ class HelloRequired(msgspec.Struct, array_like=True, tag=13, gc=False):
     reason: Name = ""
 
 
+class Cancel(msgspec.Struct, array_like=True, tag=14, gc=False):
+    """The caller is gone: a queued call need not begin, a running handler may stop. Since 1.1."""
+
+    call_id: Count
+
+
 Envelope: TypeAlias = (
-    Hello | Welcome | Call | Reply | Error | Cast | ReportBatch | AckBatch | Credit | Event | Bye | Nak | HelloRequired
+    Hello
+    | Welcome
+    | Call
+    | Reply
+    | Error
+    | Cast
+    | ReportBatch
+    | AckBatch
+    | Credit
+    | Event
+    | Bye
+    | Nak
+    | HelloRequired
+    | Cancel
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -134,7 +134,8 @@ class Link:
             waiter.get()
         finally:
             if open_call.outcome is None:  # the caller was killed
-                self.core.calls.pop(call.call_id, None)
+                self.core.give_up(open_call)
+                self.flush_soon()
         outcome = open_call.outcome
         if type(outcome) is Reply:
             if prepared.decode_reply is None:

@@ -1,6 +1,6 @@
 """What waits to be sent on one link, and how a frame is filled from it. No I/O, no clock."""
 
-from zcompute.bus.envelope import Call, Cast, Envelope, Error, Event, Reply
+from zcompute.bus.envelope import Call, Cancel, Cast, Envelope, Error, Event, Reply
 from zcompute.bus.errors import Busy
 from zcompute.bus.limits import Limits
 from zcompute.bus.reports import ReportSender
@@ -84,7 +84,7 @@ class Outgoing:
         """Queue an envelope of the protocol's own; see `control_full`."""
         self._control.append(envelope)
 
-    def add_work(self, envelope: Call | Cast | Reply | Error, size: int) -> None:
+    def add_work(self, envelope: Call | Cast | Cancel | Reply | Error, size: int) -> None:
         """Queue a call, cast or reply with a payload of `size` bytes. Raises Busy at the queue's limit."""
         limits = self._limits
         if len(self._work) >= limits.queue_envelopes_max or self._work_bytes > limits.queue_bytes_max:

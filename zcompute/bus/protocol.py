@@ -7,7 +7,7 @@ The same core serves both ends. A dialler begins with `begin_hello`; a listener 
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from zcompute.bus.counters import Counters
 from zcompute.bus.envelope import (
@@ -16,6 +16,7 @@ from zcompute.bus.envelope import (
     AckBatch,
     Bye,
     Call,
+    Cancel,
     Cast,
     Credit,
     Envelope,
@@ -57,6 +58,13 @@ from zcompute.bus.limits import Limits
 from zcompute.bus.method import check_version
 from zcompute.bus.outgoing import Outgoing
 from zcompute.bus.reports import ReportReceiver, ReportSender
+
+CANCEL_MINOR = 1
+"""The minor version of the protocol that brought `cancel`."""
+
+ServedCall: TypeAlias = tuple[float, str]
+"""When a call of the peer arrived, and its method. The very tuple stands for one serving of the call: once another, or
+none, is in its place, nobody waits for the outcome."""
 
 
 class State(Enum):
@@ -105,10 +113,10 @@ class LinkCore:
         self.counters = counters if counters is not None else Counters()
         self.state = State.DOWN
         self.peer: Peer | None = None
-        self.peer_epoch = 0  # rises with each new incarnation of the peer: old work is not answered to a new process
+        self.peer_minor = 0  # of the protocol: what is newer is not sent
         self.link_number = 0
         self.calls: dict[int, OpenCall] = {}
-        self.serving: dict[int, tuple[float, str]] = {}  # by call id: when it arrived, its method
+        self.serving: dict[int, ServedCall] = {}  # calls of the peer that are queued or run, by call id
         self.reports_out = ReportSender(limits)
         self.reports_in = ReportReceiver(limits)
         self.outgoing = Outgoing(limits, self.reports_out)
@@ -138,16 +146,16 @@ class LinkCore:
             happenings += self.lost("new hello", now)
         self.link_number = welcome.link_number = hello.link_number
         self.outgoing.add_control(welcome)
-        return happenings + self._come_up(peer, hello.report_credit, now)
+        return happenings + self._come_up(peer, hello, now)
 
-    def _come_up(self, peer: Peer, credit: int, now: float) -> list[Happening]:
+    def _come_up(self, peer: Peer, greeting: Hello | Welcome, now: float) -> list[Happening]:
         same = self.peer is not None and self.peer.incarnation == peer.incarnation
         if not same:
-            self.peer_epoch += 1
-            self.serving.clear()
+            self.cancel_serving()
         self.peer = peer
+        self.peer_minor = greeting.protocol_minor
         self.state = State.UP
-        resent = self.reports_out.open(self.link_number, credit, same_peer=same)
+        resent = self.reports_out.open(self.link_number, greeting.report_credit, same_peer=same)
         self.reports_in.open(self.link_number)
         self.counters["reports_resent"] += resent
         self._calls_settled = True
@@ -195,6 +203,7 @@ class LinkCore:
     def close(self, reason: str, now: float) -> list[Happening]:
         """The end of this link."""
         happenings = self.lost(reason, now) + self.fail_calls(reason)
+        self.cancel_serving()
         self.state = State.CLOSED
         return happenings
 
@@ -230,15 +239,24 @@ class LinkCore:
         self._need_up()
         self.outgoing.add_work(cast, len(cast.payload))
 
-    def answer(self, answer: Reply | Error, size: int, peer_epoch: int) -> bool:
+    def give_up(self, open_call: OpenCall) -> None:
+        """The caller is gone: forget the call, and tell the peer where it would understand."""
+        call_id = open_call.call.call_id
+        if self.calls.pop(call_id, None) is None or self.state is not State.UP or self.peer_minor < CANCEL_MINOR:
+            return
+        try:
+            self.outgoing.add_work(Cancel(call_id), 0)  # behind its call, should that still be queued
+        except Busy:  # the call ends by its deadline
+            self.counters["cancels_dropped"] += 1
+
+    def answer(self, answer: Reply | Error, size: int, served: ServedCall) -> bool:
         """Queue the outcome of a call that was served; False when nobody waits for it any more."""
-        if peer_epoch != self.peer_epoch:
+        if not self.end_serving(answer.call_id, served) or self.state is not State.UP:
             self.counters["replies_dropped"] += 1
             return False
-        self.serving.pop(answer.call_id, None)
-        if self.state is not State.UP:
-            self.counters["replies_dropped"] += 1
-            return False
+        return self._send_answer(answer, size)
+
+    def _send_answer(self, answer: Reply | Error, size: int) -> bool:
         try:
             self.outgoing.add_work(answer, size)
         except Busy:  # the peer asks and does not read: its calls end by their deadlines
@@ -246,10 +264,17 @@ class LinkCore:
             return False
         return True
 
-    def abandon(self, call_id: int, peer_epoch: int) -> None:
-        """A call of the peer will not be answered (it expired before it began)."""
-        if peer_epoch == self.peer_epoch:
-            self.serving.pop(call_id, None)
+    def end_serving(self, call_id: int, served: ServedCall) -> bool:
+        """A call of the peer is done with, or will not begin; False when it had been cancelled."""
+        if self.serving.get(call_id) is not served:
+            return False
+        del self.serving[call_id]
+        return True
+
+    def cancel_serving(self) -> None:
+        """Nobody waits for what is being served: the peer's process is gone, or gave its calls up."""
+        self.counters["calls_cancelled"] += len(self.serving)
+        self.serving.clear()
 
     def report(self, reports: list[Report]) -> int:
         """Queue reports up to the credit; returns how many were taken."""
@@ -328,7 +353,7 @@ class LinkCore:
             self.state = State.DOWN
             happenings.append(HelloRefused(error))
             return
-        happenings += self._come_up(peer, welcome.report_credit, now)
+        happenings += self._come_up(peer, welcome, now)
 
     def _on_call(self, call: Call, now: float, happenings: list[Happening]) -> None:
         if call.call_id in self.serving:
@@ -337,10 +362,14 @@ class LinkCore:
             happenings.append(Refused("busy"))
             busy = Busy(f"{len(self.serving)} calls of this link are being served")
             details = {"retry_after_ms": self.limits.retry_after_ms}
-            self.answer(Error(call.call_id, busy.wire_name, str(busy), details), 0, self.peer_epoch)
+            self._send_answer(Error(call.call_id, busy.wire_name, str(busy), details), 0)
         else:
             self.serving[call.call_id] = (now, call.method)
             happenings.append(call)
+
+    def _on_cancel(self, cancel: Cancel, now: float, happenings: list[Happening]) -> None:
+        if self.serving.pop(cancel.call_id, None) is not None:
+            self.counters["calls_cancelled"] += 1
 
     def _on_answer(self, answer: Reply | Error, now: float, happenings: list[Happening]) -> None:
         open_call = self.calls.pop(answer.call_id, None)
@@ -406,7 +435,9 @@ class LinkCore:
     @property
     def active(self) -> bool:
         """True while `tick` has something to watch."""
-        return bool(self.calls) or self.reports_out.waiting or (self.reports_in.untold and self.state is State.UP)
+        if self.state is State.UP:
+            return bool(self.calls) or self.reports_out.waiting or self.reports_in.untold
+        return bool(self.calls or self.serving)
 
     def tick(self, now: float) -> list[Happening]:
         """End calls whose time is over, repeat reports that were not confirmed, confirm those that came."""
@@ -419,8 +450,11 @@ class LinkCore:
                 self.counters["reports_retransmitted"] += 1
             if self.reports_in.credit_due(now):
                 self.outgoing.add_control(self.reports_in.credit())
-        elif not self._calls_settled and now - self.lost_at >= self.limits.call_grace_ms / 1000:
-            happenings += self.fail_calls("the link did not come back in time")
+        elif now - self.lost_at >= self.limits.call_grace_ms / 1000:
+            if not self._calls_settled:
+                happenings += self.fail_calls("the link did not come back in time")
+            if now - self.lost_at >= (self.limits.call_grace_ms + self.limits.heartbeat_timeout_ms) / 1000:
+                self.cancel_serving()  # the peer's grace is over too, had it noticed as late as it can
         return happenings
 
 
@@ -440,4 +474,5 @@ _RECEIVERS: dict[type[Envelope], Callable[[LinkCore, Any, float, list[Happening]
     Event: LinkCore._on_event,
     Bye: LinkCore._on_bye,
     HelloRequired: LinkCore._on_hello_required,
+    Cancel: LinkCore._on_cancel,
 }

@@ -26,6 +26,7 @@ from zcompute.bus.errors import (
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
 from zcompute.bus.method import MethodSpec, PreparedMethod, check_version, interface_ranges
+from zcompute.bus.protocol import ServedCall
 from zcompute.bus.workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -40,13 +41,33 @@ _encode = msgspec.msgpack.Encoder().encode
 class CallContext:
     """What a handler knows of the call or cast it serves. `deadline` is of time.monotonic()."""
 
-    __slots__ = ("deadline", "link", "peer", "request_id")
+    __slots__ = ("_call_id", "_serving", "deadline", "link", "peer", "request_id")
 
-    def __init__(self, peer: Peer, link: "Link", request_id: str, deadline: float) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        link: "Link",
+        request_id: str,
+        deadline: float,
+        call_id: int = 0,
+        serving: ServedCall | None = None,
+    ) -> None:
         self.peer = peer
         self.link = link
         self.request_id = request_id
         self.deadline = deadline
+        self._call_id = call_id
+        self._serving = serving  # None: a cast
+
+    @property
+    def cancelled(self) -> bool:
+        """True when nobody waits for the outcome any more: the caller or its process is gone, or its time is over.
+
+        A handler is not interrupted: a long one looks here between its steps.
+        """
+        if self._serving is not None and self.link.core.serving.get(self._call_id) is not self._serving:
+            return True
+        return time.monotonic() >= self.deadline
 
     def remaining_ms(self) -> int:
         """Milliseconds left until the deadline, never below 0."""
@@ -60,11 +81,11 @@ class Served:
     """A method with its handler and its pool."""
 
     __slots__ = (
-        "arrived", "begun", "ended", "errors", "expired", "handler", "pool", "prepared", "refused", "roles"
+        "arrived", "begun", "cancelled", "ended", "errors", "expired", "handler", "pool", "prepared", "refused", "roles"
     )  # fmt: skip
 
     def __init__(self, prepared: PreparedMethod, handler: Handler, pool: WorkerPool) -> None:
-        self.arrived = self.begun = self.ended = self.errors = self.expired = 0
+        self.arrived = self.begun = self.ended = self.errors = self.expired = self.cancelled = 0
         self.refused = Counters()
         self.prepared = prepared
         self.handler = handler
@@ -140,12 +161,13 @@ class Serving:
         """A call arrived: check it, queue it, or answer with the refusal."""
         core = link.core
         peer = core.peer
-        if peer is None:
+        serving = core.serving.get(call.call_id)
+        if peer is None or serving is None:
             return
         try:
             served = self.check(call, peer)
             deadline = now + min(call.remaining_ms, self._limits.call_timeout_ms_max) / 1000
-            if not served.pool.submit(self._run_call, link, call, served, deadline, core.peer_epoch):
+            if not served.pool.submit(self._run_call, link, call, served, deadline, serving):
                 raise Busy(
                     f"pool {served.pool.name} has {served.pool.queued} jobs waiting",
                     retry_after_ms=self._limits.retry_after_ms,
@@ -153,7 +175,7 @@ class Serving:
             served.arrived += 1
         except BusError as error:
             self._count_refused(link, call, error)
-            self._answer_error(link, call, error, core.peer_epoch)
+            self._answer_error(link, call, error, serving)
 
     def on_cast(self, link: "Link", cast: Cast, now: float) -> None:
         """A cast arrived: check it and queue it; a refusal is counted and logged."""
@@ -175,19 +197,23 @@ class Serving:
         if served is not None:
             served.refused[error.wire_name] += 1
 
-    def _run_call(self, link: "Link", call: Call, served: Served, deadline: float, peer_epoch: int) -> None:
+    def _run_call(self, link: "Link", call: Call, served: Served, deadline: float, serving: ServedCall) -> None:
         core = link.core
         peer = core.peer
+        if core.serving.get(call.call_id) is not serving:  # cancelled while it was queued
+            served.cancelled += 1
+            return
         if deadline <= time.monotonic() or peer is None:
             self._counters["calls_expired"] += 1
             served.expired += 1
-            core.abandon(call.call_id, peer_epoch)
+            core.end_serving(call.call_id, serving)
             return
         served.begun += 1
         request_id.set(call.request_id)
         try:
             request = decode_request(served.prepared, call.payload)
-            result = served.handler(request, CallContext(peer, link, call.request_id, deadline))
+            context = CallContext(peer, link, call.request_id, deadline, call.call_id, serving)
+            result = served.handler(request, context)
             payload = _encode(result) if served.prepared.decode_reply is not None else b""
             if len(payload) > self._limits.payload_bytes_max:
                 raise FrameRefused(
@@ -201,16 +227,16 @@ class Serving:
                 self._counters["handlers_failed"] += 1
             served.errors += 1
             served.ended += 1
-            self._answer_error(link, call, error, peer_epoch)
+            self._answer_error(link, call, error, serving)
             return
         except BaseException:  # the handler's greenlet was killed: tell the caller, then end as asked
             served.errors += 1
             served.ended += 1
-            self._answer_error(link, call, Unavailable("the handler was stopped"), peer_epoch)
+            self._answer_error(link, call, Unavailable("the handler was stopped"), serving)
             raise
         self._counters["calls_served"] += 1
         served.ended += 1
-        if core.answer(Reply(call.call_id, payload), len(payload), peer_epoch):
+        if core.answer(Reply(call.call_id, payload), len(payload), serving):
             link.flush_soon()
 
     def _run_cast(self, link: "Link", cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
@@ -231,9 +257,9 @@ class Serving:
         finally:
             served.ended += 1
 
-    def _answer_error(self, link: "Link", call: Call, error: BaseException, peer_epoch: int) -> None:
+    def _answer_error(self, link: "Link", call: Call, error: BaseException, serving: ServedCall) -> None:
         wire_name, message, details = to_wire(error)
-        if link.core.answer(Error(call.call_id, wire_name, message, details), 0, peer_epoch):
+        if link.core.answer(Error(call.call_id, wire_name, message, details), 0, serving):
             link.flush_soon()
 
 

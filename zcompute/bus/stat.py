@@ -56,7 +56,7 @@ class LinkStat(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class MethodStat(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One method served here. arrived = queued + expired + running + ended; refused ones never arrived."""
+    """One method served here. arrived = queued + expired + cancelled + running + ended; refused ones never arrived."""
 
     method: str
     version: str
@@ -68,6 +68,7 @@ class MethodStat(msgspec.Struct, kw_only=True, omit_defaults=True):
     ended: int = 0
     errors: int = 0  # of those ended: answered by an error
     expired: int = 0  # not begun, their time was over
+    cancelled: int = 0  # not begun, their caller was gone
     refused: dict[str, int] = msgspec.field(default_factory=dict)  # by reason
 
 
@@ -168,12 +169,13 @@ def method_stats(methods: Iterable["Served"], links: Iterable["Link"], now: floa
                 version=f"{served.prepared.major}.{served.prepared.minor}",
                 pool=served.pool.name,
                 arrived=served.arrived,
-                queued=max(0, served.arrived - served.begun - served.expired),
+                queued=max(0, served.arrived - served.begun - served.expired - served.cancelled),
                 running=served.begun - served.ended,
                 oldest_ms=_ms(now - oldest.get(name, now)),
                 ended=served.ended,
                 errors=served.errors,
                 expired=served.expired,
+                cancelled=served.cancelled,
                 refused=dict(served.refused),
             )
         )

@@ -141,9 +141,54 @@ def test_a_killed_caller_leaves_nothing_open(bus: Bus) -> None:
     wait_until(lambda: link.core.calls)
     caller.kill()
     assert not link.core.calls
+    wait_until(lambda: server.counters["calls_cancelled"] == 1)
     go_on.set()
-    wait_until(lambda: client.counters["replies_late"] == 1)
+    wait_until(lambda: server.counters["replies_dropped"] == 1)
     assert link.call(ECHO, Ask("on"), timeout_ms=2000) == Answer("on")
+
+
+def test_a_running_handler_sees_that_its_caller_is_gone(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1", limits=Limits(calls_workers=1))
+    seen: list[str] = []
+
+    def slow(ask: Ask, context: CallContext) -> Answer:
+        seen.append("begun")
+        while not context.cancelled:
+            gevent.sleep(0.005)
+        seen.append("cancelled" if context.remaining_ms() else "expired")
+        return Answer("")
+
+    server.serve(SLOW, slow)
+    link = connect(server, bus.endpoint("compute", "compute-1"))
+    callers = [gevent.spawn(link.call, SLOW, Ask("", n), timeout_ms=10_000) for n in range(2)]
+    wait_until(lambda: len(server.links()[0].core.serving) == 2)
+    gevent.killall(callers)
+    wait_until(lambda: server.counters["calls_cancelled"] == 2)
+    wait_until(lambda: len(seen) == 2)
+    with pytest.raises(DeadlineExceeded):
+        link.call(SLOW, Ask(""), timeout_ms=100)
+    wait_until(lambda: len(seen) == 4)
+    assert seen == ["begun", "cancelled", "begun", "expired"]
+
+
+def test_a_handler_sees_that_its_callers_endpoint_was_closed(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1", limits=Limits(call_grace_ms=50, heartbeat_timeout_ms=100))
+    ended = Flag()
+
+    def slow(ask: Ask, context: CallContext) -> Answer:
+        while not context.cancelled:
+            gevent.sleep(0.005)
+        ended.set()
+        return Answer("")
+
+    server.serve(SLOW, slow)
+    client = bus.endpoint("compute", "compute-1")
+    link = connect(server, client)
+    caller = gevent.spawn(link.call, SLOW, Ask(""), timeout_ms=60_000)
+    wait_until(lambda: server.links()[0].core.serving)
+    client.close()
+    assert ended.wait(5)
+    caller.kill()
 
 
 def test_casts_arrive_with_their_request_id(bus: Bus) -> None:

@@ -10,7 +10,7 @@ import zmq
 
 from tests.unit.bus.conftest import ECHO, Answer, Ask, Bus, connect, serve_echo, wait_until
 from zcompute.bus import Ack, Endpoint, Limits, Link
-from zcompute.bus.envelope import Call, Hello, Report, ReportBatch, encode_frame
+from zcompute.bus.envelope import PROTOCOL_MINOR, Call, Hello, Report, ReportBatch, encode_frame
 from zcompute.bus.sockets import readable
 from zcompute.bus.zap import zap_answer
 
@@ -145,7 +145,7 @@ def test_another_protocol_version_is_told_which_one_is_spoken(server: Endpoint, 
     peer.send(msgspec.msgpack.encode([[1, 2, 7, "a very", {"different": "hello"}]]))
     (error,) = peer.answer()
     assert error[:3] == [5, 0, "UnsupportedVersion"]
-    assert error[4] == {"interface": "protocol", "wanted": [2, 7], "server": [[1, 0], [1, 0]]}
+    assert error[4] == {"interface": "protocol", "wanted": [2, 7], "server": [[1, 0], [1, PROTOCOL_MINOR]]}
     assert server.counters["refused_protocol_version"] == 1
     check_neighbour(neighbour)
 

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 
-from zcompute.bus.envelope import Ack, Call, Cast, Error, Event, Hello, Reply, Report, Welcome, encode_frame
+from zcompute.bus.envelope import (
+    PROTOCOL_MINOR,
+    Ack,
+    Call,
+    Cast,
+    Error,
+    Event,
+    Hello,
+    Reply,
+    Report,
+    Welcome,
+    encode_frame,
+)
 from zcompute.bus.errors import Busy, DeadlineExceeded, LinkDown, LinkReset, UnsupportedVersion
 from zcompute.bus.happenings import (
     AcksArrived,
@@ -26,7 +38,7 @@ RANGES = {"echo": ((1, 0), (1, 2))}
 
 def greeting(kind: type[Any], service_id: str, incarnation: str, credit: int = 1000) -> Any:
     return kind(
-        protocol_major=1, protocol_minor=0, link_number=0, service_id=service_id, incarnation=incarnation,
+        protocol_major=1, protocol_minor=PROTOCOL_MINOR, link_number=0, service_id=service_id, incarnation=incarnation,
         role="conductor", cell="c1", release="1", hosts=[], interfaces=RANGES, topics=[], attributes=b"\x80",
         report_credit=credit,
     )  # fmt: skip
@@ -128,7 +140,7 @@ def test_a_call_is_answered_and_a_late_reply_is_counted() -> None:
     pair.dialler.call(open_call)
     pair.turn()
     (call,) = [h for h in pair.seen[pair.listener] if isinstance(h, Call)]
-    assert pair.listener.answer(Reply(call.call_id, b"y"), 1, pair.listener.peer_epoch)
+    assert pair.listener.answer(Reply(call.call_id, b"y"), 1, pair.listener.serving[call.call_id])
     pair.turn()
     assert open_call.outcome == Reply(call.call_id, b"y")
     pair.dialler.receive(encode_frame([Reply(call.call_id, b"again")]), pair.now)
@@ -162,7 +174,7 @@ def test_a_lost_link_resets_calls_and_resends_idempotent_ones() -> None:
     pair.turn()
     (call,) = [h for h in pair.seen[pair.listener] if isinstance(h, Call)]
     assert call.call_id == again.call.call_id
-    pair.listener.answer(Reply(call.call_id, b"y"), 1, pair.listener.peer_epoch)
+    pair.listener.answer(Reply(call.call_id, b"y"), 1, pair.listener.serving[call.call_id])
     pair.turn()
     assert isinstance(again.outcome, Reply)
 
@@ -208,15 +220,58 @@ def test_an_old_incarnations_answer_never_reaches_a_new_one() -> None:
     pair.connect()
     pair.dialler.call(an_open_call(pair.now + 60))
     pair.turn()
-    epoch = pair.listener.peer_epoch
+    (serving,) = pair.listener.serving.values()
     pair.lose_link()
     pair.dialler = LinkCore(pair.limits)
     pair.seen[pair.dialler] = []
     pair.incarnations["d"] = "d2"
     pair.dialler.link_number = 1
     pair.connect()
-    assert not pair.listener.answer(Reply(1, b"old"), 3, epoch)
+    assert not pair.listener.answer(Reply(1, b"old"), 3, serving)
     assert pair.listener.counters["replies_dropped"] == 1
+    assert pair.listener.counters["calls_cancelled"] == 1
+
+
+def test_a_caller_that_goes_cancels_its_call() -> None:
+    pair = Pair()
+    pair.connect()
+    open_call = an_open_call(pair.now + 60)
+    pair.dialler.call(open_call)
+    pair.turn()
+    (serving,) = pair.listener.serving.values()
+    pair.dialler.give_up(open_call)
+    pair.dialler.give_up(open_call)
+    pair.turn()
+    assert not pair.listener.serving
+    assert not pair.listener.answer(Reply(open_call.call.call_id, b"y"), 1, serving)
+    assert pair.listener.counters["calls_cancelled"] == 1
+
+
+def test_a_peer_of_an_older_minor_version_is_not_sent_a_cancel() -> None:
+    pair = Pair()
+    pair.connect()
+    pair.dialler.peer_minor = 0
+    open_call = an_open_call(pair.now + 60)
+    pair.dialler.call(open_call)
+    pair.turn()
+    pair.dialler.give_up(open_call)
+    assert not pair.dialler.outgoing
+    assert len(pair.listener.serving) == 1
+
+
+def test_calls_of_a_lost_peer_are_cancelled_when_its_grace_is_over() -> None:
+    pair = Pair()
+    pair.connect()
+    pair.dialler.call(an_open_call(pair.now + 60, idempotent=True))
+    pair.turn()
+    pair.lose_link()
+    pair.turn(ms=1500)
+    assert pair.listener.active
+    assert pair.listener.serving
+    pair.turn(ms=1000)
+    pair.turn()
+    assert not pair.listener.serving
+    assert not pair.listener.active
 
 
 def test_the_sender_never_exceeds_the_credit() -> None:
