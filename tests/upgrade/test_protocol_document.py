@@ -59,8 +59,25 @@ def test_the_table_of_kinds_names_every_envelope() -> None:
     assert sorted(found) == sorted(kinds)
 
 
+NUMBERED = (
+    "Busy",
+    "DeadlineExceeded",
+    "LinkDown",
+    "LinkReset",
+    "UnsupportedVersion",
+    "UnknownMethod",
+    "Forbidden",
+    "InvalidRequest",
+    "FrameRefused",
+    "NotOwner",
+    "Unavailable",
+    "RemoteError",
+)
+
+
 def test_the_table_of_errors_is_the_closed_set() -> None:
     found = {int(row[0]): row[1].strip("`") for row in rows("12.") if row[0].isdigit()}
+    assert tuple(found[number] for number in range(1, len(NUMBERED) + 1)) == NUMBERED, "a number is never given anew"
     assert sorted(found) == list(range(1, len(found) + 1))
     bus_errors = {name for name, kind in errors._registry.items() if getattr(kind, "__module__", "") == errors.__name__}
     assert set(found.values()) == bus_errors

@@ -24,10 +24,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Interface:
-    """A named set of methods with one version. ``methods`` fills as they are declared."""
+    """A named set of methods with one version. ``methods`` fills as they are declared.
+
+    ``carries``: payloads of events and reports, by name, that those who serve the interface understand.
+    """
 
     name: str
     version: tuple[int, int] = (1, 0)
+    carries: dict[str, type] = field(default_factory=dict, compare=False)
     methods: dict[str, Method] = field(default_factory=dict, compare=False)
 
     def method(

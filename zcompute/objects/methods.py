@@ -3,9 +3,9 @@
 Role names are those of keys: api, conductor, compute, scheduler, operator. Pools, which are also priority classes:
 ``control`` (short, before all else), ``leaf`` (calls nobody, so owners cannot deadlock), ``calls``, ``reads``.
 
-A change of anything that an interface carries (a method, a field of a request or reply, an object inside) raises the
-interface's minor version; one that an older peer would misread and no rule can lower (zcompute.objects.base) raises its
-major. tests/upgrade/fingerprints.json holds it.
+A change of anything that an interface carries (a method, a field of a request, reply, event or report) raises the
+interface's minor version; one that an older peer would misread and no rule can lower (zcompute.objects.lowering) raises
+its major. Objects inside have versions of their own. tests/upgrade/fingerprints.json holds all to it.
 """
 
 import msgspec
@@ -19,6 +19,7 @@ from zcompute.objects.instance import Instance, ServerSpec
 from zcompute.objects.interface import Interface as Interface
 from zcompute.objects.interface import Method as Method
 from zcompute.objects.partition import PartitionMap
+from zcompute.objects.report import Observation, StepResult
 
 TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
 TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
@@ -279,8 +280,17 @@ _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
 
-CLUSTER_INTERFACE = Interface("cluster")
-HOST_INTERFACE = Interface("host")
+EVENTS: dict[str, type] = {
+    TOPIC_MAP: PartitionMap,
+    TOPIC_CELLS: CellInfo,
+    TOPIC_HOSTS: HostState,
+    TOPIC_PARTITIONS: PartitionSnapshotDone,
+    TOPIC_EPOCHS: HostEpoch,
+}
+REPORTS: dict[str, type] = {"observation": Observation, "step_result": StepResult}
+
+CLUSTER_INTERFACE = Interface("cluster", carries=EVENTS)
+HOST_INTERFACE = Interface("host", carries=REPORTS)
 CLAIM_INTERFACE = Interface("claim")
 SCHEDULER_INTERFACE = Interface("scheduler")
 COMPUTE_INTERFACE = Interface("compute")
@@ -340,10 +350,3 @@ INTERFACES: tuple[Interface, ...] = (
     CELL_INTERFACE,
     MAPPING_INTERFACE,
 )
-EVENTS: dict[str, type] = {
-    TOPIC_MAP: PartitionMap,
-    TOPIC_CELLS: CellInfo,
-    TOPIC_HOSTS: HostState,
-    TOPIC_PARTITIONS: PartitionSnapshotDone,
-    TOPIC_EPOCHS: HostEpoch,
-}
