@@ -120,6 +120,18 @@ class LogConfig(Section, frozen=True):
         str, msgspec.Meta(description="debug, info, warning or error", pattern="^(debug|info|warning|error)$")
     ] = "info"
     file: Annotated[str, msgspec.Meta(description="append to this file; empty: standard error")] = ""
+    dump_dir: Annotated[
+        str, msgspec.Meta(description="where SIGUSR2 writes the state; empty: beside the file, else state_dir")
+    ] = ""
+
+
+class MetricsConfig(Section, frozen=True):
+    """[metrics]: Prometheus metrics over HTTP, off by default."""
+
+    listen: Annotated[
+        str,
+        msgspec.Meta(description="127.0.0.1:port (conductors and api), or unix:path (all; relative to state_dir)"),
+    ] = ""
 
 
 class Config(Section, frozen=True):
@@ -133,6 +145,7 @@ class Config(Section, frozen=True):
     compute: ComputeConfig = ComputeConfig()
     api: ApiConfig = ApiConfig()
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 T = TypeVar("T", bound=Section)

@@ -13,6 +13,7 @@ from gevent.event import Event
 from zcompute import log as logs
 from zcompute.cli import beside
 from zcompute.cli.exits import CommandError, PortInUse, UsageRefused
+from zcompute.cli.state_dump import StateDumper
 from zcompute.config import Config, ConfigError, load
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,12 @@ def _read(path: str) -> Config:
         raise UsageRefused(str(error)) from error
 
 
-def _start(service: Service, config: Config) -> None:
+def _start(service: Service, kind: str, config: Config) -> None:
     try:
+        if config.metrics.listen:
+            from zcompute import metrics
+
+            metrics.serve(kind, config)
         service.start()
     except ConfigError as error:
         raise UsageRefused(f"{config.service.id}: {error}") from error
@@ -50,13 +55,14 @@ def _start(service: Service, config: Config) -> None:
 
 
 def run(kind: str, config: Config, make: Callable[[Config], Service]) -> None:
-    """Run a service until it is told to end; stop() has STOP_DEADLINE_S."""
+    """Run a service until it is told to end; stop() has STOP_DEADLINE_S. SIGUSR2 dumps its state."""
     logs.setup(config.log, config.service.id)
     wanted = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, wanted.set)
+    gevent.signal_handler(signal.SIGUSR2, StateDumper(config))
     service = make(config)
-    _start(service, config)
+    _start(service, kind, config)
     log.info("started kind=%s cell=%s", kind, config.service.cell)
     wanted.wait()
     log.info("stopping")

@@ -115,8 +115,12 @@ class Paths:
     def database(self, cell: str) -> Path:
         return self.state_dir / "db" / cell
 
+    @property
+    def logs(self) -> Path:
+        return self.state_dir / "logs"
+
     def log(self, service_id: str) -> Path:
-        return self.state_dir / "logs" / f"{service_id}.log"
+        return self.logs / f"{service_id}.log"
 
     def service(self, service_id: str) -> Path:
         return self.state_dir / "state" / service_id
@@ -154,6 +158,7 @@ def config_document(
     document: dict[str, Any] = {
         "service": {"id": plan.id, "cell": plan.cell, "state_dir": str(paths.service(plan.id))},
         "bus": _bus_section(plan, region, paths, keys),
+        "log": {"dump_dir": str(paths.logs)},
     }
     shape = region.shape
     if plan.kind == CONDUCTOR:
