@@ -30,9 +30,9 @@ bench: $(VENV)/.installed-bench packages
 
 # The bus against what its users could pick instead; the benchmark starts and stops the brokers itself.
 bench-peers: $(VENV)/.installed-bench build/peers/.installed
-	.ci/packages rabbitmq-server nats-server
+	loadtest/bus/install-brokers
 	mkdir -p build/bench
-	$(BIN)/python -m loadtest.bus --peers raw,oslo,zerorpc,nats --json build/bench/bus-peers.json $(ARGS)
+	$(BIN)/python -m loadtest.bus --peers raw,blocking,oslo,zerorpc,nats --json build/bench/bus-peers.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

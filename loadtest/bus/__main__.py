@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from loadtest.bus import peers
+from loadtest.bus.brokers import BrokerFailed
 from loadtest.bus.charts import draw
 from loadtest.bus.contender import Contender, ContenderFailed
 from loadtest.bus.rounds import OURS, PLAIN, curve_keys, metrics, orders, run
@@ -48,7 +49,7 @@ TARGETS = {
 def main() -> int:
     """Run the benchmark; the exit status."""
     options = parser("bus", "The bus against what its users could pick instead.")
-    options.add_argument("--peers", default="raw", help=f"of {','.join(peers.KNOWN)} (default raw)")
+    options.add_argument("--peers", default="raw,blocking", help=f"of {','.join(peers.KNOWN)} (default %(default)s)")
     options.add_argument("--rounds", type=int, default=0, help="alternating rounds")
     options.add_argument("--strict", action="store_true", help="exit status 1 when a target is missed")
     given = options.parse_args()
@@ -70,12 +71,12 @@ def main() -> int:
                 ends.callback(contenders[-1].stop)
             contenders += [peers.start(name, ends) for name in wanted]
             results = run(contenders, work, rounds, print)
-        except (ContenderFailed, peers.PeerMissing) as error:
+        except (BrokerFailed, ContenderFailed, peers.PeerMissing) as error:
             print(f"failed: {error}", file=sys.stderr)
             return 1
     found = metrics(results)
     found["run_seconds"] = round(time.monotonic() - started, 1)
-    targets = tuple(target for name in (OURS, *wanted) for target in TARGETS[name])
+    targets = tuple(target for name in (OURS, *wanted) for target in TARGETS.get(name, ()))
     reached = publish("bus", found, given.json, targets)
     if given.json:
         draw(results, Path(given.json), print)

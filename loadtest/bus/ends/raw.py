@@ -5,6 +5,7 @@ python -m loadtest.bus.ends.raw serve | drive ADDRESS
 
 import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 import zmq
@@ -16,15 +17,35 @@ CALL, CAST, COUNT = b"q", b"c", b"n"
 HELD_FRAMES_HWM = 10_000
 
 
-def serve() -> None:
+Receive = Callable[[], bytes]
+POLL_MS = 60_000
+
+
+def receiver(socket: "zmq.Socket[bytes]", how: str) -> Receive:
+    """How to wait for the first part of the next message."""
+    if how == "blocking":
+        return socket.recv
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+
+    def polled() -> bytes:
+        while not poller.poll(POLL_MS):
+            continue
+        return socket.recv(zmq.NOBLOCK)
+
+    return polled
+
+
+def serve(how: str) -> None:
     """Echo calls, count casts."""
     socket = zmq.Context().socket(zmq.ROUTER)
     socket.setsockopt(zmq.RCVHWM, HELD_FRAMES_HWM)
     port = socket.bind_to_random_port("tcp://127.0.0.1", 20000, 32000)
     print(f"tcp://127.0.0.1:{port}", flush=True)
     casts = 0
+    recv = receiver(socket, how)
     while True:
-        route = socket.recv()
+        route = recv()
         frame = socket.recv()
         kind = frame[:1]
         if kind == CAST:
@@ -40,10 +61,11 @@ def serve() -> None:
 class Client:
     """Keeps so many calls open on one DEALER, or sends casts as fast as it takes them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, how: str, address: str) -> None:
         self._socket = zmq.Context().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, HELD_FRAMES_HWM)
         self._socket.connect(address)
+        self._recv = receiver(self._socket, how)
 
     def do(self, order: Order) -> Done:
         """Carry out one order."""
@@ -55,7 +77,7 @@ class Client:
         return self._paced(CALL + body, order)
 
     def _calls(self, frame: bytes, order: Order) -> Done:
-        send, recv, clock = self._socket.send, self._socket.recv, time.monotonic
+        send, recv, clock = self._socket.send, self._recv, time.monotonic
         started = clock()
         end = started + order.seconds
         count = 0
@@ -93,21 +115,21 @@ class Client:
             time.sleep(max(0.0, due - time.monotonic()))
             sent = time.monotonic()
             self._socket.send(frame)
-            self._socket.recv()
+            self._recv()
             taken.append(time.monotonic() - sent)
         return paced(taken, time.monotonic() - started)
 
     def _count(self) -> int:
         self._socket.send(COUNT)
-        return int(self._socket.recv())
+        return int(self._recv())
 
 
 def main() -> None:
     """Serve, or drive the server at the address given."""
     if sys.argv[1] == "serve":
-        serve()
+        serve(sys.argv[2])
         return
-    client = Client(sys.argv[2])
+    client = Client(sys.argv[2], sys.argv[3])
     print("ready", flush=True)
     for line in sys.stdin:
         print(to_line(client.do(read_order(line))), flush=True)
