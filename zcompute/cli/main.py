@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "conductor": ("zcompute.cli.services:conductor", "Run one conductor."),
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
     "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
+    "keys": ("zcompute.cli.keys_commands:keys", "Create, list, rotate and revoke keys."),
     "scheduler": ("zcompute.cli.services:scheduler", "Run one scheduler."),
     "server": ("zcompute.cli.listings:server", "Look at servers."),
     "service": ("zcompute.cli.listings:service", "Look at services."),
