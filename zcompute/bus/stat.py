@@ -19,7 +19,7 @@ LINKS_PER_PAGE_MAX = 1_000
 STRANGERS_SHOWN_MAX = 100
 
 
-class LinkStat(msgspec.Struct, kw_only=True, omit_defaults=True):
+class LinkStat(msgspec.Struct, kw_only=True):
     """One link. `queued` and its kin wait here to be sent; `open_calls` are ours, `serving_calls` the peer's."""
 
     name: str
@@ -55,7 +55,7 @@ class LinkStat(msgspec.Struct, kw_only=True, omit_defaults=True):
         return max(self.blocked_ms, self.open_oldest_ms, self.serving_oldest_ms)
 
 
-class MethodStat(msgspec.Struct, kw_only=True, omit_defaults=True):
+class MethodStat(msgspec.Struct, kw_only=True):
     """One method served here. arrived = queued + expired + cancelled + running + ended; refused ones never arrived."""
 
     method: str
@@ -72,7 +72,7 @@ class MethodStat(msgspec.Struct, kw_only=True, omit_defaults=True):
     refused: dict[str, int] = msgspec.field(default_factory=dict)  # by reason
 
 
-class AskedStat(msgspec.Struct, kw_only=True, omit_defaults=True):
+class AskedStat(msgspec.Struct, kw_only=True):
     """One method that this endpoint calls or casts."""
 
     method: str
@@ -81,7 +81,7 @@ class AskedStat(msgspec.Struct, kw_only=True, omit_defaults=True):
     oldest_ms: int = 0
 
 
-class PoolStat(msgspec.Struct, kw_only=True, omit_defaults=True):
+class PoolStat(msgspec.Struct, kw_only=True):
     """One pool of workers."""
 
     pool: str
@@ -91,7 +91,7 @@ class PoolStat(msgspec.Struct, kw_only=True, omit_defaults=True):
     oldest_ms: int = 0  # of those queued, to within a tick
 
 
-class EndpointStat(msgspec.Struct, kw_only=True, omit_defaults=True):
+class EndpointStat(msgspec.Struct, kw_only=True):
     """One endpoint. `links` is a page of them, by name; `links_known` says how many there are."""
 
     service_id: str

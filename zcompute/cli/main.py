@@ -15,6 +15,7 @@ import click  # noqa: E402
 COMMANDS: dict[str, tuple[str, str]] = {
     "api": ("zcompute.cli.services:api", "Run one API service."),
     "audit": ("zcompute.cli.audit:audit_command", "Compare what API, databases and hosts say."),
+    "bus": ("zcompute.cli.bus_commands:bus", "Look into the bus: queues, calls in flight, credit, refusals."),
     "compute": ("zcompute.cli.services:compute", "Run one compute agent."),
     "conductor": ("zcompute.cli.services:conductor", "Run one conductor."),
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),

@@ -11,6 +11,7 @@ from zcompute.cli.up.layout import (
     API,
     COMPUTE,
     CONDUCTOR,
+    OPERATOR,
     SCHEDULER,
     Paths,
     RegionFile,
@@ -19,6 +20,7 @@ from zcompute.cli.up.layout import (
     cell_of_host,
     config_document,
     keyring_document,
+    operator_document,
     services_of,
 )
 from zcompute.config import Config, parse
@@ -27,6 +29,7 @@ from zcompute.objects.cell import ROOT_CELL
 SHAPE = Shape()
 PLANS = services_of(SHAPE)
 KEYS = {plan.id: KeyPair(public_key=f"p-{plan.id}", secret_key=f"s-{plan.id}") for plan in PLANS}
+KEYS[OPERATOR] = KeyPair(public_key="p-operator", secret_key="s-operator")
 PORTS = {plan.id: 20000 + number for number, plan in enumerate(PLANS)}
 REGION = RegionFile(database="sqlite", api_port=8774, bus_ports=PORTS)
 
@@ -71,5 +74,13 @@ def test_a_cell_lets_in_its_own_and_the_api_and_the_root_also_the_cells_conducto
         document = keyring_document(cell, SHAPE, KEYS)
         return {row["name"] for row in tomllib.loads(dumps(document))["keys"]}
 
-    assert names("c1") == {plan.id for plan in PLANS if plan.cell == "c1"} | {"api-1"}
-    assert names(ROOT_CELL) == {plan.id for plan in PLANS if plan.kind == CONDUCTOR} | {"api-1"}
+    assert names("c1") == {plan.id for plan in PLANS if plan.cell == "c1"} | {"api-1", OPERATOR}
+    assert names(ROOT_CELL) == {plan.id for plan in PLANS if plan.kind == CONDUCTOR} | {"api-1", OPERATOR}
+
+
+def test_the_operator_dials_every_conductor_and_owns_no_database() -> None:
+    config = parse(dumps(operator_document(REGION, Paths(Path("/s")), KEYS)), Config)
+    assert {peer.id for peer in [*config.bus.root, *config.bus.conductors]} == {
+        plan.id for plan in PLANS if plan.kind == CONDUCTOR
+    }
+    assert (config.database, config.bus.listen, config.bus.key_file) == (None, "", "/s/keys/operator.toml")

@@ -10,6 +10,7 @@ from zcompute.cli.up.keys import KeyPair
 from zcompute.objects.cell import ROOT_CELL
 
 CONDUCTOR, SCHEDULER, COMPUTE, API = "conductor", "scheduler", "compute", "api"
+OPERATOR = "operator"  # no service: the key and configuration of the commands that ask over the bus
 START_ORDER = (CONDUCTOR, SCHEDULER, COMPUTE, API)
 API_HOST = "127.0.0.1"
 PROJECT_ID = "demo"
@@ -148,7 +149,21 @@ def keyring_document(cell: str, shape: Shape, keys: dict[str, KeyPair]) -> dict[
         for plan in services_of(shape)
         if cell in keyring_cells(plan, shape)
     ]
-    return {"keys": rows}
+    operator = {"name": OPERATOR, "public_key": keys[OPERATOR].public_key, "role": OPERATOR, "cell": ROOT_CELL}
+    return {"keys": [*rows, operator]}
+
+
+def operator_document(region: RegionFile, paths: Paths, keys: dict[str, KeyPair]) -> dict[str, Any]:
+    """The configuration of the operator's commands: it dials every conductor of the region."""
+    cells = region.shape.cells
+    return {
+        "service": {"id": OPERATOR, "cell": ROOT_CELL, "state_dir": str(paths.service(OPERATOR))},
+        "bus": {
+            "key_file": str(paths.key(OPERATOR)),
+            "conductors": [row for cell in cells for row in _conductors(cell, region, keys)],
+            "root": _conductors(ROOT_CELL, region, keys),
+        },
+    }
 
 
 def config_document(
@@ -184,24 +199,25 @@ def config_document(
     return document
 
 
-def _bus_section(plan: ServicePlan, region: RegionFile, paths: Paths, keys: dict[str, KeyPair]) -> dict[str, Any]:
-    def conductors(cell: str) -> list[dict[str, str]]:
-        return [
-            {
-                "id": other.id,
-                "address": f"tcp://127.0.0.1:{region.bus_ports[other.id]}",
-                "public_key": keys[other.id].public_key,
-            }
-            for other in services_of(region.shape)
-            if other.kind == CONDUCTOR and other.cell == cell
-        ]
+def _conductors(cell: str, region: RegionFile, keys: dict[str, KeyPair]) -> list[dict[str, str]]:
+    return [
+        {
+            "id": plan.id,
+            "address": f"tcp://127.0.0.1:{region.bus_ports[plan.id]}",
+            "public_key": keys[plan.id].public_key,
+        }
+        for plan in services_of(region.shape)
+        if plan.kind == CONDUCTOR and plan.cell == cell
+    ]
 
+
+def _bus_section(plan: ServicePlan, region: RegionFile, paths: Paths, keys: dict[str, KeyPair]) -> dict[str, Any]:
     section: dict[str, Any] = {"key_file": str(paths.key(plan.id))}
     if plan.kind == CONDUCTOR:
         section["listen"] = f"tcp://127.0.0.1:{region.bus_ports[plan.id]}"
         section["keyring"] = str(paths.keyring(plan.cell))
     if plan.kind != API:
-        section["conductors"] = conductors(plan.cell)
+        section["conductors"] = _conductors(plan.cell, region, keys)
     if plan.kind == API or (plan.kind == CONDUCTOR and plan.cell != ROOT_CELL):
-        section["root"] = conductors(ROOT_CELL)
+        section["root"] = _conductors(ROOT_CELL, region, keys)
     return section

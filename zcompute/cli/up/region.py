@@ -21,6 +21,7 @@ from zcompute.cli.up.keys import KeyPair, key_pair, token, write_private
 from zcompute.cli.up.layout import (
     API_HOST,
     CONDUCTOR,
+    OPERATOR,
     PROJECT_ID,
     USER_ID,
     Paths,
@@ -30,6 +31,7 @@ from zcompute.cli.up.layout import (
     cells_of,
     config_document,
     keyring_document,
+    operator_document,
     services_of,
 )
 from zcompute.cli.up.process import ServiceProcess, cpu_ms, last_line
@@ -174,9 +176,10 @@ class Region:
             raise
 
     def _write_files(self) -> None:
-        keys: dict[str, KeyPair] = {plan.id: key_pair(self.paths.key(plan.id)) for plan in self.plans.values()}
+        keys: dict[str, KeyPair] = {name: key_pair(self.paths.key(name)) for name in (*self.plans, OPERATOR)}
         for cell in self.cells:
             write_private(self.paths.keyring(cell), keyring_document(cell, self.file.shape, keys))
+        write_private(self.paths.config(OPERATOR), operator_document(self.file, self.paths, keys))
         self.paths.hosts.mkdir(exist_ok=True)
         token(self.paths.tokens, PROJECT_ID, USER_ID)
         for plan in self.plans.values():
