@@ -25,7 +25,7 @@ class _Cell:
         self.name = name
         self.router = PartitionRouter(endpoint, name)
         self.info: CellInfo | None = None
-        self.seeds: dict[str, str] = {}
+        self.seeds: list[ConductorInfo] = []
         self.links: dict[tuple[str, str], Link] = {}
 
 
@@ -37,11 +37,13 @@ class CellDirectory:
         self._endpoint = endpoint
         self._cells: dict[str, _Cell] = {}
         root_cell = self._add(ROOT_CELL)
-        root_cell.seeds = {conductor.address: conductor.public_key for conductor in root}
+        root_cell.seeds = list(root)
 
     def start(self) -> None:
         """Dial the root's conductors; returns at once."""
         self._endpoint.on_event(TOPIC_CELLS, self._arrived)
+        self._endpoint.on_link_up(self._link_changed)
+        self._endpoint.on_link_down(self._link_changed)
         self._dial(self._cells[ROOT_CELL])
 
     @property
@@ -91,11 +93,20 @@ class CellDirectory:
         except msgspec.DecodeError as error:
             log.warning("cell cannot be read cell=%s from=%s error=%s", event.key, link.name, error)
 
+    def _link_changed(self, link: Link) -> None:
+        """A conductor that moved is dialled where it was for as long as it is not linked where it is."""
+        for cell in self._cells.values():
+            if link in cell.links.values():
+                self._dial(cell)
+                return
+
     def _dial(self, cell: _Cell) -> None:
         """Dial who is new, hang up who is in no list any more; an empty list changes nothing."""
-        wanted = dict(cell.seeds.items())
+        wanted = _addresses(cell.seeds)
         if cell.info is not None:
             wanted.update(_addresses(cell.info.conductors))
+        for address in _left_behind(cell):
+            wanted.pop(address, None)
         wanted.update(_living(cell.router.map))
         if not wanted or len(wanted) > CONDUCTORS_MAX:
             log.warning("conductors not dialled cell=%s count=%s limit=%s", cell.name, len(wanted), CONDUCTORS_MAX)
@@ -108,6 +119,19 @@ class CellDirectory:
                     log.error("conductor not dialled cell=%s address=%s error=%s", cell.name, address, error)
         for place in [place for place in cell.links if wanted.get(place[0]) != place[1]]:
             self._endpoint.hang_up(cell.links.pop(place))
+
+
+def _left_behind(cell: _Cell) -> list[str]:
+    """Addresses of conductors that are linked elsewhere, where the cell's map says (a rotated server key)."""
+    former = [*cell.seeds, *(cell.info.conductors if cell.info is not None else ())]
+    left = []
+    for told in former:
+        now = cell.router.map.conductors.get(told.service_id)
+        if now is not None and now.address != told.address:
+            link = cell.links.get((now.address, now.public_key))
+            if link is not None and link.up:
+                left.append(told.address)
+    return left
 
 
 def _addresses(conductors: Iterable[ConductorInfo]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from gevent.event import Event as Signal
 from zcompute.bus import BusError, Endpoint, Event, Link
 from zcompute.compute.backoff import Backoff
 from zcompute.compute.fences import EPOCH_MAX
+from zcompute.compute.known import KnownConductors, Place
 from zcompute.compute.settings import Settings
 from zcompute.config import PeerConfig
 from zcompute.objects.errors import EpochRefused, ServiceError
@@ -31,6 +32,13 @@ def plan_dials(
     return dict(list(wanted.items())[:conductors_max])
 
 
+def remembered_seeds(seeds: dict[str, Place], known: dict[str, Place]) -> dict[str, Place]:
+    """What is to be dialled beside the seeds until a map is learnt: conductors that were last known elsewhere."""
+    return {
+        f"{service_id} (as last known)": where for service_id, where in known.items() if seeds.get(service_id) != where
+    }
+
+
 def is_sound(cell_map: PartitionMap, cell: str) -> bool:
     """Whether a map can be used: of this cell, with an owner and an epoch for each partition."""
     return (
@@ -47,10 +55,19 @@ class ConductorLinks:
     ``on_refused(error, the epochs that were sent)`` are set by the service; ``epochs`` gives the hosts that have begun.
     """
 
-    def __init__(self, endpoint: Endpoint, cell: str, seeds: list[PeerConfig], settings: Settings) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cell: str,
+        seeds: list[PeerConfig],
+        settings: Settings,
+        known: KnownConductors | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._settings = settings
         self._seeds = {seed.id: (seed.address, seed.public_key) for seed in seeds}
+        self._known = known
+        self._remembered = {} if known is None else remembered_seeds(self._seeds, known.read())
         self._dialled: dict[str, tuple[tuple[str, str], Link]] = {}
         self._up: dict[str, Link] = {}
         self._ready_incarnation: dict[str, str] = {}
@@ -101,6 +118,8 @@ class ConductorLinks:
         self.map = cell_map
         self.on_map(cell_map)
         self._dial()
+        if self._known is not None:
+            self._known.write(cell_map.conductors)
         self._notify()
 
     def refresh(self, link: Link) -> None:
@@ -126,6 +145,8 @@ class ConductorLinks:
 
     def _dial(self) -> None:
         wanted = plan_dials(self._seeds, self.map, self._settings.conductors_max)
+        if not self.map.conductors:
+            wanted.update(self._remembered)
         for service_id, (where, link) in list(self._dialled.items()):
             if wanted.get(service_id) != where:
                 del self._dialled[service_id]

@@ -10,6 +10,7 @@ from zcompute.compute.commands import Commands
 from zcompute.compute.fences import Fences
 from zcompute.compute.generations import Generations
 from zcompute.compute.hosts import Hosts
+from zcompute.compute.known import KnownConductors
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.observer import Observer
 from zcompute.compute.outbox import Outbox
@@ -75,7 +76,9 @@ class ComputeService:
         names = self._driver.hosts()
         self._steps.settle(self._outbox.results())
         endpoint = Endpoint(load_identity(config, ROLE, names), topics=[TOPIC_MAP])
-        links = ConductorLinks(endpoint, config.service.cell, config.bus.conductors, settings)
+        links = ConductorLinks(
+            endpoint, config.service.cell, config.bus.conductors, settings, KnownConductors(self._state.conductors)
+        )
         inventories = [self._driver.inventory(name) for name in names]
         hosts = Hosts(inventories, config.service.id, links, settings)
         links.epochs = hosts.epochs

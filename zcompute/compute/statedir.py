@@ -34,5 +34,9 @@ class StateDir:
     def outbox(self) -> Path:
         return self.path / "outbox.journal"
 
+    @property
+    def conductors(self) -> Path:
+        return self.path / "conductors.json"
+
     def close(self) -> None:
         os.close(self._descriptor)

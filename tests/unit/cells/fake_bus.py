@@ -54,6 +54,12 @@ class FakeEndpoint:
     def on_event(self, topic: str, handler: Callable[[Any, Event], None]) -> None:
         self.events[topic] = handler
 
+    def on_link_up(self, handler: Callable[[Any], None]) -> None:
+        """Links of this endpoint come up when a test says so."""
+
+    def on_link_down(self, handler: Callable[[Any], None]) -> None:
+        """And go down."""
+
     def dial(self, address: str, server_public_key: str = "") -> FakeLink:
         link = self.dialled[address] = FakeLink("?", address, silence)
         return link

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.unit.cells.fake_bus import FakeEndpoint, FakeLink, silence
-from zcompute.bus import BusConfigError, Endpoint, Event
+from zcompute.bus import BusConfigError, Endpoint, Event, Link
 from zcompute.bus.errors import Unavailable
 from zcompute.cells.directory import CellDirectory
 from zcompute.objects.cell import CellInfo
@@ -56,6 +56,24 @@ def test_a_cells_own_map_names_its_conductors_too() -> None:
     directory.root.update(PartitionMap(cell="root", version=2))
     assert endpoint.hung_up == ["tcp://r2"], "the seeds stay"
     assert not directory.linked("root")
+
+
+def test_a_conductor_that_moved_is_left_where_it_was_once_it_is_linked_where_it_is() -> None:
+    endpoint = FakeEndpoint()
+    directory = CellDirectory(cast(Endpoint, endpoint), [conductor("r1")])
+    directory.start()
+    moved = ConductorInfo(service_id="r1", incarnation="", address="tcp://second-port", public_key="new")
+    directory.root.update(PartitionMap(cell="root", version=2, conductors={"r1": moved}))
+    link = endpoint.dialled["tcp://second-port"]
+    link.up = False
+    directory._link_changed(cast(Link, link))
+    assert endpoint.hung_up == []
+    link.up = True
+    directory._link_changed(cast(Link, link))
+    assert endpoint.hung_up == ["tcp://r1"]
+    link.up = False
+    directory._link_changed(cast(Link, link))
+    assert sorted(endpoint.dialled) == ["tcp://r1", "tcp://second-port"]
 
 
 def test_an_address_that_cannot_be_dialled_keeps_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
