@@ -5,19 +5,29 @@ from typing import Any
 
 from zcompute.bus.envelope import Ack, Call, Cast, Error, Event, Hello, Reply, Report
 from zcompute.bus.identity import Peer
+from zcompute.bus.method import Priority
 
 
 class OpenCall:
     """A call of ours that waits for its outcome; handed back as a happening when it has one."""
 
-    __slots__ = ("call", "deadline", "idempotent", "interface", "outcome", "waiter")
+    __slots__ = ("call", "deadline", "idempotent", "interface", "outcome", "priority", "waiter")
 
-    def __init__(self, call: Call, interface: str, deadline: float, idempotent: bool, waiter: Any = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        interface: str,
+        deadline: float,
+        idempotent: bool,
+        waiter: Any = None,
+        priority: Priority = Priority.CALLS,
+    ) -> None:
         self.call = call
         self.interface = interface
         self.deadline = deadline  # time.monotonic()
         self.idempotent = idempotent
         self.waiter = waiter
+        self.priority = priority
         self.outcome: Reply | Error | Exception | None = None
 
 

@@ -12,13 +12,12 @@ class Limits:
     payload_bytes_max: int = 3 * 1024 * 1024  # with a full batch beside it a frame stays under its limit
     frame_envelopes_max: int = 256  # accepted in one frame
     batch_envelopes: int = 64  # sent in one frame; 64 beats 512, the two sides overlap instead of taking turns
-    batch_bytes: int = 256 * 1024  # a frame is closed when it has this much; one larger envelope travels alone
-    bulk_share: int = 16  # envelopes of a frame kept free for reports and events while calls wait too
+    batch_bytes: int = 256 * 1024  # a frame is closed by the envelope that takes it to this much
     hello_bytes_max: int = 64 * 1024  # of any frame on a route that has not said hello
     attributes_bytes_max: int = 16 * 1024
 
     # Queues of a link
-    queue_envelopes_max: int = 10_000  # outgoing calls, casts and replies
+    queue_envelopes_max: int = 10_000  # outgoing calls, casts, replies; each class may fill its part (QUEUE_PARTS)
     queue_bytes_max: int = 64 * 1024 * 1024
     queue_control_max: int = 10_000  # outgoing acks, credits and naks; more resets the link: its peer does not read
     open_calls_max: int = 10_000  # calls of ours waiting for an answer

@@ -124,7 +124,7 @@ class Link:
         )  # fmt: skip
         waiter = Waiter()
         deadline = time.monotonic() + timeout_ms / 1000
-        open_call = OpenCall(call, method.interface, deadline, method.idempotent, waiter)
+        open_call = OpenCall(call, method.interface, deadline, method.idempotent, waiter, prepared.priority)
         self.core.call(open_call)
         self._endpoint.counters["calls"] += 1
         prepared.sent += 1
@@ -155,7 +155,8 @@ class Link:
             self._check_spoken(method)
         rid = current_request_id.get() if request_id is None else request_id
         payload = self._payload(request)
-        self.core.cast(Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload))
+        cast = Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload)
+        self.core.cast(cast, prepared.priority)
         self._endpoint.counters["casts"] += 1
         prepared.sent += 1
         self.flush_soon()

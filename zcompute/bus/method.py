@@ -1,6 +1,7 @@
 """How a method is declared, and the versions an endpoint serves."""
 
 from collections.abc import Iterable, Mapping
+from enum import IntEnum
 from typing import Any, Protocol
 
 import msgspec
@@ -45,16 +46,33 @@ class MethodSpec(Protocol):
         """True when an open call may be sent again after a new hello."""
 
 
+class Priority(IntEnum):
+    """Class of a call, cast or answer: that of its method's pool. Lower ones go first."""
+
+    CONTROL = 0
+    CALLS = 1
+    READS = 2
+
+
+POOL_PRIORITIES = {
+    "control": Priority.CONTROL,
+    "leaf": Priority.CALLS,
+    "calls": Priority.CALLS,
+    "reads": Priority.READS,
+}
+
+
 class PreparedMethod:
     """A method with what is needed per message computed once."""
 
-    __slots__ = ("decode_reply", "decode_request", "full_name", "major", "method", "minor", "sent")
+    __slots__ = ("decode_reply", "decode_request", "full_name", "major", "method", "minor", "priority", "sent")
 
     def __init__(self, method: MethodSpec) -> None:
         self.method = method
         self.sent = 0  # calls and casts of ours
         self.full_name = f"{method.interface}.{method.name}"
         self.major, self.minor = method.version
+        self.priority = POOL_PRIORITIES.get(method.pool, Priority.CALLS)
         self.decode_request = msgspec.msgpack.Decoder(method.request).decode
         self.decode_reply = msgspec.msgpack.Decoder(method.reply).decode if method.reply is not None else None
 

@@ -1,8 +1,11 @@
 """What waits to be sent on one link, and how a frame is filled from it. No I/O, no clock."""
 
+from enum import Enum
+
 from zcompute.bus.envelope import Call, Cancel, Cast, Envelope, Error, Event, Reply
 from zcompute.bus.errors import Busy
 from zcompute.bus.limits import Limits
+from zcompute.bus.method import Priority
 from zcompute.bus.reports import ReportSender
 
 ENVELOPE_OVERHEAD_BYTES = 64
@@ -43,27 +46,81 @@ class StateEvents:
         self._events.clear()
 
 
-class Outgoing:
-    """Three classes of envelopes: control first, then work (calls, replies, casts), then bulk (reports, events).
+QUEUE_PARTS = (1.25, 1.0, 0.5)
+"""How much of the link's queue, as a part of its limit, may be full for one more of each class to be let in: a storm of
+reads leaves room for calls, and calls leave room for control."""
 
-    Bulk keeps a share of each frame, so that a storm of calls does not stop reports.
+
+class Source(Enum):
+    """Where the envelopes of a frame come from, in the order in which they are asked."""
+
+    PROTOCOL = "protocol"
+    CONTROL = "control"
+    REPORTS = "reports"
+    CALLS = "calls"
+    EVENTS = "events"
+    READS = "reads"
+
+
+_ORDER = tuple(Source)
+_WORK = {Source.CONTROL: Priority.CONTROL, Source.CALLS: Priority.CALLS, Source.READS: Priority.READS}
+_SHARES = {
+    Source.PROTOCOL: 1 / 8,
+    Source.CONTROL: 1 / 8,
+    Source.REPORTS: 1 / 8,
+    Source.CALLS: 1 / 4,
+    Source.EVENTS: 1 / 8,
+    Source.READS: 1 / 8,
+}
+"""The part of a frame's places and bytes that is kept for a class while it waits."""
+
+
+class Frame:
+    """A frame being filled. It is closed by the envelope that takes it to `batch_bytes`: with the largest payload
+    allowed it stays under `frame_bytes_max`."""
+
+    __slots__ = ("bytes_max", "envelopes", "envelopes_max", "size")
+
+    def __init__(self, limits: Limits) -> None:
+        self.envelopes: list[Envelope] = []
+        self.envelopes_max = limits.batch_envelopes
+        self.bytes_max = limits.batch_bytes
+        self.size = 0
+
+    def has_room(self, envelopes_max: int, bytes_max: int) -> bool:
+        """True while neither is reached."""
+        return len(self.envelopes) < envelopes_max and self.size < bytes_max
+
+    def add(self, envelope: Envelope, weight: int) -> None:
+        """Put one envelope in."""
+        self.envelopes.append(envelope)
+        self.size += weight
+
+
+class Outgoing:
+    """What waits to be sent, in classes: the protocol's own, control, reports, calls, events, reads.
+
+    A class goes before those behind it, but each class that waits has a share of every frame, in envelopes and bytes:
+    none is starved by those before it.
     """
 
     def __init__(self, limits: Limits, reports: ReportSender) -> None:
         self._limits = limits
         self._reports = reports
         self._control: list[Envelope] = []
-        self._work: list[Envelope] = []
+        self._work: tuple[list[Envelope], list[Envelope], list[Envelope]] = ([], [], [])
+        self._queued = 0
         self._work_bytes = 0
+        self._first: Source | None = None  # a class that got nothing of the last frame
         self.events = StateEvents(limits.state_events_max)
 
     def __bool__(self) -> bool:
-        return bool(self._work or self._control or self.events or self._reports.ready)
+        return bool(self._queued or self._control or self.events or self._reports.ready)
 
     @property
     def queued(self) -> int:
         """Envelopes of work waiting."""
-        return len(self._work)
+        return self._queued
 
     @property
     def queued_bytes(self) -> int:
@@ -84,75 +141,115 @@ class Outgoing:
         """Queue an envelope of the protocol's own; see `control_full`."""
         self._control.append(envelope)
 
-    def add_work(self, envelope: Call | Cast | Cancel | Reply | Error, size: int) -> None:
+    def add_work(
+        self, envelope: Call | Cast | Cancel | Reply | Error, size: int, priority: Priority = Priority.CALLS
+    ) -> None:
         """Queue a call, cast or reply with a payload of `size` bytes. Raises Busy at the queue's limit."""
         limits = self._limits
-        if len(self._work) >= limits.queue_envelopes_max or self._work_bytes > limits.queue_bytes_max:
+        part = QUEUE_PARTS[priority]
+        if self._queued >= limits.queue_envelopes_max * part or self._work_bytes > limits.queue_bytes_max * part:
             raise Busy(
-                f"expected at most {limits.queue_envelopes_max} envelopes and {limits.queue_bytes_max} bytes queued, "
-                f"found {len(self._work)} and {self._work_bytes}: try again later",
+                f"expected at most {int(limits.queue_envelopes_max * part)} envelopes and "
+                f"{int(limits.queue_bytes_max * part)} bytes queued before one of class {priority.name.lower()}, "
+                f"found {self._queued} and {self._work_bytes}: try again later",
                 retry_after_ms=limits.retry_after_ms,
             )
-        self._work.append(envelope)
+        self._work[priority].append(envelope)
+        self._queued += 1
         self._work_bytes += size + ENVELOPE_OVERHEAD_BYTES
 
     def take(self, now: float) -> list[Envelope]:
         """The envelopes of the next frame, empty when nothing waits."""
-        bulk_waits = bool(self.events) or self._reports.ready
+        limits = self._limits
         if (
-            not bulk_waits
+            self._queued <= limits.batch_envelopes
+            and self._work_bytes <= limits.batch_bytes
             and not self._control
-            and len(self._work) <= self._limits.batch_envelopes
-            and self._work_bytes <= self._limits.batch_bytes
+            and not self.events
+            and not self._reports.ready
         ):
-            frame, self._work = self._work, []
-            self._work_bytes = 0
-            return frame
-        frame = self._control[: self._limits.batch_envelopes]
-        del self._control[: len(frame)]
-        share = self._limits.bulk_share if bulk_waits else 0
-        size = self._take_work(frame, self._limits.batch_envelopes - share)
-        if bulk_waits:
-            self._take_bulk(frame, size, now)
+            return self._take_all()
+        return self._take_shares(now)
+
+    def _take_all(self) -> list[Envelope]:
+        """All the work fits one frame."""
+        control, calls, reads = self._work
+        frame = control + calls + reads if control or reads else calls
+        self._work = ([], [], [])
+        self._queued = self._work_bytes = 0
         return frame
 
-    def _take_work(self, frame: list[Envelope], envelopes_max: int) -> int:
-        size = taken = 0
-        for envelope in self._work:
-            grown = size + _payload_size(envelope) + ENVELOPE_OVERHEAD_BYTES
-            if len(frame) >= envelopes_max or (frame and grown > self._limits.batch_bytes):
-                break
-            frame.append(envelope)
-            size = grown
-            taken += 1
-        del self._work[:taken]
-        self._work_bytes = self._work_bytes - size if self._work else 0
-        return size
+    def _take_shares(self, now: float) -> list[Envelope]:
+        frame = Frame(self._limits)
+        waiting = [source for source in _ORDER if self._waits(source)]
+        if self._first in waiting:  # one envelope of it, whatever waits before
+            self._take(self._first, frame, 1, frame.bytes_max, now)
+        shares = {source: max(1, int(frame.envelopes_max * _SHARES[source])) for source in waiting}
+        kept = sum(shares.values())
+        starved = None
+        for source in waiting:
+            kept -= shares[source]
+            before = len(frame.envelopes)
+            room = max(0, frame.envelopes_max - kept)
+            self._take(source, frame, room, frame.bytes_max * room // frame.envelopes_max, now)
+            if len(frame.envelopes) == before and source is not self._first:
+                starved = starved or source
+        self._first = starved
+        return frame.envelopes
 
-    def _take_bulk(self, frame: list[Envelope], size: int, now: float) -> None:
-        limits = self._limits
-        room = max(0, limits.batch_bytes - size)
-        if self._reports.ready and len(frame) < limits.batch_envelopes and (room or not frame):
-            batch = self._reports.take(now, room)
+    def _waits(self, source: Source) -> bool:
+        if source is Source.PROTOCOL:
+            return bool(self._control)
+        if source is Source.REPORTS:
+            return self._reports.ready
+        if source is Source.EVENTS:
+            return bool(self.events)
+        return bool(self._work[_WORK[source]])
+
+    def _take(self, source: Source, frame: Frame, envelopes_max: int, bytes_max: int, now: float) -> None:
+        """Fill the frame up to so many envelopes and bytes in all; the last envelope may go beyond the bytes."""
+        if source is Source.REPORTS:
+            self._take_reports(frame, envelopes_max, bytes_max, now)
+            return
+        if source is Source.EVENTS:
+            self._take_events(frame, envelopes_max, bytes_max)
+            return
+        queue = self._control if source is Source.PROTOCOL else self._work[_WORK[source]]
+        taken = size = 0
+        for envelope in queue:
+            if not frame.has_room(envelopes_max, bytes_max):
+                break
+            weight = _payload_size(envelope) + ENVELOPE_OVERHEAD_BYTES
+            frame.add(envelope, weight)
+            size += weight
+            taken += 1
+        del queue[:taken]
+        if source is not Source.PROTOCOL:
+            self._queued -= taken
+            self._work_bytes -= size
+
+    def _take_reports(self, frame: Frame, envelopes_max: int, bytes_max: int, now: float) -> None:
+        if self._reports.ready and frame.has_room(envelopes_max, bytes_max):
+            batch = self._reports.take(now, bytes_max - frame.size)
             if batch is not None:
-                frame.append(batch)
-                room -= sum(len(report.payload) for report in batch.reports)
-        while self.events and len(frame) < limits.batch_envelopes and (room > 0 or not frame):
+                frame.add(batch, sum(len(report.payload) for report in batch.reports) + ENVELOPE_OVERHEAD_BYTES)
+
+    def _take_events(self, frame: Frame, envelopes_max: int, bytes_max: int) -> None:
+        while self.events and frame.has_room(envelopes_max, bytes_max):
             event = self.events.take()
-            frame.append(event)
-            room -= len(event.payload) + ENVELOPE_OVERHEAD_BYTES
+            frame.add(event, len(event.payload) + ENVELOPE_OVERHEAD_BYTES)
 
     def clear(self) -> tuple[set[int], int]:
         """Drop everything; returns the ids of calls that were never sent, and how many casts were lost."""
-        unsent = {envelope.call_id for envelope in self._work if isinstance(envelope, Call)}
-        casts = sum(1 for envelope in self._work if isinstance(envelope, Cast))
+        work = [envelope for queue in self._work for envelope in queue]
+        unsent = {envelope.call_id for envelope in work if isinstance(envelope, Call)}
+        casts = sum(1 for envelope in work if isinstance(envelope, Cast))
         self._control.clear()
-        self._work.clear()
-        self._work_bytes = 0
+        self._work = ([], [], [])
+        self._queued = self._work_bytes = 0
         self.events.clear()
         return unsent, casts
 
 
 def _payload_size(envelope: Envelope) -> int:
-    payload = getattr(envelope, "payload", b"")
-    return len(payload)
+    return len(getattr(envelope, "payload", b""))

@@ -55,7 +55,7 @@ from zcompute.bus.happenings import (
 )
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
-from zcompute.bus.method import check_version
+from zcompute.bus.method import Priority, check_version
 from zcompute.bus.outgoing import Outgoing
 from zcompute.bus.reports import ReportReceiver, ReportSender
 
@@ -169,7 +169,7 @@ class LinkCore:
             call.remaining_ms = max(1, int((open_call.deadline - now) * 1000))
             try:
                 check_version(open_call.interface, (call.major, call.minor), peer.interfaces, self._interfaces())
-                self.outgoing.add_work(call, len(call.payload))
+                self.outgoing.add_work(call, len(call.payload), open_call.priority)
             except BusError as error:
                 failed.append(self._settle(open_call, error))
                 continue
@@ -230,14 +230,14 @@ class LinkCore:
             )
         call = open_call.call
         call.call_id = self._next_call_id
-        self.outgoing.add_work(call, len(call.payload))
+        self.outgoing.add_work(call, len(call.payload), open_call.priority)
         self._next_call_id += 1
         self.calls[call.call_id] = open_call
 
-    def cast(self, cast: Cast) -> None:
+    def cast(self, cast: Cast, priority: Priority = Priority.CALLS) -> None:
         """Queue a cast. Raises LinkDown, Busy."""
         self._need_up()
-        self.outgoing.add_work(cast, len(cast.payload))
+        self.outgoing.add_work(cast, len(cast.payload), priority)
 
     def give_up(self, open_call: OpenCall) -> None:
         """The caller is gone: forget the call, and tell the peer where it would understand."""
@@ -245,20 +245,22 @@ class LinkCore:
         if self.calls.pop(call_id, None) is None or self.state is not State.UP or self.peer_minor < CANCEL_MINOR:
             return
         try:
-            self.outgoing.add_work(Cancel(call_id), 0)  # behind its call, should that still be queued
+            self.outgoing.add_work(
+                Cancel(call_id), 0, open_call.priority
+            )  # behind its call, should that still be queued
         except Busy:  # the call ends by its deadline
             self.counters["cancels_dropped"] += 1
 
-    def answer(self, answer: Reply | Error, size: int, served: ServedCall) -> bool:
+    def answer(self, answer: Reply | Error, size: int, served: ServedCall, priority: Priority = Priority.CALLS) -> bool:
         """Queue the outcome of a call that was served; False when nobody waits for it any more."""
         if not self.end_serving(answer.call_id, served) or self.state is not State.UP:
             self.counters["replies_dropped"] += 1
             return False
-        return self._send_answer(answer, size)
+        return self._send_answer(answer, size, priority)
 
-    def _send_answer(self, answer: Reply | Error, size: int) -> bool:
+    def _send_answer(self, answer: Reply | Error, size: int, priority: Priority) -> bool:
         try:
-            self.outgoing.add_work(answer, size)
+            self.outgoing.add_work(answer, size, priority)
         except Busy:  # the peer asks and does not read: its calls end by their deadlines
             self.counters["replies_dropped"] += 1
             return False
@@ -362,7 +364,7 @@ class LinkCore:
             happenings.append(Refused("busy"))
             busy = Busy(f"{len(self.serving)} calls of this link are being served")
             details = {"retry_after_ms": self.limits.retry_after_ms}
-            self._send_answer(Error(call.call_id, busy.wire_name, str(busy), details), 0)
+            self._send_answer(Error(call.call_id, busy.wire_name, str(busy), details), 0, Priority.CALLS)
         else:
             self.serving[call.call_id] = (now, call.method)
             happenings.append(call)

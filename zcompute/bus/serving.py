@@ -25,7 +25,7 @@ from zcompute.bus.errors import (
 )
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
-from zcompute.bus.method import MethodSpec, PreparedMethod, check_version, interface_ranges
+from zcompute.bus.method import MethodSpec, PreparedMethod, Priority, check_version, interface_ranges
 from zcompute.bus.protocol import ServedCall
 from zcompute.bus.workers import WorkerPool
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FIELD = re.compile(r"at `\$\.?(.*)`$")
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class CallContext:
@@ -214,7 +213,7 @@ class Serving:
             request = decode_request(served.prepared, call.payload)
             context = CallContext(peer, link, call.request_id, deadline, call.call_id, serving)
             result = served.handler(request, context)
-            payload = _encode(result) if served.prepared.decode_reply is not None else b""
+            payload = link.encode(result) if served.prepared.decode_reply is not None else b""
             if len(payload) > self._limits.payload_bytes_max:
                 raise FrameRefused(
                     f"reply of {call.method} has {len(payload)} bytes, expected at most "
@@ -236,7 +235,7 @@ class Serving:
             raise
         self._counters["calls_served"] += 1
         served.ended += 1
-        if core.answer(Reply(call.call_id, payload), len(payload), serving):
+        if core.answer(Reply(call.call_id, payload), len(payload), serving, served.prepared.priority):
             link.flush_soon()
 
     def _run_cast(self, link: "Link", cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
@@ -259,7 +258,9 @@ class Serving:
 
     def _answer_error(self, link: "Link", call: Call, error: BaseException, serving: ServedCall) -> None:
         wire_name, message, details = to_wire(error)
-        if link.core.answer(Error(call.call_id, wire_name, message, details), 0, serving):
+        served = self._served.get(call.method)
+        priority = served.prepared.priority if served is not None else Priority.CALLS
+        if link.core.answer(Error(call.call_id, wire_name, message, details), 0, serving, priority):
             link.flush_soon()
 
 

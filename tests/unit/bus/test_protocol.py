@@ -31,6 +31,7 @@ from zcompute.bus.happenings import (
     ReportsArrived,
 )
 from zcompute.bus.limits import Limits
+from zcompute.bus.method import Priority
 from zcompute.bus.protocol import LinkCore, State, peer_of
 
 RANGES = {"echo": ((1, 0), (1, 2))}
@@ -436,10 +437,11 @@ def test_a_storm_of_calls_leaves_reports_their_share() -> None:
     assert frame is not None
     kinds = [type(h) for h in pair.listener.receive(frame, pair.now)]
     assert kinds.count(ReportsArrived) == 1
-    assert kinds.count(Call) == 48
+    assert kinds[0] is ReportsArrived
+    assert kinds.count(Call) == 63
 
 
-def test_a_frame_ends_at_its_byte_limit_and_a_large_envelope_travels_alone() -> None:
+def test_a_frame_ends_with_the_envelope_that_takes_it_to_its_byte_limit() -> None:
     pair = Pair(limits=Limits(batch_bytes=1000))
     pair.connect()
     for size in (400, 400, 400, 5000, 10):
@@ -447,7 +449,57 @@ def test_a_frame_ends_at_its_byte_limit_and_a_large_envelope_travels_alone() -> 
     sizes = deque()
     while (frame := pair.dialler.take_frame(pair.now)) is not None:
         sizes.append([len(h.payload) for h in pair.listener.receive(frame, pair.now) if isinstance(h, Cast)])
-    assert list(sizes) == [[400, 400], [400], [5000], [10]]
+    assert list(sizes) == [[400, 400, 400], [5000], [10]]
+
+
+def kinds_of_frame(pair: Pair) -> list[str]:
+    """What the dialler's next frame brings, in order."""
+    frame = pair.dialler.take_frame(pair.now)
+    assert frame is not None
+    happenings = pair.listener.receive(frame, pair.now)
+    return [h.method if isinstance(h, Cast) else type(h).__name__ for h in happenings]
+
+
+def test_classes_go_in_their_order_and_each_has_its_share() -> None:
+    pair = Pair()
+    pair.connect()
+    for name, priority in (("read", Priority.READS), ("call", Priority.CALLS), ("control", Priority.CONTROL)):
+        for _ in range(200):
+            pair.dialler.cast(Cast(name, 1, 0, "-", b""), priority)
+    for n in range(200):
+        pair.dialler.event(Event("t", str(n), 1, b""))
+    pair.dialler.report([Report("k", 1, b"")])
+    first = kinds_of_frame(pair)
+    assert list(dict.fromkeys(first)) == ["control", "ReportsArrived", "call", "Event", "read"]
+    assert [first.count(name) for name in ("control", "call", "Event", "read")] == [24, 23, 8, 8]
+    frames = 1
+    while pair.dialler.outgoing:
+        kinds_of_frame(pair)
+        frames += 1
+    assert frames == -(-801 // 64)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 64])
+def test_no_class_is_starved_by_large_envelopes_before_it(places: int) -> None:
+    pair = Pair(limits=Limits(batch_envelopes=places, batch_bytes=1000))
+    pair.connect()
+    seen = []
+    pair.dialler.cast(Cast("read", 1, 0, "-", b"x" * 3000), Priority.READS)
+    pair.dialler.cast(Cast("call", 1, 0, "-", b"x" * 3000))
+    for _ in range(6):
+        pair.dialler.cast(Cast("control", 1, 0, "-", b"x" * 3000), Priority.CONTROL)
+        seen += kinds_of_frame(pair)
+    assert {"read", "call", "control"} == set(seen)
+
+
+def test_a_storm_of_reads_leaves_room_for_calls_and_control() -> None:
+    pair = Pair(limits=Limits(queue_envelopes_max=8))
+    pair.connect()
+    for priority, room in ((Priority.READS, 4), (Priority.CALLS, 4), (Priority.CONTROL, 2)):
+        for _ in range(room):
+            pair.dialler.cast(Cast("x", 1, 0, "-", b""), priority)
+        with pytest.raises(Busy):
+            pair.dialler.cast(Cast("x", 1, 0, "-", b""), priority)
 
 
 def test_bye_takes_the_link_down() -> None:
