@@ -89,6 +89,7 @@ def _add_methods(made: _Families, stat: EndpointStat) -> None:
         made.counter("method_ended", "Calls and casts done", row.ended, method=name)
         made.counter("method_errors", "Of these, ended by an error", row.errors, method=name)
         made.counter("method_expired", "Calls not begun: their time was over", row.expired, method=name)
+        made.counter("method_cancelled", "Calls not begun: their caller was gone", row.cancelled, method=name)
         made.gauge("method_queued", "Waiting for a worker", row.queued, method=name)
         made.gauge("method_running", "Handlers at work", row.running, method=name)
         made.gauge("method_oldest_seconds", "Age of the oldest call", row.oldest_ms / 1000, method=name)

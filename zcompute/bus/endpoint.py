@@ -31,7 +31,7 @@ from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving
 from zcompute.bus.sessions import Sessions
-from zcompute.bus.stat import EndpointStat, asked_stats, link_stat, method_stats, pool_stats, strangers_of
+from zcompute.bus.stat import EndpointStat, asked_stats, link_stat, method_stats, pool_stats, strangers_of, work_of
 from zcompute.bus.workers import WorkerPool
 from zcompute.bus.zap import ZapHandler
 
@@ -218,12 +218,14 @@ class Endpoint:
     def stat(self, *, links_from: int = 0, links_max: int | None = None) -> EndpointStat:
         """What this endpoint is doing, with its links by name: all, or `links_max` from the `links_from`th on.
 
-        Costs about 10 us a link shown and 1 us one that is not; nothing else runs meanwhile.
+        Costs about 30 us a link shown and 1 us one that is not; nothing else runs meanwhile.
         """
         now = time.monotonic()
         links = [*self._diallers, *self.sessions.all()]
         by_name = sorted(links, key=lambda link: link.name) if links_max != 0 else []
         page = by_name[links_from:] if links_max is None else by_name[links_from : links_from + links_max]
+        work = work_of(links)
+        refused = self.refusals.by_peer()
         identity = self.identity
         return EndpointStat(
             service_id=identity.service_id,
@@ -236,15 +238,15 @@ class Endpoint:
             links_known=len(links),
             links_up=len(self.up_links),
             links_blocked=len(self.blocked),
-            open_calls=sum(len(link.core.calls) for link in links),
-            serving_calls=sum(len(link.core.serving) for link in links),
-            queued=sum(link.core.outgoing.queued for link in links),
+            open_calls=work.open_calls,
+            serving_calls=work.serving_calls,
+            queued=work.queued,
             links=[link_stat(link, link in self._diallers, self.refusals.of(link.name), now) for link in page],
-            methods=method_stats(self.serving.methods, links, now),
-            asked=asked_stats(self._prepared.values(), links, now),
+            methods=method_stats(self.serving.methods, work.asked, now),
+            asked=asked_stats(self._prepared.values(), work.asking, now),
             pools=pool_stats(self._pools, now),
             counters=dict(self.counters),
-            strangers=strangers_of(self.refusals.by_peer(), {link.name for link in links}),
+            strangers=strangers_of(refused, {link.name for link in links} if refused else set()),
         )
 
     def close(self, linger_ms: int = 200) -> None:

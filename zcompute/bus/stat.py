@@ -115,6 +115,33 @@ class EndpointStat(msgspec.Struct, kw_only=True):
     strangers: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # refused by address and reason
 
 
+class Work(msgspec.Struct):
+    """What is under way on an endpoint's links, gathered in one pass: most of 10,000 links have none."""
+
+    asking: list["Link"]  # links with open calls of ours
+    asked: list["Link"]  # links with calls of the peer's
+    open_calls: int = 0
+    serving_calls: int = 0
+    queued: int = 0
+
+
+def work_of(links: Iterable["Link"]) -> Work:
+    """What is under way on these links."""
+    work = Work([], [])
+    queued = 0
+    for link in links:
+        core = link.core
+        if core.calls:
+            work.asking.append(link)
+            work.open_calls += len(core.calls)
+        if core.serving:
+            work.asked.append(link)
+            work.serving_calls += len(core.serving)
+        queued += core.outgoing.queued
+    work.queued = queued
+    return work
+
+
 def link_stat(link: "Link", dialled: bool, refused: dict[str, int], now: float) -> LinkStat:
     """One link as it is now."""
     core = link.core
@@ -212,7 +239,7 @@ def pool_stats(pools: Iterable["WorkerPool"], now: float) -> list[PoolStat]:
 
 
 def strangers_of(by_peer: Mapping[str, dict[str, int]], names: set[str]) -> dict[str, dict[str, int]]:
-    """Who was refused and is no link: at most STRANGERS_SHOWN_MAX, those refused most."""
+    """Who was refused and is none of the links of these `names`: at most STRANGERS_SHOWN_MAX, those refused most."""
     strangers = [(peer, reasons) for peer, reasons in by_peer.items() if peer not in names]
     strangers.sort(key=lambda item: -sum(item[1].values()))
     return dict(strangers[:STRANGERS_SHOWN_MAX])

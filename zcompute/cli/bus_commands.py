@@ -58,6 +58,7 @@ def method_rows(stat: EndpointStat) -> list[Row]:
             "ended": method.ended,
             "errors": method.errors,
             "expired": method.expired,
+            "cancelled": method.cancelled,
             "refused": refused_text(method.refused),
         }
         for method in stat.methods
