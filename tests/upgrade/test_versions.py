@@ -1,9 +1,15 @@
 """Two releases on one link: what each may ask of the other, and what is refused before anything is done."""
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
 import pytest
 
-from tests.unit.bus.conftest import Answer, Ask, Bus, Method, bus, connect
+from tests.unit.bus.conftest import Answer, Ask, Bus, Method, bus, connect, wait_until
 from zcompute.bus import Endpoint, Link, UnsupportedVersion
+from zcompute.bus.link import Lower
 from zcompute.bus.method import interface_ranges
 from zcompute.objects.interface import Interface
 
@@ -91,3 +97,60 @@ def test_a_service_announces_the_version_that_its_interface_has_reached() -> Non
     raised = Interface("pets", (1, 3))  # by a field of a request, not by a method
     assert interface_ranges([raised.method("feed", Ask, Answer, ROLES)]) == {"pets": ((1, 0), (1, 3))}
     assert interface_ranges([Method("pets", "feed", version=(1, 1))]) == {"pets": ((1, 0), (1, 1))}
+
+
+def test_requests_replies_and_events_go_out_as_the_very_peer_reads_them(bus: Bus) -> None:
+    """The server is of a release whose answers are longer; one client is too, the other is not."""
+
+    def lowering(told: Mapping[str, Any]) -> Lower | None:
+        return None if told.get("release") == 2 else lambda message: {"text": message.text.partition(" ")[0]}
+
+    server = bus.endpoint("conductor", "conductor-1", topics=("pets",))
+    server.lowering = lowering
+    feed = OLD.methods["feed"]
+    server.serve(feed, lambda ask, context: Answer("fed well"))
+    older = bus.endpoint("compute", "compute-1", topics=("pets",))
+    newer = bus.endpoint("compute", "compute-2", topics=("pets",), attributes=lambda: {"release": 2})
+    address = server.bind("tcp://127.0.0.1:0")
+    heard: dict[str, Any] = {}
+    links: dict[str, Link] = {}
+    for name, client in (("older", older), ("newer", newer)):
+        hear = partial(lambda name, link, event: heard.update({name: msgspec.msgpack.decode(event.payload)}), name)
+        client.on_event("pets", hear)
+        client.serve(feed, lambda ask, context: Answer(ask.text))
+        links[name] = client.dial(address, server.identity.public_key)
+    assert all(link.wait_up(5000) for link in links.values())
+    answers = {name: link.call(feed, Ask("?"), timeout_ms=2000).text for name, link in links.items()}
+    assert answers == {"older": "fed", "newer": "fed well"}
+    asked = {
+        link.peer.service_id: link.call(feed, Ask("come here"), timeout_ms=2000).text
+        for link in server.links(role="compute")
+        if link.peer is not None
+    }
+    assert asked == {"compute-1": "come", "compute-2": "come here"}
+    server.publish("pets", "k", 1, Answer("a dog"))
+    wait_until(lambda: len(heard) == 2)
+    assert heard == {"older": {"text": "a"}, "newer": {"text": "a dog"}}
+
+
+def test_what_a_peers_version_cannot_say_is_refused_on_either_side(bus: Bus) -> None:
+    def lowering(told: Mapping[str, Any]) -> Lower | None:
+        def refuse(message: Any) -> Any:
+            raise ValueError("wings cannot be said")
+
+        return refuse
+
+    server = bus.endpoint("conductor", "conductor-1", topics=("pets",))
+    server.lowering = lowering
+    feed = OLD.methods["feed"]
+    server.serve(feed, lambda ask, context: Answer("fed"))
+    client = bus.endpoint("compute", "compute-1", topics=("pets",))
+    client.serve(feed, lambda ask, context: Answer("fed"))
+    link = connect(server, client)
+    with pytest.raises(UnsupportedVersion, match="wings"):
+        link.call(feed, Ask("?"), timeout_ms=2000)
+    (back,) = server.links(role="compute")
+    with pytest.raises(UnsupportedVersion, match="wings"):
+        back.call(feed, Ask("?"), timeout_ms=2000)
+    server.publish("pets", "k", 1, Answer("a dog"))
+    assert server.counters["refused_event_version"] == 1

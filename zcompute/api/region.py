@@ -12,6 +12,7 @@ from zcompute.cells.directory import CellDirectory
 from zcompute.config import Config
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.methods import CELL_LIST, TOPIC_CELLS, TOPIC_MAP, Empty, Method
 from zcompute.objects.partition import ConductorInfo
 
@@ -43,7 +44,9 @@ class BusRegion:
     def __init__(self, config: Config, identity: bus.Identity) -> None:
         for error in SERVICE_ERRORS:
             bus.register_error(error)
-        self._endpoint = bus.Endpoint(identity, topics=[TOPIC_MAP, TOPIC_CELLS])
+        self._endpoint = bus.Endpoint(
+            identity, topics=[TOPIC_MAP, TOPIC_CELLS], attributes=attributes, lowering=lowering_for
+        )
         seeds = [
             ConductorInfo(service_id=peer.id, incarnation="", address=peer.address, public_key=peer.public_key)
             for peer in config.bus.root

@@ -4,10 +4,11 @@ import logging
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import gevent
+import msgspec
 import zmq
 
 from zcompute.bus.counters import Counters, Refusals
@@ -26,7 +27,7 @@ from zcompute.bus.errors import BusConfigError
 from zcompute.bus.identity import Identity, Keyring, Peer
 from zcompute.bus.inside import BUS_PING, BUS_STAT, BusInterface
 from zcompute.bus.limits import Limits
-from zcompute.bus.link import Link
+from zcompute.bus.link import Link, Lower
 from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_INTERVAL_S = 1.0
 CLOSE_MARGIN_MS = 1_000
 Greeting = TypeVar("Greeting", Hello, Welcome)
+Lowering = Callable[[Mapping[str, Any]], Lower | None]
+"""From a peer's attributes to what makes messages readable for it; None when it reads them as they are."""
+
+_encode = msgspec.msgpack.Encoder().encode
 
 _open_endpoints: "weakref.WeakSet[Endpoint]" = weakref.WeakSet()
 
@@ -63,7 +68,7 @@ class Handlers:
 class Endpoint:
     """Serves methods, listens on addresses and dials others; belongs to the thread that made it.
 
-    Declare what is served and handled before `bind` and `dial`: a hello tells it.
+    Declare what is served and handled before `bind` and `dial`: a hello tells it. `lowering` is asked at each link up.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Endpoint:
         attributes: Callable[[], dict[str, Any]] | None = None,
         admit: Callable[[Peer], None] | None = None,
         topics: Iterable[str] = (),
+        lowering: Lowering | None = None,
     ) -> None:
         if bool(identity.public_key) != bool(identity.secret_key):
             raise BusConfigError("expected both CURVE keys or none, found one: give the public and the secret key")
@@ -82,6 +88,7 @@ class Endpoint:
         self.keyring = keyring
         self.limits = limits
         self.admit = admit
+        self.lowering = lowering
         self.incarnation = uuid.uuid4().hex
         self.counters = Counters()
         self.refusals = Refusals(self.counters)
@@ -209,11 +216,15 @@ class Endpoint:
                 found.append(link)
         return found
 
-    def publish(self, topic: str, key: str, version: int, payload: bytes) -> None:
-        """Send a state event to every link that is up and whose peer named the topic; the newest version wins."""
+    def publish(self, topic: str, key: str, version: int, payload: bytes | msgspec.Struct) -> None:
+        """Send a state event to every link that is up and whose peer named the topic; the newest version wins.
+
+        A Struct is encoded once, and anew only for a peer that reads an older version of it.
+        """
+        current = payload if isinstance(payload, bytes) else _encode(payload)
         for link in list(self.up_links):
             if link.peer is not None and topic in link.peer.topics:
-                link.event(topic, key, version, payload)
+                link.event(topic, key, version, payload if link.lowers else current)
 
     def stat(self, *, links_from: int = 0, links_max: int | None = None) -> EndpointStat:
         """What this endpoint is doing, with its links by name: all, or `links_max` from the `links_from`th on.

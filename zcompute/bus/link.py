@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
@@ -11,7 +12,15 @@ from gevent.hub import Waiter
 
 from zcompute.bus.context import request_id as current_request_id
 from zcompute.bus.envelope import Ack, Bye, Call, Cast, Error, Event, Hello, Reply, Report
-from zcompute.bus.errors import BusConfigError, DeadlineExceeded, FrameRefused, LinkDown, RemoteError, from_wire
+from zcompute.bus.errors import (
+    BusConfigError,
+    DeadlineExceeded,
+    FrameRefused,
+    LinkDown,
+    RemoteError,
+    UnsupportedVersion,
+    from_wire,
+)
 from zcompute.bus.happenings import (
     AcksArrived,
     Happening,
@@ -39,6 +48,9 @@ OVERLAP_SHARES = 4
 REQUEST_ID_CHARS_MAX = 255
 
 _encode = msgspec.msgpack.Encoder().encode
+
+Lower = Callable[[Any], Any]
+"""Takes a message to the versions that a peer reads; raises ValueError when they cannot say it."""
 
 
 class Carrier(Protocol):
@@ -78,6 +90,7 @@ class Link:
         self.bytes_sent = 0
         self._flushing = False
         self._spoken: set[int] = set()
+        self._lower: Lower | None = None
         self.inbox = Inbox(self, endpoint)
 
     def __repr__(self) -> str:
@@ -182,8 +195,18 @@ class Link:
         self.core.ack(acks)
         self._settle_queue()
 
-    def event(self, topic: str, key: str, version: int, payload: bytes) -> None:
-        """Queue a state event to this peer; the newest version per (topic, key) replaces what still waits."""
+    def event(self, topic: str, key: str, version: int, payload: bytes | msgspec.Struct) -> None:
+        """Queue a state event to this peer; the newest version per (topic, key) replaces what still waits.
+
+        A Struct is sent as the peer reads it; one that its versions cannot say is left out and counted. Raises
+        FrameRefused.
+        """
+        if not isinstance(payload, bytes):
+            try:
+                payload = self.encode(payload)
+            except UnsupportedVersion as error:
+                self._endpoint.refusals.count("event_version", self.name, str(error))
+                return
         self._check_size(len(payload))
         if not self.core.event(Event(topic, key, version, payload)):
             self._endpoint.refusals.count("events_overflow", self.name)
@@ -329,6 +352,8 @@ class Link:
     def _came_up(self, happening: LinkUp) -> None:
         peer = happening.peer
         self._spoken.clear()
+        lowering = self._endpoint.lowering
+        self._lower = lowering(peer.attributes) if lowering is not None else None
         self.name = f"{peer.role}/{peer.service_id}@{peer.cell}"
         self._up.set()
         self.up_since = time.monotonic()
@@ -353,8 +378,22 @@ class Link:
 
     # Checks before sending
 
+    @property
+    def lowers(self) -> bool:
+        """True when the peer reads older versions of something."""
+        return self._lower is not None
+
+    def encode(self, message: Any) -> bytes:
+        """A message in the versions that this peer reads. Raises UnsupportedVersion when they cannot say it."""
+        if self._lower is None:
+            return _encode(message)
+        try:
+            return _encode(self._lower(message))
+        except ValueError as error:
+            raise UnsupportedVersion(f"{type(message).__name__} for {self.name}: {error}") from None
+
     def _payload(self, request: msgspec.Struct) -> bytes:
-        payload = _encode(request)
+        payload = self.encode(request)
         self._check_size(len(payload))
         return payload
 

@@ -24,6 +24,7 @@ from zcompute.compute.workers import Workers
 from zcompute.config import Config, ConfigError
 from zcompute.keys import load_identity
 from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.methods import TOPIC_MAP
 from zcompute.objects.partition import PartitionMap
 
@@ -75,7 +76,9 @@ class ComputeService:
         config, settings = self._config, self._settings
         names = self._driver.hosts()
         self._steps.settle(self._outbox.results())
-        endpoint = Endpoint(load_identity(config, ROLE, names), topics=[TOPIC_MAP])
+        endpoint = Endpoint(
+            load_identity(config, ROLE, names), topics=[TOPIC_MAP], attributes=attributes, lowering=lowering_for
+        )
         links = ConductorLinks(
             endpoint, config.service.cell, config.bus.conductors, settings, KnownConductors(self._state.conductors)
         )

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import gevent
-import msgspec
 from gevent.event import Event
 
 from zcompute.bus import Endpoint, Link, Peer
@@ -180,13 +179,13 @@ class Life:
             return
         self._published = new_map
         self._router.update(new_map)
-        self._endpoint.publish(TOPIC_MAP, self._cell, new_map.version, msgspec.msgpack.encode(new_map))
+        self._endpoint.publish(TOPIC_MAP, self._cell, new_map.version, new_map)
         self._dials.update(new_map.conductors)
 
     def _greet(self, link: Link) -> None:
         if link.peer is not None and TOPIC_MAP in link.peer.topics:
             new_map = self._ledger.map
-            link.event(TOPIC_MAP, self._cell, new_map.version, msgspec.msgpack.encode(new_map))
+            link.event(TOPIC_MAP, self._cell, new_map.version, new_map)
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from zcompute.db.errors import StoreError
 from zcompute.db.store import Store
 from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
 from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,14 @@ class ConductorService:
 
     def _listen(self) -> Endpoint:
         """A new endpoint on the configured address. Raises OSError when the port is in use, ConfigError."""
-        endpoint = Endpoint(self._identity, keyring=self._keyring, admit=self._admit, topics=(TOPIC_MAP, TOPIC_EPOCHS))
+        endpoint = Endpoint(
+            self._identity,
+            keyring=self._keyring,
+            admit=self._admit,
+            topics=(TOPIC_MAP, TOPIC_EPOCHS),
+            attributes=attributes,
+            lowering=lowering_for,
+        )
         doors = Doors(endpoint)
         try:
             addresses = doors.open(doors_of(self._keys, self.address))

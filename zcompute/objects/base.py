@@ -5,17 +5,28 @@ both sides understand. What outlives a process (a column, a task's body, an outb
 version, because the reader may be of another release.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from zcompute.objects.errors import ObjectVersionUnsupported, StoredObjectInvalid
 
+Fields = dict[str, Any]
+"""An object's fields as they are encoded: by their wire names, without those at their defaults."""
+
+Rule = Callable[[Fields], None]
+"""Takes an object's fields from one minor version to the one before, in place (zcompute.objects.lowering)."""
+
 
 class VersionedObject(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Base of all objects. ``VERSION`` is (major, minor): a minor adds optional fields, a major changes meaning."""
+    """Base of all objects. ``VERSION`` is (major, minor): a minor adds optional fields, a major changes meaning.
+
+    ``LOWER`` has a rule for each minor that an older reader would misread.
+    """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
+    LOWER: ClassVar[Mapping[int, Rule]] = {}
 
 
 T = TypeVar("T", bound=VersionedObject)

@@ -19,6 +19,10 @@ class ObjectVersionUnsupported(ObjectError):
     """A stored object is of a major version that this release does not read."""
 
 
+class CannotLower(ObjectError, ValueError):
+    """An object holds what the version that its reader knows cannot say."""
+
+
 class ServiceError(ObjectError):
     """An answer other than success, known on both sides of the wire."""
 

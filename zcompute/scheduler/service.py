@@ -9,6 +9,7 @@ from zcompute import bus
 from zcompute.config import Config
 from zcompute.keys import load_identity
 from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.methods import (
     SELECT_DESTINATIONS,
     TOPIC_HOSTS,
@@ -50,7 +51,12 @@ class SchedulerService:
         """Dial the conductors and serve."""
         for error in SERVICE_ERRORS:
             bus.register_error(error)
-        endpoint = bus.Endpoint(self._identity, topics=[TOPIC_MAP, TOPIC_HOSTS, TOPIC_PARTITIONS])
+        endpoint = bus.Endpoint(
+            self._identity,
+            topics=[TOPIC_MAP, TOPIC_HOSTS, TOPIC_PARTITIONS],
+            attributes=attributes,
+            lowering=lowering_for,
+        )
         endpoint.serve(SELECT_DESTINATIONS, self._on_select)
         endpoint.on_event(TOPIC_HOSTS, lambda link, event: self._feed.on_host(link.name, event))
         endpoint.on_event(TOPIC_PARTITIONS, lambda link, event: self._feed.on_partition(link.name, event))

@@ -47,9 +47,10 @@ class HostStates:
     def changed(self, host: Host) -> None:
         """A newer row of an owned host."""
         if self._schedulers:
-            state = _encode(host_state(host))
+            state = host_state(host)
+            encoded = _encode(state)
             for link in list(self._schedulers):
-                link.event(TOPIC_HOSTS, host.name, host.revision, state)
+                link.event(TOPIC_HOSTS, host.name, host.revision, state if link.lowers else encoded)
 
     def gained(self, partitions: list[int]) -> None:
         """All hosts of these are in the table now."""
@@ -77,7 +78,7 @@ class HostStates:
                 epoch = self._ledger.owner_epoch(partition)
                 hosts = self._table.of_partition(partition)
                 for host in hosts:
-                    link.event(TOPIC_HOSTS, host.name, host.revision, _encode(host_state(host)))
+                    link.event(TOPIC_HOSTS, host.name, host.revision, host_state(host))
                 done = PartitionSnapshotDone(partition=partition, owner_epoch=epoch, hosts=len(hosts))
                 link.event(TOPIC_PARTITIONS, str(partition), epoch, _encode(done))
             except NotOwner:

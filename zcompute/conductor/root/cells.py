@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import gevent
-import msgspec
 from msgspec.structs import replace
 
 from zcompute.bus import Link
@@ -42,7 +41,7 @@ class CellRows(Protocol):
 class Publisher(Protocol):
     """What the feed speaks to: the bus' endpoint."""
 
-    def publish(self, topic: str, key: str, version: int, payload: bytes) -> None: ...
+    def publish(self, topic: str, key: str, version: int, payload: bytes | CellInfo) -> None: ...
 
 
 class CellsFeed:
@@ -78,14 +77,14 @@ class CellsFeed:
             known = self._cells.get(cell.name)
             if known is None or known.revision < cell.revision:
                 self._cells[cell.name] = cell
-                self._endpoint.publish(TOPIC_CELLS, cell.name, cell.revision, msgspec.msgpack.encode(cell))
+                self._endpoint.publish(TOPIC_CELLS, cell.name, cell.revision, cell)
 
     def greet(self, link: Link) -> None:
         """A link came up: all cells to a peer that wants them."""
         if link.peer is None or TOPIC_CELLS not in link.peer.topics:
             return
         for cell in self.all():
-            link.event(TOPIC_CELLS, cell.name, cell.revision, msgspec.msgpack.encode(cell))
+            link.event(TOPIC_CELLS, cell.name, cell.revision, cell)
 
     def _poll(self) -> None:
         failing: Any = None

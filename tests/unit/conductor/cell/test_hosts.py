@@ -36,7 +36,7 @@ INVENTORY = HostInventory(name="h1", total=Amounts(vcpus=8, memory_mb=4096, disk
 class Link:
     def __init__(self, role="compute", hosts=("h1",), topics=()):
         self.peer = SimpleNamespace(role=role, cell="c1", service_id="s1", hosts=frozenset(hosts), topics=topics)
-        self.name, self.up, self.events = "link", True, []
+        self.name, self.up, self.events, self.lowers = "link", True, [], False
 
     def event(self, topic, key, version, payload):
         self.events.append((topic, key, version))
