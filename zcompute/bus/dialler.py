@@ -34,6 +34,7 @@ class Dialler:
         self._endpoint = endpoint
         self._limits = endpoint.limits
         self._address = address
+        self._reopen_due = NEVER
         self._server_public_key = server_public_key
         core = LinkCore(
             endpoint.limits, endpoint.counters, verify=self._verify, interfaces=lambda: endpoint.serving.ranges
@@ -64,7 +65,7 @@ class Dialler:
         self._close_sockets(self._limits.tick_ms)
         self._connected = False
         self._attempts = 0
-        self._hello_due = NEVER
+        self._hello_due = self._reopen_due = NEVER
         if self.link.core.state is State.HELLO_SENT:
             self.link.core.state = State.DOWN
         self.link.lose(reason)
@@ -165,8 +166,10 @@ class Dialler:
             self.tick(now)
 
     def tick(self, now: float) -> None:
-        """Say a hello that is due, give up one that is not answered, probe an idle link."""
+        """Say a hello that is due, give up one that is not answered, probe an idle link, try a refused key again."""
         core = self.link.core
+        if now >= self._reopen_due:
+            self.reconnect("trying the key again")
         if core.state is State.HELLO_SENT and now - core.hello_at > self._limits.hello_timeout_ms / 1000:
             self._endpoint.counters["hellos_timed_out"] += 1
             core.state = State.DOWN
@@ -226,6 +229,7 @@ class Dialler:
         for event, _ in read_monitor(self._monitor):
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
+                self._reopen_due = NEVER
                 self._plan_hello(time.monotonic())
             elif event == zmq.EVENT_DISCONNECTED:
                 self._drain()
@@ -252,3 +256,6 @@ class Dialler:
             log.warning("handshake failed address=%s error=%s", self.link.address, error)
         self.refusal = error
         self._endpoint.counters["handshakes_failed"] += 1
+        if self._reopen_due == NEVER:  # libzmq gives an address up for good when its key was refused
+            delay_ms = self._limits.hello_backoff_ms_max * random.uniform(0.5, 1.0)
+            self._reopen_due = time.monotonic() + delay_ms / 1000

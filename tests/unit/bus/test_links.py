@@ -96,6 +96,16 @@ def test_an_unknown_key_never_gets_in(bus: Bus) -> None:
     assert server.counters["hellos"] == 0
 
 
+def test_a_key_that_becomes_known_gets_in_without_a_restart(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    client = bus.endpoint("compute", "compute-1")
+    bus.keys.keyring.replace([entry for entry in bus.keys.entries if entry.name != "compute-1"])
+    link = client.dial(server.bind("tcp://127.0.0.1:0"), server.identity.public_key)
+    wait_until(lambda: client.counters["handshakes_failed"] >= 2)
+    bus.keys.keyring.replace(bus.keys.entries)
+    assert link.wait_up(3000)
+
+
 def test_a_listener_of_another_role_than_its_key_is_not_taken(bus: Bus) -> None:
     bus.keys.make("conductor-1", "api")
     server = bus.endpoint("conductor", "conductor-1")
