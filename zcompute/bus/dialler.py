@@ -3,19 +3,16 @@
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
 
 import zmq
 
 from zcompute.bus.envelope import Hello
 from zcompute.bus.errors import BusError, Forbidden, Unavailable
+from zcompute.bus.home import Home
 from zcompute.bus.identity import Peer, check_against_key
 from zcompute.bus.link import Link
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import BLOCKED, GONE, MONITORED, SENT, SocketWatch, open_dealer, read_monitor, readable
-
-if TYPE_CHECKING:
-    from zcompute.bus.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +27,7 @@ HANDSHAKE_FAILURES: dict[int, str] = {
 class Dialler:
     """Keeps one link connected for ever: connect, hello, and hello again with back-off after every loss."""
 
-    def __init__(self, endpoint: "Endpoint", address: str, server_public_key: str) -> None:
+    def __init__(self, endpoint: Home, address: str, server_public_key: str) -> None:
         self._endpoint = endpoint
         self._limits = endpoint.limits
         self._address = address

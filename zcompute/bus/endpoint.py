@@ -5,7 +5,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import gevent
 import msgspec
@@ -18,16 +18,15 @@ from zcompute.bus.envelope import (
     PROTOCOL_MINOR,
     Ack,
     Event,
-    Hello,
     Report,
-    Welcome,
     encode_attributes,
 )
 from zcompute.bus.errors import BusConfigError
+from zcompute.bus.home import Greeting
 from zcompute.bus.identity import Identity, Keyring, Peer
 from zcompute.bus.inside import BUS_PING, BUS_STAT, BusInterface
 from zcompute.bus.limits import Limits
-from zcompute.bus.link import Link, Lower
+from zcompute.bus.link import Handlers, Link, Lower
 from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_INTERVAL_S = 1.0
 CLOSE_MARGIN_MS = 1_000
-Greeting = TypeVar("Greeting", Hello, Welcome)
 Lowering = Callable[[Mapping[str, Any]], Lower | None]
 """From a peer's attributes to what makes messages readable for it; None when it reads them as they are."""
 
@@ -52,17 +50,6 @@ _open_endpoints: "weakref.WeakSet[Endpoint]" = weakref.WeakSet()
 def open_endpoints() -> list["Endpoint"]:
     """The endpoints of this process that are open: for state dumps and metrics."""
     return sorted(_open_endpoints, key=lambda endpoint: endpoint.identity.service_id)
-
-
-class Handlers:
-    """What the application wants to be told; each runs in a greenlet, those of one link one at a time, in order."""
-
-    def __init__(self) -> None:
-        self.reports: Callable[[Link, list[Report]], None] | None = None
-        self.acks: Callable[[Link, list[Ack]], None] | None = None
-        self.events: dict[str, Callable[[Link, Event], None]] = {}
-        self.up: list[Callable[[Link], None]] = []
-        self.down: list[Callable[[Link], None]] = []
 
 
 class Endpoint:

@@ -2,24 +2,51 @@
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from zcompute.bus.context import request_id
+from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.envelope import Event
-from zcompute.bus.happenings import AcksArrived, Happening, LinkLost, LinkUp, ReportsArrived
+from zcompute.bus.happenings import Happening, LinkLost, LinkUp
+from zcompute.bus.limits import Limits
 from zcompute.bus.outgoing import StateEvents
-
-if TYPE_CHECKING:
-    from zcompute.bus.endpoint import Endpoint
-    from zcompute.bus.link import Link
+from zcompute.bus.workers import WorkerPool
 
 log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """The link whose inbox it is."""
+
+    name: str
+
+    def tell(self, happening: Happening) -> None:
+        """Run the application's handlers; may block and raise."""
+
+    def reset(self, reason: str) -> None:
+        """Begin anew with a hello."""
+
+
+class OwnerHome(Protocol):
+    """The endpoint of the link."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def refusals(self) -> Refusals: ...
+
+    @property
+    def link_pool(self) -> WorkerPool: ...
 
 
 class Inbox:
     """Bounded: what does not fit resets the link, after which reports are resent and a snapshot follows."""
 
-    def __init__(self, link: "Link", endpoint: "Endpoint") -> None:
+    def __init__(self, link: Owner, endpoint: OwnerHome) -> None:
         self._link = link
         self._endpoint = endpoint
         self._happenings: deque[Happening] = deque()
@@ -61,7 +88,7 @@ class Inbox:
                 else:
                     break
                 try:
-                    self._tell(happening)
+                    self._link.tell(happening)
                 except Exception:
                     self._endpoint.counters["handlers_failed"] += 1
                     log.exception("handler failed kind=%s peer=%s", type(happening).__name__, self._link.name)
@@ -69,25 +96,3 @@ class Inbox:
             self._running = False
             if self._happenings or self._events:
                 self._run()
-
-    def _tell(self, happening: Happening) -> None:
-        handlers = self._endpoint.handlers
-        link = self._link
-        if isinstance(happening, ReportsArrived):
-            if handlers.reports is None:
-                self._endpoint.refusals.count("no_report_handler", link.name)
-            else:
-                handlers.reports(link, happening.reports)
-        elif isinstance(happening, AcksArrived):
-            if handlers.acks is not None and happening.acks:
-                handlers.acks(link, happening.acks)
-        elif isinstance(happening, Event):
-            on_event = handlers.events.get(happening.topic)
-            if on_event is not None:
-                on_event(link, happening)
-        elif isinstance(happening, LinkUp):
-            for handler in handlers.up:
-                handler(link)
-        elif isinstance(happening, LinkLost):
-            for handler in handlers.down:
-                handler(link)

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import gevent
 import msgspec
@@ -31,14 +31,11 @@ from zcompute.bus.happenings import (
     Refused,
     ReportsArrived,
 )
-from zcompute.bus.identity import Peer
-from zcompute.bus.inbox import Inbox
-from zcompute.bus.method import MethodSpec, check_version
+from zcompute.bus.identity import Peer, VersionRange
+from zcompute.bus.inbox import Inbox, OwnerHome
+from zcompute.bus.method import MethodSpec, PreparedMethod, check_version
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import BLOCKED, GONE
-
-if TYPE_CHECKING:
-    from zcompute.bus.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +69,55 @@ class Carrier(Protocol):
         """Begin anew with a hello."""
 
 
+class Handlers:
+    """What the application wants to be told; each runs in a greenlet, those of one link one at a time, in order."""
+
+    def __init__(self) -> None:
+        self.reports: Callable[[Link, list[Report]], None] | None = None
+        self.acks: Callable[[Link, list[Ack]], None] | None = None
+        self.events: dict[str, Callable[[Link, Event], None]] = {}
+        self.up: list[Callable[[Link], None]] = []
+        self.down: list[Callable[[Link], None]] = []
+
+
+class WorkTaker(Protocol):
+    """Takes the peer's calls and casts."""
+
+    @property
+    def ranges(self) -> Mapping[str, VersionRange]:
+        """The versions served, by interface."""
+
+    def on_call(self, link: "Link", call: Call, now: float) -> None:
+        """A call arrived."""
+
+    def on_cast(self, link: "Link", cast: Cast, now: float) -> None:
+        """A cast arrived."""
+
+
+class LinkHome(OwnerHome, Protocol):
+    """What a link needs of its endpoint."""
+
+    handlers: Handlers
+    active: "set[Link]"
+    blocked: "set[Link]"
+    up_links: "dict[Link, None]"
+    closed: bool
+    lowering: Callable[[Mapping[str, Any]], Lower | None] | None
+
+    @property
+    def serving(self) -> WorkTaker: ...
+
+    def prepare(self, method: MethodSpec) -> PreparedMethod:
+        """The method's codec."""
+
+    def down_reason(self, link: "Link") -> str:
+        """Why a dialled link is not up."""
+
+
 class Link:
     """One peer; the same object across reconnects of a dialled address, and of one incarnation at a listener."""
 
-    def __init__(self, endpoint: "Endpoint", core: LinkCore, address: str, name: str) -> None:
+    def __init__(self, endpoint: LinkHome, core: LinkCore, address: str, name: str) -> None:
         self.address = address
         self.name = name
         self.core = core
@@ -375,6 +417,28 @@ class Link:
         self.inbox.put(happening)
         if self.carrier is not None:
             self.carrier.on_lost(self, happening.reason)
+
+    def tell(self, happening: Happening) -> None:
+        """Run the application's handlers for what the inbox held, in a worker's greenlet."""
+        handlers = self._endpoint.handlers
+        if isinstance(happening, ReportsArrived):
+            if handlers.reports is None:
+                self._endpoint.refusals.count("no_report_handler", self.name)
+            else:
+                handlers.reports(self, happening.reports)
+        elif isinstance(happening, AcksArrived):
+            if handlers.acks is not None and happening.acks:
+                handlers.acks(self, happening.acks)
+        elif isinstance(happening, Event):
+            on_event = handlers.events.get(happening.topic)
+            if on_event is not None:
+                on_event(self, happening)
+        elif isinstance(happening, LinkUp):
+            for handler in handlers.up:
+                handler(self)
+        elif isinstance(happening, LinkLost):
+            for handler in handlers.down:
+                handler(self)
 
     # Checks before sending
 

@@ -7,7 +7,6 @@ User-Id, service id, incarnation, link number). Frames of other routes are answe
 import errno
 import logging
 import time
-from typing import TYPE_CHECKING
 
 import zmq
 
@@ -25,6 +24,7 @@ from zcompute.bus.envelope import (
     foreign_protocol,
 )
 from zcompute.bus.errors import BusError, Busy, Forbidden, FrameRefused, UnsupportedVersion, is_registered, to_wire
+from zcompute.bus.home import Home
 from zcompute.bus.identity import Identity, Peer, check_against_key
 from zcompute.bus.link import Link
 from zcompute.bus.protocol import LinkCore, peer_of
@@ -39,9 +39,6 @@ from zcompute.bus.sockets import (
     readable,
 )
 from zcompute.bus.zap import KEY_PROPERTY
-
-if TYPE_CHECKING:
-    from zcompute.bus.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +90,7 @@ class Route:
 class Listener:
     """A bound ROUTER."""
 
-    def __init__(self, endpoint: "Endpoint", address: str, identity: Identity) -> None:
+    def __init__(self, endpoint: Home, address: str, identity: Identity) -> None:
         self.endpoint = endpoint
         self._limits = endpoint.limits
         self._routes: dict[bytes, Route] = {}

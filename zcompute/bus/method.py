@@ -80,7 +80,7 @@ class PreparedMethod:
 def interface_ranges(methods: Iterable[MethodSpec]) -> dict[str, VersionRange]:
     """Range of versions per interface that serving these methods amounts to: (major, 0) to (major, highest minor).
 
-    A method may say more of its interface than its own version: `interface_version`, reached by changes elsewhere in it.
+    A method may say more of its interface than its own version: `interface_version`, reached by changes elsewhere.
     """
     highest: dict[str, tuple[int, int]] = {}
     for method in methods:

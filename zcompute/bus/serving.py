@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -25,12 +25,10 @@ from zcompute.bus.errors import (
 )
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
+from zcompute.bus.link import Link
 from zcompute.bus.method import MethodSpec, PreparedMethod, Priority, check_version, interface_ranges
 from zcompute.bus.protocol import ServedCall
 from zcompute.bus.workers import WorkerPool
-
-if TYPE_CHECKING:
-    from zcompute.bus.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class CallContext:
     def __init__(
         self,
         peer: Peer,
-        link: "Link",
+        link: Link,
         request_id: str,
         deadline: float,
         call_id: int = 0,
@@ -156,7 +154,7 @@ class Serving:
             raise Forbidden(f"role {peer.role!r} may not call {work.method}", method=work.method)
         return served
 
-    def on_call(self, link: "Link", call: Call, now: float) -> None:
+    def on_call(self, link: Link, call: Call, now: float) -> None:
         """A call arrived: check it, queue it, or answer with the refusal."""
         core = link.core
         peer = core.peer
@@ -176,7 +174,7 @@ class Serving:
             self._count_refused(link, call, error)
             self._answer_error(link, call, error, serving)
 
-    def on_cast(self, link: "Link", cast: Cast, now: float) -> None:
+    def on_cast(self, link: Link, cast: Cast, now: float) -> None:
         """A cast arrived: check it and queue it; a refusal is counted and logged."""
         peer = link.core.peer
         if peer is None:
@@ -190,13 +188,13 @@ class Serving:
             self._count_refused(link, cast, error)
             link.core.notice(error, now)
 
-    def _count_refused(self, link: "Link", work: Call | Cast, error: BusError) -> None:
+    def _count_refused(self, link: Link, work: Call | Cast, error: BusError) -> None:
         self._refusals.count(error.wire_name, link.name, str(error))
         served = self._served.get(work.method)
         if served is not None:
             served.refused[error.wire_name] += 1
 
-    def _run_call(self, link: "Link", call: Call, served: Served, deadline: float, serving: ServedCall) -> None:
+    def _run_call(self, link: Link, call: Call, served: Served, deadline: float, serving: ServedCall) -> None:
         core = link.core
         peer = core.peer
         if core.serving.get(call.call_id) is not serving:  # cancelled while it was queued
@@ -238,7 +236,7 @@ class Serving:
         if core.answer(Reply(call.call_id, payload), len(payload), serving, served.prepared.priority):
             link.flush_soon()
 
-    def _run_cast(self, link: "Link", cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
+    def _run_cast(self, link: Link, cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
         served.begun += 1
         request_id.set(cast.request_id)
         deadline = arrived + self._limits.call_timeout_ms_max / 1000
@@ -256,7 +254,7 @@ class Serving:
         finally:
             served.ended += 1
 
-    def _answer_error(self, link: "Link", call: Call, error: BaseException, serving: ServedCall) -> None:
+    def _answer_error(self, link: Link, call: Call, error: BaseException, serving: ServedCall) -> None:
         wire_name, message, details = to_wire(error)
         served = self._served.get(call.method)
         priority = served.prepared.priority if served is not None else Priority.CALLS
