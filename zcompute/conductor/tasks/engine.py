@@ -186,9 +186,8 @@ class TaskEngine:
                 self._leave(run)  # a later gain finds it in the table again
                 return
             except DeadlinePassed:
-                if not run.parked:  # it may have been revived since the step began
-                    self._park(run)
-                return
+                if run.parked or self._park(run):
+                    return
             except Exception as error:  # noqa: BLE001  # whatever went wrong, the task goes on or parks at its deadline
                 failures += 1
                 self._log_failure(run, task, error, failures)
@@ -224,12 +223,15 @@ class TaskEngine:
             run.uuid, task.kind, task.step, task.attempt, failures, type(error).__name__, error,
         )  # fmt: skip
 
-    def _park(self, run: TaskRun) -> None:
-        """At the deadline. The journal is tried again for as long as the partition is owned."""
+    def _park(self, run: TaskRun) -> bool:
+        """At the deadline. The journal is tried again for as long as the partition is owned. False: there is a later
+        deadline, by a result or a delete that was committed meanwhile: the task goes on."""
         for attempt in range(1, PARK_TRIES_MAX + 1):
             task = run.task
             if task is None:
-                return
+                return True
+            if not run.overdue:
+                return False
             message = _silence(task)
 
             def decide(instance: Instance, task: Task, now_us: int, message: str = message) -> Decision:
@@ -238,13 +240,14 @@ class TaskEngine:
             try:
                 if run.journal(decide):
                     log.warning("task parked uuid=%s kind=%s step=%s", run.uuid, task.kind, task.step)
-                    return
+                    return True
             except TaskLost:
                 self._leave(run)
-                return
+                return True
             except Exception as error:  # noqa: BLE001  # the ledger is busy or its database away: try again
                 self._log_failure(run, task, error, attempt)
                 self._pause(run, attempt)
+        return True
 
     def _forget_at_hosts(self, run: TaskRun) -> None:
         hosts, run.commanded = run.commanded, set()

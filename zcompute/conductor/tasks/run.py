@@ -163,6 +163,11 @@ class TaskRun:
 
     # -- time ------------------------------------------------------------------------------------------------------
 
+    @property
+    def overdue(self) -> bool:
+        """Whether less than a millisecond is left."""
+        return self.deadline - time.monotonic() < 0.001
+
     def left_ms(self, at_most_ms: int) -> int:
         """Milliseconds for the next call. Raises DeadlinePassed."""
         left = int((self.deadline - time.monotonic()) * 1000)

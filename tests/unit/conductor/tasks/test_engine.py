@@ -357,6 +357,30 @@ def test_a_delete_revived_while_its_parked_runner_looks_again_has_its_deadline(m
     assert world.task(uuid).state == TASK_PARKED
 
 
+def test_a_result_committed_at_the_deadline_is_not_parked_over(make):
+    world = make("h1", settings=short())
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    agent.silent = True
+    world.delete(uuid)
+    wait_for(lambda: agent.named("destroy"))
+    gate = world.ledger_world.connection.gate
+    gate.clear()
+    agent.finish("destroy", agent.named("destroy")[-1])  # on its way to its commit when the deadline passes
+    submit, parking = world.ledger.submit, []
+
+    def submitted(*arguments):
+        parking.append(submit(*arguments))
+        return parking[-1]
+
+    world.ledger.submit = submitted
+    wait_for(lambda: parking)
+    gate.set()
+    world.wait_state(uuid, VM_DELETED)
+    assert world.claims == {}
+
+
 def test_a_later_deadline_counts_from_its_commit(make):
     world = make("h1")
     instance, task = new_build()
