@@ -111,6 +111,16 @@ def test_a_unix_socket_serves_is_private_and_outlives_a_kill(tmp_path: Path) -> 
     second.stop(timeout=0)
 
 
+def test_a_silent_client_gives_its_place_back(server: metrics.MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "CONNECTION_S_MAX", 0.1)
+    host, _, port = server.shown_address.rpartition(":")
+    silent = [socket.create_connection((host, int(port)), timeout=5) for _ in range(metrics.CONNECTIONS_MAX + 2)]
+    assert [client.recv(1) for client in silent] == [b""] * len(silent)
+    for client in silent:
+        client.close()
+    assert get(server, "/metrics")[0] == 200
+
+
 def test_off_by_default(tmp_path: Path) -> None:
     assert metrics.serve("conductor", config("", tmp_path)) is None
 

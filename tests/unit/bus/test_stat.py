@@ -7,11 +7,12 @@ import msgspec
 import pytest
 from gevent.event import Event as Flag
 
-from tests.unit.bus.conftest import ECHO, NOTE, SLOW, Answer, Ask, Bus, connect, serve_echo, wait_until
+from tests.unit.bus.conftest import ECHO, NOTE, SLOW, Answer, Ask, Bus, Method, connect, serve_echo, wait_until
 from zcompute.bus import (
     BUS_PING,
     BUS_STAT,
     Ack,
+    Busy,
     EndpointStat,
     Forbidden,
     Limits,
@@ -22,6 +23,7 @@ from zcompute.bus import (
     open_endpoints,
 )
 from zcompute.bus.counters import OTHERS, PEERS_KEPT_MAX, Counters, Refusals
+from zcompute.bus.inside import RELAYS_MAX
 from zcompute.bus.stat import AskedStat, LinkStat, MethodStat, PoolStat, strangers_of
 from zcompute.bus.workers import WorkerPool
 
@@ -167,6 +169,30 @@ def test_an_operator_pings_and_asks_a_service_and_those_behind_it(bus: Bus) -> N
     assert (far.service_id, [row.service_id for row in far.links]) == ("compute-1", ["conductor-1"])
     with pytest.raises(LinkDown, match="nobody"):
         link.call(BUS_PING, PingRequest(service="nobody"), timeout_ms=2000)
+
+
+def test_only_so_many_requests_are_passed_on_at_once(bus: Bus) -> None:
+    conductor = bus.endpoint("conductor", "conductor-1")
+    address = conductor.bind("tcp://127.0.0.1:0")
+    compute = bus.endpoint("compute", "compute-1", limits=Limits(control_workers=1))
+    go = Flag()
+    compute.serve(Method("echo", "hold", pool="control"), lambda ask, context: (go.wait(), Answer(""))[1])
+    operator = bus.endpoint("operator", "operator-1")
+    assert compute.dial(address, conductor.identity.public_key).wait_up(5000)
+    link = operator.dial(address, conductor.identity.public_key)
+    assert link.wait_up(5000)
+    (back,) = conductor.links(role="compute")
+    holding = gevent.spawn(back.call, Method("echo", "hold", pool="control"), Ask(""), timeout_ms=5000)
+    wait_until(lambda: method(compute.stat(), "echo.hold").running == 1)
+    behind = PingRequest(service="compute-1")
+    pings = [gevent.spawn(link.call, BUS_PING, behind, timeout_ms=5000) for _ in range(RELAYS_MAX)]
+    wait_until(lambda: method(conductor.stat(), "bus.ping").running == RELAYS_MAX)
+    with pytest.raises(Busy):
+        link.call(BUS_PING, behind, timeout_ms=2000)
+    assert link.call(BUS_PING, PingRequest(), timeout_ms=2000).service_id == "conductor-1"
+    go.set()
+    gevent.joinall([holding, *pings], timeout=5, raise_error=True)
+    assert link.call(BUS_PING, behind, timeout_ms=2000).service_id == "compute-1"
 
 
 def test_a_compute_may_not_look_inside_a_conductor(bus: Bus) -> None:

@@ -106,3 +106,29 @@ def test_stacks_are_counted_together_and_bounded() -> None:
     assert found.count == 4
     assert len(found.frames) == state_dump.STACK_FRAMES_MAX
     gevent.killall(sleepers)
+
+
+def test_a_signal_during_a_dump_is_ignored_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = Flag()
+    written: list[Path] = []
+
+    class SlowPool:
+        def apply(self, write: object, arguments: tuple[Path, StateDump, str]) -> None:
+            go.wait()
+            written.append(arguments[0])
+
+    class Hub:
+        threadpool = SlowPool()
+
+    dumper = StateDumper(config(tmp_path))
+    monkeypatch.setattr(state_dump.gevent, "get_hub", Hub)
+    first = gevent.spawn(dumper)
+    gevent.sleep(0.01)
+    with caplog.at_level(logging.WARNING):
+        dumper()
+    assert "the signal is ignored" in caplog.text
+    go.set()
+    first.get(timeout=2)
+    assert len(written) == 1
