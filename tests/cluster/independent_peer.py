@@ -65,12 +65,12 @@ class Peer:
         self.socket.send(msgpack.packb(list(envelopes)))
 
     def turn(self, wait_ms=50):
-        """Read what has come; what must be answered at once is."""
-        now = time.monotonic()
-        if self.epoch and now - self.beaten_at > BEAT_S:
-            self.beaten_at = now
-            self.send([CAST, "host.beat", 1, 0, "req-peer", msgpack.packb({"hosts": [self.host]})])
+        """Read what has come; what must be answered at once is. A beat that the link does not take is left out."""
         if not self.socket.poll(wait_ms):
+            now = time.monotonic()
+            if self.epoch and now - self.beaten_at > BEAT_S and self.socket.poll(0, zmq.POLLOUT):
+                self.beaten_at = now
+                self.send([CAST, "host.beat", 1, 0, "req-peer", msgpack.packb({"hosts": [self.host]})])
             return
         parts = self.socket.recv_multipart()
         if len(parts) != 1:
