@@ -26,6 +26,7 @@ from zcompute.objects.methods import (
     MAP_GET,
     SERVICE_LIST,
     TOPIC_MAP,
+    TOPIC_ROLES,
     Empty,
     MapReply,
     ServiceListReply,
@@ -92,6 +93,9 @@ class Life:
         """Refuse hellos until this life is ready. Raises Unavailable, Forbidden."""
         if peer.role in OF_OWN_CELL and peer.cell != self._cell:
             raise Forbidden(f"a {peer.role} of cell {peer.cell} has nothing to say in cell {self._cell}")
+        for topic in sorted(peer.topics):
+            if peer.role not in TOPIC_ROLES.get(topic, (peer.role,)):  # one that is not known here is never sent
+                raise Forbidden(f"a {peer.role} has nothing to hear on topic {topic}")
         if not self.ready:
             raise Unavailable(f"conductor {self._config.service.id} is not ready yet: try again")
 

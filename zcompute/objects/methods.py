@@ -280,6 +280,15 @@ _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
 
+TOPIC_ROLES: dict[str, frozenset[str]] = {
+    TOPIC_MAP: _ANY,
+    TOPIC_CELLS: frozenset({"api", "conductor", "operator"}),
+    TOPIC_HOSTS: frozenset({"scheduler"}),
+    TOPIC_PARTITIONS: frozenset({"scheduler"}),
+    TOPIC_EPOCHS: _CONDUCTOR,
+}
+"""Roles that may hear a topic: a hello that names another of these is refused."""
+
 EVENTS: dict[str, type] = {
     TOPIC_MAP: PartitionMap,
     TOPIC_CELLS: CellInfo,
