@@ -1,4 +1,5 @@
-"""The decisions of a build: pure. Steps: schedule -> claim -> spawn; abandon after a failure behind the deadline.
+"""The decisions of a build: pure. Steps: schedule -> claim -> spawn; abandon behind the deadline, after a failure or
+before any host was told.
 
 Five commits when all goes well: the intake, the journal of the claim, the claim itself (at the host's owner), the
 journal of the spawn (host, reporter generation and claim in force, all in one), and the result.
@@ -124,9 +125,10 @@ def spawn_given_up(instance: Instance, task: Task, reason: str) -> Decision:
 
 
 def abandon(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
-    """A parked build has failed for certain: it ends in ERROR once its claim is released."""
+    """A build that is behind its deadline is for certain on no host: it ends in ERROR once its claims are released."""
+    owed = [_claim_of(task)] if task.body.host else []
     body = msgspec.structs.replace(
-        task.body, host=None, named_hosts=[], candidates=[], release=[*task.body.release, _claim_of(task)]
+        task.body, host=None, named_hosts=[], candidates=[], release=[*task.body.release, *owed]
     )
     return Decision(
         instance=msgspec.structs.replace(
@@ -140,6 +142,12 @@ def abandon(instance: Instance, task: Task, reason: str, now_us: int, ending_s: 
             deadline_at_us=now_us + ending_s * 1_000_000,
         ),
     )
+
+
+def no_host_told(task: Task) -> bool:
+    """Whether a build is at a step before any host of its present attempt was sent a command: what was tried before
+    has failed there for certain."""
+    return task.kind == TASK_BUILD and task.step in (STEP_SCHEDULE, STEP_CLAIM)
 
 
 def end_abandoned(instance: Instance) -> Decision:

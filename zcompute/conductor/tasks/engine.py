@@ -15,6 +15,7 @@ import gevent
 from zcompute.bus.context import request_id
 from zcompute.bus.errors import Busy
 from zcompute.conductor.tasks.adoption import adopt
+from zcompute.conductor.tasks.build_walk import abandon, no_host_told
 from zcompute.conductor.tasks.decision import Decision, Snapshot, park
 from zcompute.conductor.tasks.forgetting import Forgetting
 from zcompute.conductor.tasks.run import DeadlinePassed, TaskEnv, TaskLost, TaskRun
@@ -225,7 +226,8 @@ class TaskEngine:
 
     def _park(self, run: TaskRun) -> bool:
         """At the deadline. The journal is tried again for as long as the partition is owned. False: there is a later
-        deadline, by a result or a delete that was committed meanwhile: the task goes on."""
+        deadline now, by a result or a delete that was committed meanwhile, or since nobody need be waited for: the
+        task goes on."""
         for attempt in range(1, PARK_TRIES_MAX + 1):
             task = run.task
             if task is None:
@@ -235,12 +237,16 @@ class TaskEngine:
             message = _silence(task)
 
             def decide(instance: Instance, task: Task, now_us: int, message: str = message) -> Decision:
+                if no_host_told(task):
+                    return abandon(instance, task, message, now_us, run.settings.ending_s_max)
                 return park(instance, task, message, now_us)
 
             try:
                 if run.journal(decide):
-                    log.warning("task parked uuid=%s kind=%s step=%s", run.uuid, task.kind, task.step)
-                    return True
+                    outcome = "parked" if run.parked else "given up"
+                    log.warning("task %s uuid=%s kind=%s step=%s", outcome, run.uuid, task.kind, task.step)
+                    if run.parked:
+                        return True
             except TaskLost:
                 self._leave(run)
                 return True
@@ -270,6 +276,6 @@ def _silence(task: Task) -> str:
     """What the fault of a parked task says."""
     if task.body.fault is not None:
         return task.body.fault.message
-    silent = [host for host in task.body.named_hosts if host not in task.body.destroyed]
+    silent = [] if no_host_told(task) else [host for host in task.body.named_hosts if host not in task.body.destroyed]
     where = f": no answer from {', '.join(silent)}" if silent else ""
     return f"{task.kind} did not end before its deadline, in step {task.step}{where}"

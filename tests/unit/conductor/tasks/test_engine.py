@@ -132,6 +132,24 @@ def test_a_host_that_was_told_is_never_passed_over(make):
     assert row.fault is None
 
 
+@pytest.mark.parametrize("waits_for", ["a scheduler", "the owner of the host"])
+def test_a_build_behind_its_deadline_that_no_host_was_told_of_ends_in_error_without_a_task(make, waits_for):
+    world = make("h1", settings=short())
+    if waits_for == "a scheduler":
+        world.hosts = []
+    else:
+        world.silent_claims = 1_000_000
+    uuid = world.build()
+    wait_for(lambda: world.instance(uuid).task_id is None, timeout_s=5)
+    row = world.instance(uuid)
+    assert (row.vm_state, row.task_state, row.host, row.claim) == (VM_ERROR, None, None, None)
+    assert "did not end before its deadline" in row.fault.message
+    assert (world.claims, world.database.tables["tasks"], world.agents["h1"].commands) == ({}, {}, [])
+    wait_for(lambda: world.engine.counts() == (0, 0, 0))
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+
+
 def test_a_parked_build_is_asked_for_again_when_its_host_is_back(make):
     world = make("h1", settings=short())
     agent = world.agents["h1"]
