@@ -1,0 +1,125 @@
+"""Fan-in: thousands of CURVE agents on one conductor, one acknowledged report a second each.
+
+    python -m loadtest.fanin --json r.json [--quick] [--agents 1000,5000,10000]
+
+Measured at the conductor's process, its I/O thread included: share of a core, memory an agent; and the p99 of the
+durable ack as the agents see it. No database: the conductor acknowledges at once. Exit status 1 when reports are
+lost; with ``--strict`` also when a target is missed.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import zmq
+
+from loadtest.bus.contender import Process, cpu_s
+from loadtest.report import Target, parser, publish
+
+AGENTS, AGENTS_QUICK = "1000,5000", "1000"
+AGENTS_PER_PROCESS = 2_500
+DESCRIPTORS_SPARE = 512
+WARM_UP_S, SECONDS, SECONDS_QUICK = 3.0, 15.0, 8.0
+UP_DEADLINE_S = 150.0
+TARGETS = {
+    5_000: (
+        Target("conductor_cpu_percent_5000", at_most=25),
+        Target("kb_per_agent_5000", at_most=60),
+        Target("ack_p99_ms_5000", at_most=50),
+    ),
+    10_000: (Target("conductor_cpu_percent_10000", at_most=50), Target("kb_per_agent_10000", at_most=60)),
+}
+
+
+def pair() -> list[str]:
+    """A CURVE key pair."""
+    return [key.decode() for key in zmq.curve_keypair()]
+
+
+def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
+    """One size. Raises SystemExit when a report was not acknowledged."""
+    keys = {"conductor": pair(), "agents": [pair() for _ in range(agents)]}
+    file = directory / f"keys-{agents}.json"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(keys), encoding="utf-8")
+    processes: list[Process] = []
+    try:
+        conductor = Process([sys.executable, "-m", "loadtest.fanin_conductor", str(file)])
+        processes.append(conductor)
+        address = conductor.read(UP_DEADLINE_S)
+        idle = psutil.Process(conductor.pid).memory_info().rss
+        began = time.monotonic()
+        groups = [start_agents(keys, first, address, seconds) for first in range(0, agents, AGENTS_PER_PROCESS)]
+        processes += groups
+        for group in groups:
+            group.read(UP_DEADLINE_S)
+        up_s = time.monotonic() - began
+        for group in groups:
+            group.ask("go")
+        time.sleep(WARM_UP_S)
+        cpu, clock = cpu_s(conductor.pid), time.monotonic()
+        time.sleep(seconds - 1)
+        share = (cpu_s(conductor.pid) - cpu) / (time.monotonic() - clock)
+        grown = psutil.Process(conductor.pid).memory_info().rss - idle
+        outcomes = [json.loads(group.read(seconds + UP_DEADLINE_S)) for group in groups]
+    finally:
+        for process in reversed(processes):
+            process.stop()
+    taken = sorted(value for outcome in outcomes for value in outcome["taken_ms"])
+    sent = sum(outcome["sent"] for outcome in outcomes)
+    if len(taken) < sent:
+        print(f"{agents} agents: {len(taken)} of {sent} reports were acknowledged")
+    return {
+        f"conductor_cpu_percent_{agents}": round(share * 100, 1),
+        f"kb_per_agent_{agents}": round(grown / agents / 1024, 1),
+        f"ack_p50_ms_{agents}": round(taken[len(taken) // 2], 2),
+        f"ack_p99_ms_{agents}": round(taken[len(taken) * 99 // 100], 2),
+        f"all_up_s_{agents}": round(up_s, 1),
+        f"reports_acked_{agents}": len(taken),
+        f"links_lost_{agents}": sum(outcome["links_lost"] for outcome in outcomes),
+    }
+
+
+def start_agents(keys: dict[str, list[list[str]]], first: int, address: str, seconds: float) -> Process:
+    """A process with its share of the agents."""
+    group = Process([sys.executable, "-m", "loadtest.fanin_agents"])
+    order = {
+        "first": first,
+        "keys": keys["agents"][first : first + AGENTS_PER_PROCESS],
+        "address": address,
+        "server_public": keys["conductor"][0],
+        "warm_up_s": WARM_UP_S,
+        "seconds": seconds,
+    }
+    group.ask(json.dumps(order))
+    return group
+
+
+def main() -> int:
+    """Run the benchmark; the exit status."""
+    options = parser("fanin", "Agents on one conductor, one acknowledged report a second each.")
+    options.add_argument("--agents", default="", help=f"sizes, by commas (default {AGENTS})")
+    options.add_argument("--strict", action="store_true", help="exit status 1 when a target is missed")
+    given = options.parse_args()
+    sizes = [int(size) for size in (given.agents or (AGENTS_QUICK if given.quick else AGENTS)).split(",")]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    metrics: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="zcompute-bench-") as directory:
+        for size in sizes:
+            if size + DESCRIPTORS_SPARE > hard:
+                print(f"skipped: {size} agents need as many file descriptors, the limit is {hard}")
+                continue
+            print(f"{size} agents")
+            metrics |= measure(size, SECONDS_QUICK if given.quick else SECONDS, Path(directory))
+    targets = tuple(target for size in sizes for target in TARGETS.get(size, ()) if target.metric in metrics)
+    reached = publish("fanin", metrics, given.json, targets)
+    return 0 if reached or not given.strict else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The conductor of loadtest.fanin: an endpoint that acknowledges every report at once, without a database.
+
+python -m loadtest.fanin_conductor KEYS_FILE
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import gevent  # noqa: E402
+
+from zcompute.bus import Ack, Endpoint, Identity, KeyEntry, Keyring, Link, Report  # noqa: E402
+
+
+def acknowledge(link: Link, reports: list[Report]) -> None:
+    """Every report is durable at once."""
+    link.ack([Ack(report.key, report.seq, "applied") for report in reports])
+
+
+def main() -> None:
+    """Serve for ever."""
+    keys = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    entries = [KeyEntry(f"agent{number}", key[0], "compute", "c1") for number, key in enumerate(keys["agents"])]
+    public, secret = keys["conductor"]
+    identity = Identity("conductor", "c1", "conductor1", public_key=public, secret_key=secret)
+    endpoint = Endpoint(identity, keyring=Keyring(entries))
+    endpoint.on_reports(acknowledge)
+    print(endpoint.bind("tcp://127.0.0.1:0"), flush=True)
+    while True:
+        gevent.sleep(3600)
+
+
+if __name__ == "__main__":
+    main()
