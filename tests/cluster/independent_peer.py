@@ -34,8 +34,7 @@ class Peer:
         self.setting = setting
         self.host = setting["host"]
         self.socket = self.connect()
-        self.incarnation = uuid.uuid4().hex
-        self.link_number = self.call_id = 0
+        self.incarnation, self.link_number, self.call_id = uuid.uuid4().hex, 0, 0
         self.arrived = deque()  # envelopes that nobody has looked at yet
         self.answers = {}  # call id -> reply or error
         self.map = {}
@@ -58,8 +57,6 @@ class Peer:
         socket.curve_secretkey = self.setting["secret_key"].encode()
         socket.connect(self.setting["address"])
         return socket
-
-    # -- frames ----------------------------------------------------------------------------------------------------
 
     def send(self, *envelopes):
         self.socket.send(msgpack.packb(list(envelopes)))
@@ -118,8 +115,6 @@ class Peer:
 
     def expect(self, kind, what):
         return self.until(lambda: self.of_kind(kind), what)
-
-    # -- dialogs ---------------------------------------------------------------------------------------------------
 
     def hello(self, changed=None):
         """Say hello; ``changed`` puts other values in the places of its elements."""
@@ -195,8 +190,6 @@ class Peer:
         while time.monotonic() < until:
             self.turn()
 
-    # -- the walk --------------------------------------------------------------------------------------------------
-
     def run(self):
         self.refusals()
         welcome = self.come_up()
@@ -215,8 +208,15 @@ class Peer:
         say("again", link_number=self.link_number)
         self.until(lambda: "compute.destroy" in self.done and not self.unacked, "a destroy")
         say("destroyed", limit=self.limit, acks=self.acks)
+        self.retired()
+
+    def retired(self):
+        """A later incarnation of this service id takes over: the earlier route is told bye."""
+        earlier, self.socket, self.incarnation = self.socket, self.connect(), uuid.uuid4().hex
+        self.epoch = 0  # no beats any more
+        self.come_up()
+        self.socket = earlier
         say("bye", reason=self.expect(BYE, "bye of the conductor")[1])
-        self.send([BYE, "done"])
 
     def refusals(self):
         self.send([CALL, 1, "cluster.map_get", 1, 0, 1000, "", b""])

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import signal
 import subprocess
 import sys
 import tomllib
@@ -146,7 +145,6 @@ def test_a_peer_written_from_the_document_completes_every_dialog(region: Region)
         assert request(region, "DELETE", f"/v2.1/servers/{server_id}")[0] == 204
         peer.wait("destroyed")
         wait_until(lambda: status_of(region, server_id) == "404", "gone", WAIT_S)
-        region.processes[CONDUCTOR].send(signal.SIGTERM)
         assert peer.wait("bye")["reason"]
         assert peer.ended.wait(WAIT_S)
         assert peer.process.wait(5) == 0, peer.errors()
