@@ -14,6 +14,7 @@ import msgspec
 from gevent import pywsgi
 from gevent.pool import Pool
 
+from zcompute.api.errors import ServiceUnavailable
 from zcompute.api.settings import LIMITS, Limits
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,26 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent is followed w
         body = msgspec.json.encode({"badRequest": {"code": 400, "message": f"Malformed request: {message}."}})
         head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         return "400", head.encode() + b"Connection: close\r\n\r\n" + body
+
+    def handle_error(self, kind: Any, error: Any, trace: Any) -> None:
+        """A request that the end of this process cuts is answered as any other whose outcome is not known."""
+        if not isinstance(error, gevent.GreenletExit):
+            super().handle_error(kind, error, trace)
+            return
+        self.close_connection = True
+        if self.response_length:
+            return
+        fault = ServiceUnavailable(
+            "The API is stopping; whether the request took effect is not known. Please repeat it (with the same "
+            "Idempotency-Key, if it creates servers)."
+        )
+        body = fault.body()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        try:
+            self.start_response(fault.status, [*headers.items(), *fault.headers.items()])
+            self.write(body)
+        except OSError as reason:
+            log.debug("connection was gone reason=%s", reason)
 
     def log_request(self) -> None:
         """One line for what may change something, at level debug for the rest."""
