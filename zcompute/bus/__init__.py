@@ -23,6 +23,7 @@ from zcompute.bus.errors import (
     UnsupportedVersion,
     register_error,
 )
+from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.bus.identity import Identity, KeyEntry, Keyring, Peer
 from zcompute.bus.inside import BUS_PING, BUS_STAT, PingReply, PingRequest, StatRequest
 from zcompute.bus.limits import Limits
@@ -30,6 +31,7 @@ from zcompute.bus.link import Link
 from zcompute.bus.method import MethodSpec
 from zcompute.bus.serving import CallContext
 from zcompute.bus.stat import EndpointStat, LinkStat
+from zcompute.bus.streams import Stream
 
 __all__ = [
     "BUS_PING",
@@ -63,6 +65,9 @@ __all__ = [
     "RemoteError",
     "Report",
     "StatRequest",
+    "Stream",
+    "StreamEvents",
+    "StreamSkip",
     "Unavailable",
     "UnknownMethod",
     "UnsupportedVersion",

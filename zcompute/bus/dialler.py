@@ -34,7 +34,11 @@ class Dialler:
         self._reopen_due = NEVER
         self._server_public_key = server_public_key
         core = LinkCore(
-            endpoint.limits, endpoint.counters, verify=self._verify, interfaces=lambda: endpoint.serving.ranges
+            endpoint.limits,
+            endpoint.counters,
+            verify=self._verify,
+            interfaces=lambda: endpoint.serving.ranges,
+            streams=endpoint.streams,
         )
         self.link = Link(endpoint, core, address, address)
         self.link.carrier = self

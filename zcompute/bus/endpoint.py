@@ -22,16 +22,19 @@ from zcompute.bus.envelope import (
     encode_attributes,
 )
 from zcompute.bus.errors import BusConfigError
+from zcompute.bus.following import StreamEvents, StreamSkip
+from zcompute.bus.handlers import Handlers
 from zcompute.bus.home import Greeting
 from zcompute.bus.identity import Identity, Keyring, Peer
 from zcompute.bus.inside import BUS_PING, BUS_STAT, BusInterface
 from zcompute.bus.limits import Limits
-from zcompute.bus.link import Handlers, Link, Lower
+from zcompute.bus.link import Link, Lower
 from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving
 from zcompute.bus.sessions import Sessions
 from zcompute.bus.stat import EndpointStat, asked_stats, link_stat, method_stats, pool_stats, strangers_of, work_of
+from zcompute.bus.streams import Stream, Streams
 from zcompute.bus.workers import WorkerPool
 from zcompute.bus.zap import ZapHandler
 
@@ -79,9 +82,10 @@ class Endpoint:
         self.incarnation = uuid.uuid4().hex
         self.counters = Counters()
         self.refusals = Refusals(self.counters)
-        self.handlers = Handlers()
+        self.handlers: Handlers[Link] = Handlers()
         self.serving = Serving(limits, self.refusals, self.counters)
         self.sessions = Sessions(limits)
+        self.streams = Streams(limits)
         self.link_pool = WorkerPool("links", limits.link_workers, limits.routes_max * 2, limits.job_run_max)
         self.admit_pool = WorkerPool("admit", limits.admit_workers, limits.routes_max * 2, limits.job_run_max)
         self._pools = (*self.serving.pools.values(), self.link_pool, self.admit_pool)
@@ -125,6 +129,10 @@ class Endpoint:
     def on_event(self, topic: str, handler: Callable[[Link, Event], None]) -> None:
         """Hear the state events of a topic (name the topic in `topics` too)."""
         self.handlers.events[topic] = handler
+
+    def on_stream(self, topic: str, handler: Callable[[Link, StreamEvents | StreamSkip], None]) -> None:
+        """Hear the events, in order, and the gaps of the streams of a topic that links `follow`."""
+        self.handlers.streams[topic] = handler
 
     def on_link_up(self, handler: Callable[[Link], None]) -> None:
         """Hear of each link that came up, before anything else that arrives on it."""
@@ -212,6 +220,27 @@ class Endpoint:
         for link in list(self.up_links):
             if link.peer is not None and topic in link.peer.topics:
                 link.event(topic, key, version, payload if link.lowers else current)
+
+    def publish_stream(
+        self,
+        topic: str,
+        key: str = "",
+        *,
+        roles: Iterable[str],
+        cursor: int = 0,
+        events_max: int | None = None,
+        bytes_max: int | None = None,
+    ) -> Stream:
+        """Begin a stream for peers of these roles; `append` to it. Its first event has `cursor`.
+
+        The newest events are kept, `events_max` and `bytes_max` of them (`stream_events_max`, `stream_bytes_max`); who
+        is further behind hears of a gap. Raises BusConfigError for a name that is taken, Busy at `streams_max`.
+        """
+        return self.streams.publish(topic, key, cursor, events_max, bytes_max, frozenset(roles))
+
+    def withdraw_stream(self, stream: Stream) -> None:
+        """Publish a stream no more; who follows waits for one of its name."""
+        self.streams.withdraw(stream)
 
     def stat(self, *, links_from: int = 0, links_max: int | None = None) -> EndpointStat:
         """What this endpoint is doing, with its links by name: all, or `links_max` from the `links_from`th on.

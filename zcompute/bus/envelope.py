@@ -172,6 +172,46 @@ class Cancel(msgspec.Struct, array_like=True, tag=14, gc=False):
     call_id: Count
 
 
+class Follow(msgspec.Struct, array_like=True, tag=15, gc=False):
+    """Send me the stream (topic, key) from `cursor` on, below `limit`; limit 0: no more. Since 1.1."""
+
+    topic: Name
+    key: Key
+    number: Count
+    cursor: Count
+    limit: Count
+
+
+class StreamBatch(msgspec.Struct, array_like=True, tag=16):
+    """Consecutive events of a stream from `cursor` on, in answer to the follow of that number; none: it is heard."""
+
+    topic: Name
+    key: Key
+    number: Count
+    cursor: Count
+    payloads: Annotated[list[bytes], Meta(max_length=1024)]
+
+
+class StreamGap(msgspec.Struct, array_like=True, tag=17, gc=False):
+    """The events `first` to `end` - 1 will not come. An `end` below `first`: the stream began anew."""
+
+    topic: Name
+    key: Key
+    number: Count
+    first: Count
+    end: Count
+
+
+class StreamCredit(msgspec.Struct, array_like=True, tag=18, gc=False):
+    """What a follower awaits next (`received`), and below which cursor it may be sent (`limit`)."""
+
+    topic: Name
+    key: Key
+    number: Count
+    received: Count
+    limit: Count
+
+
 Envelope: TypeAlias = (
     Hello
     | Welcome
@@ -187,6 +227,10 @@ Envelope: TypeAlias = (
     | Nak
     | HelloRequired
     | Cancel
+    | Follow
+    | StreamBatch
+    | StreamGap
+    | StreamCredit
 )
 
 _encoder = msgspec.msgpack.Encoder()

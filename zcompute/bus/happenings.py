@@ -1,11 +1,17 @@
 """What the protocol core tells the link that drives it, beside the envelopes Call, Cast, Event and Hello themselves."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from zcompute.bus.envelope import Ack, Call, Cast, Error, Event, Hello, Reply, Report
+from zcompute.bus.errors import LinkDown, LinkReset
+from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.bus.identity import Peer
 from zcompute.bus.method import Priority
+
+ServedCall: TypeAlias = tuple[float, str]
+"""When a call of the peer arrived, and its method. The very tuple stands for one serving of the call: once another, or
+none, is in its place, nobody waits for the outcome."""
 
 
 class OpenCall:
@@ -29,6 +35,12 @@ class OpenCall:
         self.waiter = waiter
         self.priority = priority
         self.outcome: Reply | Error | Exception | None = None
+
+    def loss(self, reason: str, *, sent: bool = True) -> LinkDown | LinkReset:
+        """The error of a call whose link was lost."""
+        if sent:
+            return LinkReset(f"link was lost while {self.call.method} was open: {reason}")
+        return LinkDown(f"link was lost before {self.call.method} was sent: {reason}")
 
 
 @dataclass(frozen=True)
@@ -77,5 +89,17 @@ class Refused:
 
 
 Happening = (
-    Call | Cast | Event | Hello | OpenCall | LinkUp | LinkLost | HelloRefused | ReportsArrived | AcksArrived | Refused
+    Call
+    | Cast
+    | Event
+    | Hello
+    | OpenCall
+    | LinkUp
+    | LinkLost
+    | HelloRefused
+    | ReportsArrived
+    | AcksArrived
+    | StreamEvents
+    | StreamSkip
+    | Refused
 )

@@ -11,6 +11,7 @@ from zcompute.bus.identity import Identity, Keyring, Peer
 from zcompute.bus.link import Link, LinkHome
 from zcompute.bus.serving import Serving
 from zcompute.bus.sessions import Sessions
+from zcompute.bus.streams import Streams
 from zcompute.bus.workers import WorkerPool
 
 Greeting = TypeVar("Greeting", Hello, Welcome)
@@ -26,6 +27,7 @@ class Home(LinkHome, Protocol):
     admit: Callable[[Peer], None] | None
     context: zmq.Context[Any]
     sessions: Sessions
+    streams: Streams
     admit_pool: WorkerPool
 
     @property

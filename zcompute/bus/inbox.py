@@ -2,11 +2,13 @@
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from zcompute.bus.context import request_id
 from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.envelope import Event
+from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.bus.happenings import Happening, LinkLost, LinkUp
 from zcompute.bus.limits import Limits
 from zcompute.bus.outgoing import StateEvents
@@ -95,4 +97,52 @@ class Inbox:
         finally:
             self._running = False
             if self._happenings or self._events:
+                self._run()
+
+
+class StreamInbox:
+    """What arrived of one stream: bounded by the credit that was given, told in order, beside all else of the link.
+
+    So the handler of a slow stream holds up that stream, and no other word of the peer's.
+    """
+
+    def __init__(self, link: Owner, home: OwnerHome, took: Callable[[str, str, int], None]) -> None:
+        self._link = link
+        self._home = home
+        self._took = took
+        self._waiting: deque[StreamEvents | StreamSkip] = deque()
+        self._running = False
+        self._closed = False
+
+    def put(self, happening: StreamEvents | StreamSkip) -> None:
+        """Queue events or a skip."""
+        self._waiting.append(happening)
+        self._run()
+
+    def close(self) -> None:
+        """Tell nothing more."""
+        self._closed = True
+        self._waiting.clear()
+
+    def _run(self) -> None:
+        if not self._running:
+            self._running = self._home.link_pool.submit(self._drain)
+
+    def _drain(self) -> None:
+        request_id.set("-")
+        try:
+            for _ in range(self._home.limits.job_run_max):
+                if not self._waiting:
+                    break
+                happening = self._waiting.popleft()
+                try:
+                    self._link.tell(happening)
+                except Exception:
+                    self._home.counters["handlers_failed"] += 1
+                    log.exception("handler failed stream=%s/%s", happening.topic, happening.key)
+                if not self._closed:
+                    self._took(happening.topic, happening.key, happening.end)
+        finally:
+            self._running = False
+            if self._waiting:
                 self._run()

@@ -32,6 +32,15 @@ class Limits:
     unacked_reports_max: int = 10_000  # kept for resending
     acks_per_envelope_max: int = 1_024
 
+    # Streams
+    streams_max: int = 1_024  # published by an endpoint, followed at a peer, and followed by a peer
+    stream_events_max: int = 10_000  # kept by a publisher, of one stream, unless told otherwise
+    stream_bytes_max: int = 16 * 1024 * 1024
+    stream_event_bytes_max: int = 64 * 1024
+    stream_batch: int = 64  # events of one envelope
+    stream_credit: int = 256  # events of a stream that may wait at a follower
+    stream_probe_ms: int = 5_000  # a follower asks again, or tells again what it has, after this
+
     # Workers
     control_workers: int = 32
     leaf_workers: int = 64
@@ -45,7 +54,7 @@ class Limits:
 
     # Times
     call_timeout_ms_max: int = 3_600_000
-    heartbeat_interval_ms: int = 500
+    heartbeat_interval_ms: int = 850
     heartbeat_timeout_ms: int = 1_000  # interval + timeout stay under the 2 s in which a stopped peer must be noticed
     hello_timeout_ms: int = 5_000
     hello_backoff_ms_min: int = 50

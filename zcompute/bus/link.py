@@ -21,6 +21,8 @@ from zcompute.bus.errors import (
     UnsupportedVersion,
     from_wire,
 )
+from zcompute.bus.following import StreamEvents, StreamSkip
+from zcompute.bus.handlers import Handlers
 from zcompute.bus.happenings import (
     AcksArrived,
     Happening,
@@ -32,7 +34,7 @@ from zcompute.bus.happenings import (
     ReportsArrived,
 )
 from zcompute.bus.identity import Peer, VersionRange
-from zcompute.bus.inbox import Inbox, OwnerHome
+from zcompute.bus.inbox import Inbox, OwnerHome, StreamInbox
 from zcompute.bus.method import MethodSpec, PreparedMethod, check_version
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import BLOCKED, GONE
@@ -69,17 +71,6 @@ class Carrier(Protocol):
         """Begin anew with a hello."""
 
 
-class Handlers:
-    """What the application wants to be told; each runs in a greenlet, those of one link one at a time, in order."""
-
-    def __init__(self) -> None:
-        self.reports: Callable[[Link, list[Report]], None] | None = None
-        self.acks: Callable[[Link, list[Ack]], None] | None = None
-        self.events: dict[str, Callable[[Link, Event], None]] = {}
-        self.up: list[Callable[[Link], None]] = []
-        self.down: list[Callable[[Link], None]] = []
-
-
 class WorkTaker(Protocol):
     """Takes the peer's calls and casts."""
 
@@ -97,7 +88,7 @@ class WorkTaker(Protocol):
 class LinkHome(OwnerHome, Protocol):
     """What a link needs of its endpoint."""
 
-    handlers: Handlers
+    handlers: "Handlers[Link]"
     active: "set[Link]"
     blocked: "set[Link]"
     up_links: "dict[Link, None]"
@@ -134,6 +125,8 @@ class Link:
         self._spoken: set[int] = set()
         self._lower: Lower | None = None
         self.inbox = Inbox(self, endpoint)
+        self._stream_inboxes: dict[tuple[str, str], StreamInbox] = {}
+        core.streams_out.on_ready = self.flush_soon
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.core.state.value}>"
@@ -254,6 +247,32 @@ class Link:
             self._endpoint.refusals.count("events_overflow", self.name)
             self.reset("too many state events waited")
             return
+        self.flush_soon()
+
+    def follow(self, topic: str, key: str = "", cursor: int = 0) -> None:
+        """Follow a stream of the peer's from `cursor` on, or go to another place of it.
+
+        It is resumed by itself at each link up, where it stood. Handlers: `Endpoint.on_stream`. Raises Busy.
+        """
+        self.core.follow(topic, key, cursor, time.monotonic())
+        self._leave_stream(topic, key)
+        self._stream_inboxes[topic, key] = StreamInbox(self, self._endpoint, self._took_events)
+        self._endpoint.active.add(self)
+        self._settle_queue()
+
+    def unfollow(self, topic: str, key: str = "") -> None:
+        """Follow it no more; what waits is not told."""
+        self.core.unfollow(topic, key)
+        self._leave_stream(topic, key)
+        self._settle_queue()
+
+    def _leave_stream(self, topic: str, key: str) -> None:
+        inbox = self._stream_inboxes.pop((topic, key), None)
+        if inbox is not None:
+            inbox.close()
+
+    def _took_events(self, topic: str, key: str, cursor: int) -> None:
+        self.core.stream_handled(topic, key, cursor, time.monotonic())
         self.flush_soon()
 
     # The endpoint's side
@@ -378,6 +397,10 @@ class Link:
             self.inbox.put_event(happening)
         elif isinstance(happening, ReportsArrived | AcksArrived):
             self.inbox.put(happening)
+        elif isinstance(happening, StreamEvents | StreamSkip):
+            stream_inbox = self._stream_inboxes.get((happening.topic, happening.key))
+            if stream_inbox is not None:
+                stream_inbox.put(happening)
         elif isinstance(happening, Refused):
             self._endpoint.refusals.count(happening.reason, self.name, happening.detail)
         elif isinstance(happening, Hello):
@@ -420,25 +443,8 @@ class Link:
 
     def tell(self, happening: Happening) -> None:
         """Run the application's handlers for what the inbox held, in a worker's greenlet."""
-        handlers = self._endpoint.handlers
-        if isinstance(happening, ReportsArrived):
-            if handlers.reports is None:
-                self._endpoint.refusals.count("no_report_handler", self.name)
-            else:
-                handlers.reports(self, happening.reports)
-        elif isinstance(happening, AcksArrived):
-            if handlers.acks is not None and happening.acks:
-                handlers.acks(self, happening.acks)
-        elif isinstance(happening, Event):
-            on_event = handlers.events.get(happening.topic)
-            if on_event is not None:
-                on_event(self, happening)
-        elif isinstance(happening, LinkUp):
-            for handler in handlers.up:
-                handler(self)
-        elif isinstance(happening, LinkLost):
-            for handler in handlers.down:
-                handler(self)
+        if not self._endpoint.handlers.tell(self, happening):
+            self._endpoint.refusals.count("no_report_handler", self.name)
 
     # Checks before sending
 

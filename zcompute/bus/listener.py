@@ -349,7 +349,10 @@ class Listener:
             sessions.forget(retired)
             retired.close("replaced by another incarnation")
         if link is None:
-            core = LinkCore(self._limits, self.endpoint.counters, interfaces=lambda: self.endpoint.serving.ranges)
+            home = self.endpoint
+            core = LinkCore(
+                home.limits, home.counters, interfaces=lambda: self.endpoint.serving.ranges, streams=home.streams
+            )
             link = Link(self.endpoint, core, route.address, f"{peer.role}/{peer.service_id}@{peer.cell}")
         elif link.up:
             link.lose("peer said hello on another route")

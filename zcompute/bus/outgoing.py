@@ -1,12 +1,14 @@
 """What waits to be sent on one link, and how a frame is filled from it. No I/O, no clock."""
 
+from collections.abc import Iterable
 from enum import Enum
 
-from zcompute.bus.envelope import Call, Cancel, Cast, Envelope, Error, Event, Reply
+from zcompute.bus.envelope import Call, Cancel, Cast, Envelope, Error, Event, Reply, StreamBatch
 from zcompute.bus.errors import Busy
 from zcompute.bus.limits import Limits
 from zcompute.bus.method import Priority
 from zcompute.bus.reports import ReportSender
+from zcompute.bus.streams import StreamSender
 
 ENVELOPE_OVERHEAD_BYTES = 64
 
@@ -104,9 +106,10 @@ class Outgoing:
     none is starved by those before it.
     """
 
-    def __init__(self, limits: Limits, reports: ReportSender) -> None:
+    def __init__(self, limits: Limits, reports: ReportSender, streams: StreamSender) -> None:
         self._limits = limits
         self._reports = reports
+        self._streams = streams
         self._control: list[Envelope] = []
         self._work: tuple[list[Envelope], list[Envelope], list[Envelope]] = ([], [], [])
         self._queued = 0
@@ -115,7 +118,7 @@ class Outgoing:
         self.events = StateEvents(limits.state_events_max)
 
     def __bool__(self) -> bool:
-        return bool(self._queued or self._control or self.events or self._reports.ready)
+        return bool(self._queued or self._control or self.events or self._reports.ready or self._streams)
 
     @property
     def queued(self) -> int:
@@ -140,6 +143,10 @@ class Outgoing:
     def add_control(self, envelope: Envelope) -> None:
         """Queue an envelope of the protocol's own; see `control_full`."""
         self._control.append(envelope)
+
+    def add_controls(self, envelopes: Iterable[Envelope]) -> None:
+        """Queue several."""
+        self._control.extend(envelopes)
 
     def add_work(
         self, envelope: Call | Cast | Cancel | Reply | Error, size: int, priority: Priority = Priority.CALLS
@@ -167,6 +174,7 @@ class Outgoing:
             and not self._control
             and not self.events
             and not self._reports.ready
+            and not self._streams
         ):
             return self._take_all()
         return self._take_shares(now)
@@ -203,7 +211,7 @@ class Outgoing:
         if source is Source.REPORTS:
             return self._reports.ready
         if source is Source.EVENTS:
-            return bool(self.events)
+            return bool(self.events or self._streams)
         return bool(self._work[_WORK[source]])
 
     def _take(self, source: Source, frame: Frame, envelopes_max: int, bytes_max: int, now: float) -> None:
@@ -212,7 +220,7 @@ class Outgoing:
             self._take_reports(frame, envelopes_max, bytes_max, now)
             return
         if source is Source.EVENTS:
-            self._take_events(frame, envelopes_max, bytes_max)
+            self._take_events(frame, envelopes_max, bytes_max, now)
             return
         queue = self._control if source is Source.PROTOCOL else self._work[_WORK[source]]
         taken = size = 0
@@ -234,10 +242,16 @@ class Outgoing:
             if batch is not None:
                 frame.add(batch, sum(len(report.payload) for report in batch.reports) + ENVELOPE_OVERHEAD_BYTES)
 
-    def _take_events(self, frame: Frame, envelopes_max: int, bytes_max: int) -> None:
-        while self.events and frame.has_room(envelopes_max, bytes_max):
-            event = self.events.take()
-            frame.add(event, len(event.payload) + ENVELOPE_OVERHEAD_BYTES)
+    def _take_events(self, frame: Frame, envelopes_max: int, bytes_max: int, now: float) -> None:
+        """State events and streams by turns."""
+        while (self.events or self._streams) and frame.has_room(envelopes_max, bytes_max):
+            if self.events:
+                event = self.events.take()
+                frame.add(event, len(event.payload) + ENVELOPE_OVERHEAD_BYTES)
+            if self._streams and frame.has_room(envelopes_max, bytes_max):
+                envelope = self._streams.take(now, bytes_max - frame.size)
+                if envelope is not None:
+                    frame.add(envelope, _payload_size(envelope) + ENVELOPE_OVERHEAD_BYTES)
 
     def clear(self) -> tuple[set[int], int]:
         """Drop everything; returns the ids of calls that were never sent, and how many casts were lost."""
@@ -252,4 +266,6 @@ class Outgoing:
 
 
 def _payload_size(envelope: Envelope) -> int:
+    if isinstance(envelope, StreamBatch):
+        return sum(map(len, envelope.payloads))
     return len(getattr(envelope, "payload", b""))

@@ -7,11 +7,10 @@ The same core serves both ends. A dialler begins with `begin_hello`; a listener 
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any
 
 from zcompute.bus.counters import Counters
 from zcompute.bus.envelope import (
-    PROTOCOL_MAJOR,
     Ack,
     AckBatch,
     Bye,
@@ -22,14 +21,17 @@ from zcompute.bus.envelope import (
     Envelope,
     Error,
     Event,
+    Follow,
     Hello,
     HelloRequired,
     Nak,
     Reply,
     Report,
     ReportBatch,
+    StreamBatch,
+    StreamCredit,
+    StreamGap,
     Welcome,
-    decode_attributes,
     decode_frame,
     encode_frame,
 )
@@ -37,12 +39,13 @@ from zcompute.bus.errors import (
     BusError,
     Busy,
     DeadlineExceeded,
+    Forbidden,
     FrameRefused,
     LinkDown,
-    LinkReset,
-    UnsupportedVersion,
     from_wire,
 )
+from zcompute.bus.following import StreamReceiver
+from zcompute.bus.greeting import peer_of as peer_of
 from zcompute.bus.happenings import (
     AcksArrived,
     Happening,
@@ -52,19 +55,17 @@ from zcompute.bus.happenings import (
     OpenCall,
     Refused,
     ReportsArrived,
+    ServedCall,
 )
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
 from zcompute.bus.method import Priority, check_version
 from zcompute.bus.outgoing import Outgoing
 from zcompute.bus.reports import ReportReceiver, ReportSender
+from zcompute.bus.streams import Streams, StreamSender
 
-CANCEL_MINOR = 1
-"""The minor version of the protocol that brought `cancel`."""
-
-ServedCall: TypeAlias = tuple[float, str]
-"""When a call of the peer arrived, and its method. The very tuple stands for one serving of the call: once another, or
-none, is in its place, nobody waits for the outcome."""
+CANCEL_MINOR = STREAM_MINOR = 1
+"""The minor version of the protocol that brought `cancel` and the streams."""
 
 
 class State(Enum):
@@ -74,28 +75,6 @@ class State(Enum):
     HELLO_SENT = "hello_sent"
     UP = "up"
     CLOSED = "closed"
-
-
-def peer_of(greeting: Hello | Welcome, key_name: str, limits: Limits) -> Peer:
-    """The peer that a hello or welcome describes. Raises UnsupportedVersion, FrameRefused."""
-    if greeting.protocol_major != PROTOCOL_MAJOR:
-        raise UnsupportedVersion(
-            f"expected protocol {PROTOCOL_MAJOR}, found {greeting.protocol_major}.{greeting.protocol_minor}",
-            interface="protocol",
-            wanted=[greeting.protocol_major, greeting.protocol_minor],
-        )
-    return Peer(
-        role=greeting.role,
-        cell=greeting.cell,
-        service_id=greeting.service_id,
-        incarnation=greeting.incarnation,
-        release=greeting.release,
-        hosts=frozenset(greeting.hosts),
-        key_name=key_name,
-        interfaces=greeting.interfaces,
-        attributes=decode_attributes(greeting.attributes, limits),
-        topics=frozenset(greeting.topics),
-    )
 
 
 class LinkCore:
@@ -108,6 +87,7 @@ class LinkCore:
         *,
         verify: Callable[[Peer], None] | None = None,
         interfaces: Callable[[], Mapping[str, VersionRange]] = dict,
+        streams: Streams | None = None,
     ) -> None:
         self.limits = limits
         self.counters = counters if counters is not None else Counters()
@@ -119,7 +99,9 @@ class LinkCore:
         self.serving: dict[int, ServedCall] = {}  # calls of the peer that are queued or run, by call id
         self.reports_out = ReportSender(limits)
         self.reports_in = ReportReceiver(limits)
-        self.outgoing = Outgoing(limits, self.reports_out)
+        self.streams_out = StreamSender(limits, streams if streams is not None else Streams(limits))
+        self.streams_in = StreamReceiver(limits)
+        self.outgoing = Outgoing(limits, self.reports_out, self.streams_out)
         self.bytes_received = 0
         self.lost_at = 0.0
         self.hello_at = 0.0
@@ -159,7 +141,12 @@ class LinkCore:
         self.reports_in.open(self.link_number)
         self.counters["reports_resent"] += resent
         self._calls_settled = True
-        return [LinkUp(peer, same, resent), *self._resend_calls(peer, now)]
+        happenings: list[Happening] = [LinkUp(peer, same, resent), *self._resend_calls(peer, now)]
+        if len(self.streams_in) and self.peer_minor < STREAM_MINOR:
+            happenings.append(Refused("streams_unspoken", f"the peer speaks protocol 1.{self.peer_minor}"))
+        else:
+            self.outgoing.add_controls(self.streams_in.reopen(now))
+        return happenings
 
     def _resend_calls(self, peer: Peer, now: float) -> list[Happening]:
         """Open idempotent calls go out again, with what remains of their time."""
@@ -188,17 +175,18 @@ class LinkCore:
         unsent, casts = self.outgoing.clear()
         self.counters["casts_lost"] += casts
         self.reports_out.close()
+        self.streams_out.clear()
         happenings: list[Happening] = [LinkLost(reason)]
-        for open_call in list(self.calls.values()):
-            if not open_call.idempotent:
-                happenings.append(self._settle(open_call, self._loss(open_call, reason, unsent)))
+        for open_call in [open_call for open_call in self.calls.values() if not open_call.idempotent]:
+            sent = open_call.call.call_id not in unsent
+            happenings.append(self._settle(open_call, open_call.loss(reason, sent=sent)))
         return happenings
 
     def fail_calls(self, reason: str) -> list[Happening]:
         """Fail every open call: the peer is known to be gone, or the link is closed."""
         self._calls_settled = True
         open_calls = list(self.calls.values())
-        return [self._settle(open_call, self._loss(open_call, reason, set())) for open_call in open_calls]
+        return [self._settle(open_call, open_call.loss(reason)) for open_call in open_calls]
 
     def close(self, reason: str, now: float) -> list[Happening]:
         """The end of this link."""
@@ -206,12 +194,6 @@ class LinkCore:
         self.cancel_serving()
         self.state = State.CLOSED
         return happenings
-
-    def _loss(self, open_call: OpenCall, reason: str, unsent: set[int]) -> BusError:
-        call = open_call.call
-        if call.call_id in unsent:
-            return LinkDown(f"link was lost before {call.method} was sent: {reason}")
-        return LinkReset(f"link was lost while {call.method} was open: {reason}")
 
     def _settle(self, open_call: OpenCall, outcome: Reply | Error | Exception) -> OpenCall:
         self.calls.pop(open_call.call.call_id, None)
@@ -295,6 +277,22 @@ class LinkCore:
         """Queue a state event; False when too many distinct keys wait (the link must then be reset)."""
         return self.state is not State.UP or self.outgoing.events.put(event)
 
+    def follow(self, topic: str, key: str, cursor: int, now: float) -> None:
+        """Follow a stream of the peer's from a cursor on, now or as soon as the link is up. Raises Busy."""
+        self._say(self.streams_in.follow(topic, key, cursor, now))
+
+    def unfollow(self, topic: str, key: str) -> None:
+        """Follow it no more."""
+        self._say(self.streams_in.unfollow(topic, key))
+
+    def stream_handled(self, topic: str, key: str, cursor: int, now: float) -> None:
+        """The application has taken a stream's events below `cursor`: give credit."""
+        self._say(self.streams_in.handled(topic, key, cursor, now))
+
+    def _say(self, about_stream: Follow | StreamCredit | None) -> None:
+        if about_stream is not None and self.state is State.UP and self.peer_minor >= STREAM_MINOR:
+            self.outgoing.add_control(about_stream)
+
     def probe(self) -> None:
         """Say something harmless: a listener that does not know the route will answer hello_required."""
         if self.state is State.UP:
@@ -340,8 +338,8 @@ class LinkCore:
             self._notice_at = now + self.limits.refusal_notice_ms / 1000
             self.outgoing.add_control(Error(0, error.wire_name, str(error), {}))
 
-    def _on_hello(self, hello: Hello, now: float, happenings: list[Happening]) -> None:
-        happenings.append(hello)
+    def _pass_on(self, envelope: Hello | Cast | Event, now: float, happenings: list[Happening]) -> None:
+        happenings.append(envelope)
 
     def _on_welcome(self, welcome: Welcome, now: float, happenings: list[Happening]) -> None:
         if self.state is not State.HELLO_SENT or welcome.link_number != self.link_number:
@@ -391,9 +389,6 @@ class LinkCore:
         else:
             happenings.append(Refused("told_by_peer", error.message))
 
-    def _on_cast(self, cast: Cast, now: float, happenings: list[Happening]) -> None:
-        happenings.append(cast)
-
     def _on_reports(self, batch: ReportBatch, now: float, happenings: list[Happening]) -> None:
         over = self.reports_in.over_credit
         repeated = self.reports_in.repeated
@@ -423,8 +418,21 @@ class LinkCore:
         if not self.reports_out.on_nak(nak, now):
             happenings.append(Refused("bad_sequence"))
 
-    def _on_event(self, event: Event, now: float, happenings: list[Happening]) -> None:
-        happenings.append(event)
+    def _on_follow(self, follow: Follow, now: float, happenings: list[Happening]) -> None:
+        why_not = self.streams_out.follow(follow, self.peer.role if self.peer is not None else "")
+        if why_not:
+            happenings.append(Refused(why_not, f"{follow.topic}/{follow.key}"))
+            self.notice(Forbidden(f"stream {follow.topic}/{follow.key} may not be followed: {why_not}"), now)
+
+    def _on_stream_credit(self, credit: StreamCredit, now: float, happenings: list[Happening]) -> None:
+        self.streams_out.credit(credit, now)
+
+    def _on_stream(self, envelope: StreamBatch | StreamGap, now: float, happenings: list[Happening]) -> None:
+        found = self.streams_in.receive(envelope, now)
+        if found.happening is not None:
+            happenings.append(found.happening)
+        if found.question is not None:
+            self.outgoing.add_control(found.question)
 
     def _on_bye(self, bye: Bye, now: float, happenings: list[Happening]) -> None:
         happenings += self.lost(f"peer said bye: {bye.reason}", now)
@@ -438,7 +446,8 @@ class LinkCore:
     def active(self) -> bool:
         """True while `tick` has something to watch."""
         if self.state is State.UP:
-            return bool(self.calls) or self.reports_out.waiting or self.reports_in.untold
+            streams = bool(len(self.streams_in)) or self.streams_out.waiting
+            return streams or bool(self.calls) or self.reports_out.waiting or self.reports_in.untold
         return bool(self.calls or self.serving)
 
     def tick(self, now: float) -> list[Happening]:
@@ -452,6 +461,9 @@ class LinkCore:
                 self.counters["reports_retransmitted"] += 1
             if self.reports_in.credit_due(now):
                 self.outgoing.add_control(self.reports_in.credit())
+            self.counters["streams_retransmitted"] += self.streams_out.tick(now)
+            if self.peer_minor >= STREAM_MINOR:
+                self.outgoing.add_controls(self.streams_in.tick(now))
         elif now - self.lost_at >= self.limits.call_grace_ms / 1000:
             if not self._calls_settled:
                 happenings += self.fail_calls("the link did not come back in time")
@@ -463,18 +475,22 @@ class LinkCore:
 _BEFORE_UP = frozenset({Hello, Welcome, Error, HelloRequired, Bye})
 
 _RECEIVERS: dict[type[Envelope], Callable[[LinkCore, Any, float, list[Happening]], None]] = {
-    Hello: LinkCore._on_hello,
+    Hello: LinkCore._pass_on,
     Welcome: LinkCore._on_welcome,
     Call: LinkCore._on_call,
     Reply: LinkCore._on_answer,
     Error: LinkCore._on_error,
-    Cast: LinkCore._on_cast,
+    Cast: LinkCore._pass_on,
     ReportBatch: LinkCore._on_reports,
     AckBatch: LinkCore._on_acks,
     Credit: LinkCore._on_credit,
     Nak: LinkCore._on_nak,
-    Event: LinkCore._on_event,
+    Event: LinkCore._pass_on,
     Bye: LinkCore._on_bye,
     HelloRequired: LinkCore._on_hello_required,
     Cancel: LinkCore._on_cancel,
+    Follow: LinkCore._on_follow,
+    StreamBatch: LinkCore._on_stream,
+    StreamGap: LinkCore._on_stream,
+    StreamCredit: LinkCore._on_stream_credit,
 }

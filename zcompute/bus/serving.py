@@ -23,11 +23,11 @@ from zcompute.bus.errors import (
     is_registered,
     to_wire,
 )
+from zcompute.bus.happenings import ServedCall
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
 from zcompute.bus.link import Link
 from zcompute.bus.method import MethodSpec, PreparedMethod, Priority, check_version, interface_ranges
-from zcompute.bus.protocol import ServedCall
 from zcompute.bus.workers import WorkerPool
 
 log = logging.getLogger(__name__)
