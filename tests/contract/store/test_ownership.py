@@ -35,6 +35,25 @@ def test_the_first_conductor_takes_all_spread_over_its_lanes(store: Store) -> No
     assert store.take_over([], lanes, 1) == 1
 
 
+def test_a_living_conductor_may_listen_elsewhere_and_a_former_incarnation_may_not(store: Store) -> None:
+    former, present = conductor(), conductor(incarnation="con1-2")
+    store.register(former, 1)
+    store.register(present, 1)
+    before = store.read_map().map_version
+    assert store.readdress(present.service_id, present.incarnation, "tcp://10.0.0.1:2", "k" * 40) == before + 1
+    rows = store.read_map()
+    assert rows.map_version == before + 1
+    moved = rows.partition_map().conductors[present.service_id]
+    assert (moved.address, moved.public_key, moved.incarnation) == ("tcp://10.0.0.1:2", "k" * 40, present.incarnation)
+    for service_id, incarnation in ((former.service_id, former.incarnation), ("nobody", present.incarnation)):
+        with pytest.raises(Fenced):
+            store.readdress(service_id, incarnation, "tcp://10.0.0.1:3", "k" * 40)
+    store.release(present.incarnation)
+    with pytest.raises(Fenced):
+        store.readdress(present.service_id, present.incarnation, "tcp://10.0.0.1:3", "k" * 40)
+    assert store.read_map().map_version == before + 1
+
+
 def test_the_map_names_owner_epoch_and_living_conductors(store: Store) -> None:
     lanes = store.register(conductor(), 1)
     store.register(conductor("con2"), 1)

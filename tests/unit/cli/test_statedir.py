@@ -9,7 +9,7 @@ import pytest
 
 from zcompute.cli import exits
 from zcompute.cli.up import statedir
-from zcompute.cli.up.keys import key_pair, token
+from zcompute.cli.up.keys import key_pair, token, write_keyring
 from zcompute.cli.up.layout import Paths, RegionFile
 from zcompute.cli.up.region import Region
 

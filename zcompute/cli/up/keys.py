@@ -33,13 +33,32 @@ def write_private(path: Path, document: dict[str, Any]) -> None:
 
 
 def key_pair(path: Path) -> KeyPair:
-    """The key pair in this file, made when there is none."""
+    """The key pair in this file, made when there is none. A rotation that was under way is settled: nothing runs yet,
+    and every configuration is about to be written."""
     if path.exists():
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), KeyPair)
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        newest = document.get("next", document)
+        known = msgspec.convert({name: newest.get(name) for name in ("public_key", "secret_key")}, KeyPair)
+        if set(document) != {"public_key", "secret_key"}:
+            write_private(path, msgspec.to_builtins(known))
+        return known
     public, secret = zmq.curve_keypair()
     pair = KeyPair(public_key=public.decode(), secret_key=secret.decode())
     write_private(path, msgspec.to_builtins(pair))
     return pair
+
+
+def write_keyring(path: Path, document: dict[str, Any]) -> None:
+    """Write a keyring; what an operator has added, rotated or revoked in the file that is there stays so."""
+    former: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    revoked = former.get("revoked", [])
+    known = {row["name"]: row for row in former.get("keys", [])}
+    rows = []
+    for row in document["keys"]:
+        present = known.pop(row["name"], row)
+        if row["public_key"] not in revoked:
+            rows.append(present if present["public_key"] == row["public_key"] else row)
+    write_private(path, {"revoked": revoked, "keys": [*rows, *known.values()]})
 
 
 def token(path: Path, project_id: str, user_id: str) -> str:

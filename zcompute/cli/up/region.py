@@ -17,7 +17,7 @@ from zcompute.cli.client import ApiClient, ApiFailed
 from zcompute.cli.exits import CommandError, TooLate
 from zcompute.cli.up import statedir
 from zcompute.cli.up.databases import AUTO, Databases, choose
-from zcompute.cli.up.keys import KeyPair, key_pair, token, write_private
+from zcompute.cli.up.keys import KeyPair, key_pair, token, write_keyring, write_private
 from zcompute.cli.up.layout import (
     API_HOST,
     CONDUCTOR,
@@ -178,7 +178,7 @@ class Region:
     def _write_files(self) -> None:
         keys: dict[str, KeyPair] = {name: key_pair(self.paths.key(name)) for name in (*self.plans, OPERATOR)}
         for cell in self.cells:
-            write_private(self.paths.keyring(cell), keyring_document(cell, self.file.shape, keys))
+            write_keyring(self.paths.keyring(cell), keyring_document(cell, self.file.shape, keys))
         write_private(self.paths.config(OPERATOR), operator_document(self.file, self.paths, keys))
         self.paths.hosts.mkdir(exist_ok=True)
         token(self.paths.tokens, PROJECT_ID, USER_ID)
