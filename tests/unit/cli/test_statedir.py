@@ -3,11 +3,13 @@
 import os
 import socket
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from zcompute.cli import exits
+from zcompute.cli.toml_text import dumps
 from zcompute.cli.up import statedir
 from zcompute.cli.up.keys import key_pair, token, write_keyring
 from zcompute.cli.up.layout import Paths, RegionFile
@@ -64,3 +66,21 @@ def test_a_failed_create_gives_the_lock_up(tmp_path: Path) -> None:
     region.stop()
     with pytest.raises(exits.UsageRefused, match="holds no region"):
         Region.load(tmp_path / "elsewhere")
+
+
+def test_what_an_operator_did_to_a_keyring_survives_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.toml"
+    a, b, c = ({"name": name, "public_key": name * 40, "role": "api", "cell": "root", "hosts": []} for name in "abc")
+    write_keyring(path, {"keys": [a, b]})
+    rotated = {**a, "old_public_key": "z" * 40}
+    path.write_text(dumps({"revoked": ["b" * 40], "keys": [rotated, c]}))
+    write_keyring(path, {"keys": [a, b]})
+    assert tomllib.loads(path.read_text()) == {"revoked": ["b" * 40], "keys": [rotated, c]}
+
+
+def test_a_start_settles_a_rotation_of_a_server_key(tmp_path: Path) -> None:
+    path = tmp_path / "key.toml"
+    newer = {"public_key": "n" * 40, "secret_key": "m" * 40}
+    path.write_text(dumps({"public_key": "a" * 40, "secret_key": "b" * 40, "next": {**newer, "listen": "tcp://h:1"}}))
+    assert key_pair(path).public_key == "n" * 40
+    assert tomllib.loads(path.read_text()) == newer
