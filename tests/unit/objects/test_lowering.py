@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.objects.strategies import objects, structs
@@ -90,6 +90,7 @@ def test_what_the_peer_reads_as_it_is_is_not_copied():
 
 
 @pytest.mark.parametrize("kind", structs(), ids=lambda kind: kind.__name__)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_without_rules_a_lowered_message_is_the_message(kind, data):
     message = data.draw(objects(kind))

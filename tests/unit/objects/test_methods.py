@@ -46,9 +46,9 @@ def test_every_method_is_declared_in_its_interface_and_none_beside():
         assert all(method.interface_version == interface.version for method in interface.methods.values())
 
 
-def test_every_topic_has_its_payload():
-    topics = {value for name, value in vars(methods).items() if name.startswith("TOPIC_")}
-    assert topics == set(EVENTS)
+def test_every_topic_has_its_payload_and_its_roles():
+    topics = {value for name, value in vars(methods).items() if name.startswith("TOPIC_") and isinstance(value, str)}
+    assert topics == set(EVENTS) == set(methods.TOPIC_ROLES)
 
 
 def test_a_method_is_declared_once_and_not_before_its_interface_reached_its_minor():
