@@ -4,6 +4,7 @@ Each connection says hello, proper or mutated, sends mutated frames with real on
 hello anew on the same connection, and begins again on a new one after a while.
 """
 
+import os
 import random
 import sys
 import time
@@ -24,6 +25,7 @@ PROPER_FRAME_SHARE = 0.05
 SEVERAL_PARTS_SHARE = 0.002
 READ_SHARE = 0.5
 SEND_S_MAX = 30.0
+NICENESS = 10  # a real attacker has a machine of its own: it takes the victim's time, not the neighbour's processor
 PACE_FRAMES = 50
 
 
@@ -86,6 +88,7 @@ def attack(connections: list[Connection], mutator: Mutator, chance: random.Rando
 def main() -> None:
     """Obeys line by line."""
     keys = msgspec.json.decode(sys.argv[1], type=wire.Keys)
+    os.nice(NICENESS)
     seed = int(sys.argv[3])
     chance = random.Random(seed)
     real = seeds.frames()
