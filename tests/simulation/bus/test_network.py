@@ -1,0 +1,122 @@
+"""The protocol's cores under a simulated network: a seed replays a failure."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tests.simulation.bus.world import World
+
+TURNS = 150
+AGENTS = 3
+
+
+def one_thing(world: World, chance: random.Random) -> None:
+    """Something that the application does, or that befalls the network."""
+    agent = chance.choice(world.agents)
+    dice = chance.random()
+    if dice < 0.35:
+        for _ in range(chance.randrange(1, 30)):
+            agent.report(chance.choice("abc"))
+    elif dice < 0.6:
+        agent.call(chance.random() < 0.5)
+    elif dice < 0.8:
+        for _ in range(chance.randrange(1, 25)):
+            world.stream.append(str(world.stream.next).encode())
+    elif dice < 0.85:
+        world.cut(agent)
+    elif dice < 0.9:
+        world.half_open(agent, chance.randrange(2))
+    elif dice < 0.97:
+        world.lose_frame(agent, chance.randrange(2))
+    else:
+        world.restart(agent)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_nothing_is_lost_doubled_or_out_of_order(seed: int) -> None:
+    chance = random.Random(seed)
+    world = World(seed)
+    for _ in range(TURNS):
+        one_thing(world, chance)
+        world.run(chance.choice((0.02, 0.1, 0.5)))
+        world.check()
+    world.settle()
+    for agent in world.agents:
+        last = max((seqs[-1] for seqs in world.committed.get(agent.name, {}).values()), default=0)
+        assert last == agent.seq
+
+
+def test_a_seed_replays_its_run() -> None:
+    runs = []
+    for _ in range(2):
+        chance, world = random.Random(7), World(7)
+        for _ in range(60):
+            one_thing(world, chance)
+            world.run(0.2)
+        runs.append((world.committed, [agent.cursor for agent in world.agents], sorted(world.begun.values())))
+    assert runs[0] == runs[1]
+
+
+class Network(RuleBasedStateMachine):
+    """What hypothesis may do with it, which shrinks a failure to its shortest form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(0, AGENTS)
+
+    @rule(who=st.integers(0, AGENTS - 1), key=st.sampled_from("ab"), count=st.integers(1, 40))
+    def report(self, who: int, key: str, count: int) -> None:
+        for _ in range(count):
+            self.world.agents[who].report(key)
+
+    @rule(who=st.integers(0, AGENTS - 1), idempotent=st.booleans())
+    def call(self, who: int, idempotent: bool) -> None:
+        self.world.agents[who].call(idempotent)
+
+    @rule(who=st.integers(0, AGENTS - 1))
+    def give_up(self, who: int) -> None:
+        agent = self.world.agents[who]
+        for open_call in list(agent.core.calls.values())[:1]:
+            agent.core.give_up(open_call)
+            agent.calls.remove(open_call)
+
+    @rule(count=st.integers(1, 40))
+    def publish(self, count: int) -> None:
+        for _ in range(count):
+            self.world.stream.append(str(self.world.stream.next).encode())
+
+    @rule(ms=st.sampled_from((20, 100, 400, 1500)))
+    def pass_time(self, ms: int) -> None:
+        self.world.run(ms / 1000)
+
+    @rule(who=st.integers(0, AGENTS - 1))
+    def cut(self, who: int) -> None:
+        self.world.cut(self.world.agents[who])
+
+    @rule(who=st.integers(0, AGENTS - 1), direction=st.integers(0, 1))
+    def half_open(self, who: int, direction: int) -> None:
+        self.world.half_open(self.world.agents[who], direction)
+
+    @rule(who=st.integers(0, AGENTS - 1), direction=st.integers(0, 1))
+    def lose_frame(self, who: int, direction: int) -> None:
+        self.world.lose_frame(self.world.agents[who], direction)
+
+    @rule(who=st.integers(0, AGENTS - 1))
+    def restart(self, who: int) -> None:
+        self.world.restart(self.world.agents[who])
+
+    @invariant()
+    def holds(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        self.world.settle()
+
+
+TestNetwork = Network.TestCase
+TestNetwork.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)

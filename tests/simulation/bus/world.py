@@ -1,0 +1,310 @@
+"""Diallers and a listener over a simulated network and clock: everything in it follows from the seed.
+
+A connection carries frames in order, each direction with its own delay; different connections overtake one another. It
+can be cut, lose a frame, or be half open: one direction swallows frames until the heartbeat finds out.
+"""
+
+import random
+from collections import deque
+from typing import Any
+
+from zcompute.bus.envelope import PROTOCOL_MINOR, Ack, Call, Hello, Reply, Report, Welcome
+from zcompute.bus.errors import BusError
+from zcompute.bus.following import StreamEvents, StreamSkip
+from zcompute.bus.greeting import peer_of
+from zcompute.bus.happenings import AcksArrived, Happening, LinkUp, OpenCall, ReportsArrived
+from zcompute.bus.limits import Limits
+from zcompute.bus.protocol import LinkCore, State
+from zcompute.bus.streams import Streams
+
+LIMITS = Limits(
+    report_credit=20, report_batch=4, stream_credit=12, stream_batch=3, batch_envelopes=8, acks_per_envelope_max=5
+)
+STEP_S = 0.02
+HEARTBEAT_S = 1.5
+STREAM = "news"
+RANGES = {"echo": ((1, 0), (1, 0))}
+
+
+def greeting(kind: type[Any], service_id: str, incarnation: str) -> Any:
+    return kind(
+        protocol_major=1, protocol_minor=PROTOCOL_MINOR, link_number=0, service_id=service_id, incarnation=incarnation,
+        role="conductor", cell="c1", release="1", hosts=[], interfaces=RANGES, topics=[], attributes=b"\x80",
+        report_credit=LIMITS.report_credit,
+    )  # fmt: skip
+
+
+class Wire:
+    """One direction of a connection."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.frames: deque[tuple[float, bytes]] = deque()
+        self.dead = False
+        self.lose_next = False
+        self._chance = chance
+
+    def put(self, frame: bytes, now: float) -> None:
+        if self.dead or self.lose_next:
+            self.lose_next = False
+            return
+        earliest = self.frames[-1][0] if self.frames else 0.0
+        self.frames.append((max(earliest, now + self._chance.choice((0.0, 0.01, 0.05, 0.3))), frame))
+
+    def take(self, now: float) -> bytes | None:
+        if self.frames and self.frames[0][0] <= now:
+            return self.frames.popleft()[1]
+        return None
+
+
+class Agent:
+    """A dialler with its outbox, its calls, and the stream that it follows; `life` counts its restarts."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.life = 0
+        self.outbox: dict[tuple[str, int], Report] = {}  # durable: survives a restart
+        self.seq = 0
+        self.told: list[StreamEvents | StreamSkip] = []
+        self.cursor = 0  # durable too
+        self.calls: list[OpenCall] = []
+        self.settled: list[OpenCall] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """A new process: what was in memory is gone."""
+        self.life += 1
+        self.core = LinkCore(LIMITS, interfaces=lambda: RANGES)
+        self.core.link_number = self.life * 1000
+        self.core.follow(STREAM, "", self.cursor, self.world.now)
+        self.calls.clear()
+        self.waiting: deque[StreamEvents | StreamSkip] = deque()
+        self.connected = False
+        self.hello_due = 0.0
+
+    def report(self, key: str) -> None:
+        self.seq += 1
+        self.outbox[key, self.seq] = Report(key, self.seq, b"x")
+
+    def call(self, idempotent: bool) -> None:
+        text = f"{self.name}.{self.life}.{self.core._next_call_id}".encode()
+        call = Call(0, "echo.say", 1, 0, 3000, "-", text)
+        open_call = OpenCall(call, "echo", self.world.now + 3.0, idempotent)
+        try:
+            self.core.call(open_call)
+        except BusError:
+            return
+        self.calls.append(open_call)
+        if not idempotent:
+            self.world.once.add(text.decode())
+
+
+class World:
+    """The listener, its agents and the network."""
+
+    def __init__(self, seed: int, agents: int = 3) -> None:
+        self.chance = random.Random(seed)
+        self.now = 100.0
+        self.calm = False
+        self.streams = Streams(LIMITS)
+        self.stream = self.streams.publish(STREAM, "", 0, 30, 100_000, frozenset({"conductor"}))
+        self.sessions: dict[str, LinkCore] = {}
+        self.wires: dict[str, tuple[Wire, Wire]] = {}  # to the listener, to the dialler
+        self.half_open_since: dict[str, float] = {}
+        self.committed: dict[str, dict[str, list[int]]] = {}  # agent, key: seqs in the order in which they took effect
+        self.unanswered: list[tuple[LinkCore, Call, Any]] = []
+        self.begun: dict[str, int] = {}  # how often each call was begun, by its text
+        self.once: set[str] = set()  # the calls that may be begun once only
+        self.undecided: list[tuple[str, Report]] = []
+        self.agents = [Agent(self, f"a{n}") for n in range(agents)]
+
+    # Faults
+
+    def cut(self, agent: Agent) -> None:
+        """The connection ends; both sides see it at once."""
+        self.wires.pop(agent.name, None)
+        self.half_open_since.pop(agent.name, None)
+        agent.connected = False
+        self._happen_at_agent(agent, agent.core.lost("cut", self.now))
+        if agent.core.state is State.HELLO_SENT:
+            agent.core.state = State.DOWN
+        session = self.sessions.get(agent.name)
+        if session is not None:
+            self._happen_here(agent, session.lost("cut", self.now))
+
+    def half_open(self, agent: Agent, direction: int) -> None:
+        """One direction swallows what is put in, until the heartbeat cuts the connection."""
+        if agent.name in self.wires:
+            self.wires[agent.name][direction].dead = True
+            self.half_open_since.setdefault(agent.name, self.now)
+
+    def lose_frame(self, agent: Agent, direction: int) -> None:
+        """The next frame of a direction is lost."""
+        if agent.name in self.wires and agent.core.state is State.UP:
+            self.wires[agent.name][direction].lose_next = True
+
+    def restart(self, agent: Agent) -> None:
+        """kill -9 and a new process."""
+        self.cut(agent)
+        agent.begin()
+
+    # Time
+
+    def run(self, seconds: float) -> None:
+        for _ in range(int(seconds / STEP_S)):
+            self.step()
+
+    def step(self) -> None:
+        self.now += STEP_S
+        for name, since in list(self.half_open_since.items()):
+            if self.now - since >= HEARTBEAT_S:
+                self.cut(next(agent for agent in self.agents if agent.name == name))
+        self._decide()
+        for agent in self.agents:
+            self._connect(agent)
+            self._offer(agent)
+            self._carry(agent)
+            self._happen_at_agent(agent, agent.core.tick(self.now))
+            session = self.sessions.get(agent.name)
+            if session is not None:
+                self._happen_here(agent, session.tick(self.now))
+            self._handle_stream(agent)
+
+    def _connect(self, agent: Agent) -> None:
+        core = agent.core
+        if core.state is State.HELLO_SENT and self.now - core.hello_at > 1.0:
+            core.state = State.DOWN
+        if core.state is not State.DOWN or self.now < agent.hello_due:
+            return
+        agent.hello_due = self.now + 0.1
+        if agent.name not in self.wires:
+            self.wires[agent.name] = (Wire(self.chance), Wire(self.chance))
+        hello = greeting(Hello, agent.name, f"life{agent.life}")
+        self.wires[agent.name][0].put(core.begin_hello(hello, self.now), self.now)
+
+    def _offer(self, agent: Agent) -> None:
+        waiting = [report for name, report in agent.outbox.items() if name not in agent.core.reports_out.unacked]
+        agent.core.report(waiting)
+
+    def _carry(self, agent: Agent) -> None:
+        wires = self.wires.get(agent.name)
+        if wires is None:
+            return
+        session = self.sessions.get(agent.name)
+        for core, wire in ((agent.core, wires[0]), (session, wires[1])):
+            while core is not None and core.state is State.UP and (frame := core.take_frame(self.now)) is not None:
+                wire.put(frame, self.now)
+        while self.wires.get(agent.name) is wires and (frame := wires[0].take(self.now)) is not None:
+            session = self.sessions.setdefault(
+                agent.name, LinkCore(LIMITS, interfaces=lambda: RANGES, streams=self.streams)
+            )
+            self._happen_here(agent, session.receive(frame, self.now))
+        while self.wires.get(agent.name) is wires and (frame := wires[1].take(self.now)) is not None:
+            self._happen_at_agent(agent, agent.core.receive(frame, self.now))
+
+    # What happens
+
+    def _happen_at_agent(self, agent: Agent, happenings: list[Happening]) -> None:
+        for happening in happenings:
+            if isinstance(happening, AcksArrived):
+                for ack in happening.acks:
+                    agent.outbox.pop((ack.key, ack.seq), None)
+            elif isinstance(happening, OpenCall):
+                agent.settled.append(happening)
+            elif isinstance(happening, StreamEvents | StreamSkip):
+                agent.waiting.append(happening)
+
+    def _happen_here(self, agent: Agent, happenings: list[Happening]) -> None:
+        session = self.sessions.get(agent.name)
+        for happening in happenings:
+            if isinstance(happening, Hello):
+                self._admit(agent, happening)
+            elif session is None:
+                continue
+            elif isinstance(happening, ReportsArrived):
+                self.undecided += [(agent.name, report) for report in happening.reports]
+            elif isinstance(happening, Call):
+                serving = session.serving[happening.call_id]
+                text = happening.payload.decode()
+                self.begun[text] = self.begun.get(text, 0) + 1
+                self.unanswered.append((session, happening, serving))
+            elif isinstance(happening, LinkUp) and not happening.same_incarnation:
+                self.undecided = [item for item in self.undecided if item[0] != agent.name]
+
+    def _admit(self, agent: Agent, hello: Hello) -> None:
+        session = self.sessions[agent.name]
+        if session.peer is not None and session.peer.incarnation != hello.incarnation:
+            self._happen_here(agent, session.close("another incarnation", self.now))
+            session = self.sessions[agent.name] = LinkCore(LIMITS, interfaces=lambda: RANGES, streams=self.streams)
+        elif session.peer is not None and hello.link_number <= session.link_number:
+            return
+        welcome = greeting(Welcome, "l", "l1")
+        self._happen_here(agent, session.accept(hello, peer_of(hello, "", LIMITS), welcome, self.now))
+
+    def _decide(self) -> None:
+        """Commit some reports, in their order per key, and ack them in any; answer some calls."""
+        share = 1.0 if self.calm else 0.3
+        acks: dict[str, list[Ack]] = {}
+        held: set[tuple[str, str]] = set()
+        kept = []
+        for name, report in self.undecided:
+            if (name, report.key) in held or self.chance.random() > share:
+                held.add((name, report.key))
+                kept.append((name, report))
+                continue
+            done = self.committed.setdefault(name, {}).setdefault(report.key, [])
+            if not done or report.seq > done[-1]:
+                done.append(report.seq)
+            acks.setdefault(name, []).append(Ack(report.key, report.seq, "applied"))
+        self.undecided = kept
+        for name, some in acks.items():
+            self.chance.shuffle(some)
+            self.sessions[name].ack(some)
+        for item in list(self.unanswered):
+            if self.chance.random() < share:
+                self.unanswered.remove(item)
+                session, call, serving = item
+                session.answer(Reply(call.call_id, call.payload), 1, serving)
+
+    def _handle_stream(self, agent: Agent) -> None:
+        while agent.waiting and (self.calm or self.chance.random() < 0.5):
+            news = agent.waiting.popleft()
+            agent.told.append(news)
+            agent.cursor = news.end
+            agent.core.stream_handled(STREAM, "", news.end, self.now)
+
+    # What must hold
+
+    def settle(self) -> None:
+        """No more faults: let everything come to rest, and check it."""
+        self.calm = True
+        for agent in self.agents:
+            self.cut(agent)
+        self.run(12)
+        self.check()
+        for agent in self.agents:
+            assert agent.core.state is State.UP, agent.name
+            assert not agent.outbox, (agent.name, list(agent.outbox))
+            assert not agent.core.calls, agent.name
+            assert agent.cursor == self.stream.next, (agent.name, agent.cursor, self.stream.next)
+            assert all(open_call.outcome is not None for open_call in agent.calls)
+
+    def check(self) -> None:
+        """What holds at any time."""
+        for agent in self.agents:
+            for key, seqs in self.committed.get(agent.name, {}).items():
+                assert seqs == sorted(set(seqs)), (agent.name, key, seqs)
+            expected = 0
+            for news in agent.told:
+                first = news.cursor if isinstance(news, StreamEvents) else news.first
+                assert first == expected, (agent.name, first, expected)
+                expected = news.end
+                if isinstance(news, StreamEvents):
+                    assert news.payloads == [str(n).encode() for n in range(first, news.end)]
+            session = self.sessions.get(agent.name)
+            if session is not None:
+                assert session.reports_in.over_credit == 0
+        for open_call in (open_call for agent in self.agents for open_call in agent.settled):
+            if isinstance(open_call.outcome, Reply):
+                assert open_call.outcome.payload == open_call.call.payload
+        assert all(times == 1 for text, times in self.begun.items() if text in self.once), self.begun
