@@ -70,9 +70,9 @@ def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
         for process in reversed(processes):
             process.stop()
     taken = sorted(value for outcome in outcomes for value in outcome["taken_ms"])
-    sent = sum(outcome["sent"] for outcome in outcomes)
-    if len(taken) < sent:
-        print(f"{agents} agents: {len(taken)} of {sent} reports were acknowledged")
+    unacked = sum(outcome["unacked"] for outcome in outcomes)
+    if unacked or not taken:
+        raise SystemExit(f"{agents} agents: {unacked} reports were never acknowledged, {len(taken)} were")
     return {
         f"conductor_cpu_percent_{agents}": round(share * 100, 1),
         f"kb_per_agent_{agents}": round(grown / agents / 1024, 1),

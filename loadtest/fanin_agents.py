@@ -42,9 +42,9 @@ class Work:
 
 @dataclass
 class Outcome:
-    """Reports due in the measured time, links lost meanwhile, and how long each ack took."""
+    """Reports never acknowledged, links lost, and how long each ack of the measured time took."""
 
-    sent: int
+    unacked: int
     links_lost: int
     taken_ms: list[float]
 
@@ -168,7 +168,6 @@ class Agents:
                 if now >= due:
                     agents[index].report(now)
                     taken = agents[index].read(now)  # the edge may have been consumed by the send
-                    outcome.sent += due >= measured_from
                     turn += 1
                 else:
                     taken = self._turn(min(POLL_S_MAX, due - now))
@@ -178,6 +177,7 @@ class Agents:
                 break
             if now >= measured_from:
                 outcome.taken_ms += [1000 * one for one in taken]
+        outcome.unacked = sum(len(agent.sent_at) for agent in agents)
         outcome.links_lost = sum(agent.links_lost for agent in agents)
         return outcome
 

@@ -3,6 +3,7 @@
 python -m loadtest.bus.ends.oslo_peer serve URL | drive URL SERVER
 """
 
+import logging
 import sys
 import threading
 import time
@@ -125,6 +126,7 @@ class Client:
 
 def main() -> None:
     """Serve, or drive the server named."""
+    logging.disable(logging.WARNING)  # its warnings of full pools and growing queues, by the hundred
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
         return
