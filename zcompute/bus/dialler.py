@@ -80,7 +80,8 @@ class Dialler:
     def _close_sockets(self, linger_ms: int) -> None:
         self.monitor_watch.close()
         self.watch.close()
-        self._socket.disable_monitor()
+        if not self._socket.closed:
+            self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(linger_ms)
 
@@ -170,7 +171,7 @@ class Dialler:
         """Say a hello that is due, give up one that is not answered, probe an idle link, try a refused key again."""
         core = self.link.core
         if now >= self._reopen_due:
-            self.reconnect("trying the key again")
+            self._reopen(now)
         if core.state is State.HELLO_SENT and now - core.hello_at > self._limits.hello_timeout_ms / 1000:
             self._endpoint.counters["hellos_timed_out"] += 1
             core.state = State.DOWN
@@ -183,6 +184,16 @@ class Dialler:
             self._sent_at = now
             core.probe()
             self.link.flush_soon()
+
+    def _reopen(self, now: float) -> None:
+        try:
+            self.reconnect("trying the key again")
+        except zmq.ZMQError as error:  # no file descriptor is left, say: others of this endpoint go on
+            log.warning("opening a socket failed address=%s error=%s", self.link.address, error)
+            self._plan_reopen(now)
+
+    def _plan_reopen(self, now: float) -> None:
+        self._reopen_due = now + self._limits.hello_backoff_ms_max * random.uniform(0.5, 1.0) / 1000
 
     def _say_hello(self) -> None:
         """In a worker: the attributes may take a while."""
@@ -243,6 +254,10 @@ class Dialler:
                 self.link.fail_calls("the connection is refused")
             elif event in HANDSHAKE_FAILURES:
                 self._note_failure(Unavailable(f"handshake failed: {HANDSHAKE_FAILURES[event]}"))
+                # libzmq gives an address up for good when the handshake was refused, and goes on when it was cut off:
+                # a second attempt beside its own would cut off the next one too, on a busy machine without end.
+                if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._reopen_due == NEVER:
+                    self._plan_reopen(time.monotonic())
             if self._closed:
                 return False
         return False
@@ -257,6 +272,3 @@ class Dialler:
             log.warning("handshake failed address=%s error=%s", self.link.address, error)
         self.refusal = error
         self._endpoint.counters["handshakes_failed"] += 1
-        if self._reopen_due == NEVER:  # libzmq gives an address up for good when its key was refused
-            delay_ms = self._limits.hello_backoff_ms_max * random.uniform(0.5, 1.0)
-            self._reopen_due = time.monotonic() + delay_ms / 1000

@@ -1,10 +1,16 @@
 """Hello, admission, loss and return of links; reports and state events over real sockets."""
 
+import errno
+from typing import Any
+
 import gevent
+import gevent.socket
 import pytest
+import zmq
 from gevent.event import Event as Flag
 
 from tests.unit.bus.conftest import ECHO, SLOW, Answer, Ask, Bus, Method, connect, serve_echo, wait_until
+from tests.unit.bus.test_processes import free_address
 from zcompute.bus import (
     Ack,
     BusConfigError,
@@ -18,6 +24,7 @@ from zcompute.bus import (
     Peer,
     Report,
     Unavailable,
+    dialler,
 )
 from zcompute.bus.envelope import HelloRequired, encode_frame
 
@@ -413,3 +420,50 @@ def test_a_closed_endpoint_fails_its_calls_and_refuses_new_work(bus: Bus) -> Non
     wait_until(lambda: not server.links())
     go_on.set()
     assert not isinstance(caller.exception, Forbidden)
+
+
+def test_a_dialler_that_finds_no_descriptor_tries_again_and_holds_no_other_up(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    client = bus.endpoint("compute", "compute-1")
+    address = server.bind("tcp://127.0.0.1:0")
+    bus.keys.keyring.replace([entry for entry in bus.keys.entries if entry.name != "compute-1"])
+    failed: list[str] = []
+    opens = dialler.open_dealer
+
+    def open_dealer(*arguments: Any) -> Any:
+        if len(failed) < 3:
+            failed.append("")
+            raise zmq.ZMQError(errno.EMFILE)
+        return opens(*arguments)
+
+    link = client.dial(address, server.identity.public_key)
+    monkeypatch.setattr(dialler, "open_dealer", open_dealer)
+    wait_until(lambda: len(failed) == 3)
+    bus.keys.keyring.replace(bus.keys.entries)
+    assert link.wait_up(3000)
+
+
+def test_a_handshake_that_is_cut_off_is_left_to_the_transport(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second attempt beside libzmq's own would cut that one off, and so on: thousands never came back."""
+    opened: list[Any] = []
+    opens = dialler.open_dealer
+
+    def open_dealer(*arguments: Any) -> Any:
+        opened.append(arguments)
+        return opens(*arguments)
+
+    monkeypatch.setattr(dialler, "open_dealer", open_dealer)
+    client = bus.endpoint("compute", "compute-1")
+    address = free_address(bus)
+    deaf = gevent.socket.create_server(("127.0.0.1", int(address.rpartition(":")[2])))
+    try:
+        public = bus.keys.make("conductor-1", "conductor")[0]
+        client.dial(address, public)
+        for _ in range(3):
+            deaf.accept()[0].close()
+        wait_until(lambda: client.counters["handshakes_failed"] >= 2)
+        assert len(opened) == 1
+    finally:
+        deaf.close()
