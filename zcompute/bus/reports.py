@@ -21,6 +21,7 @@ class ReportSender:
         self.unacked: dict[tuple[str, int], Report] = {}
         self._fresh: deque[Report] = deque()
         self._window: dict[int, Report] = {}
+        self._on_way: set[tuple[str, int]] = set()  # names of those two
         self._link_number = 0
         self._base = 0  # first sequence not known as received
         self._cursor = 0  # next sequence to put on the wire
@@ -49,6 +50,7 @@ class ReportSender:
         if not same_peer:
             self.unacked.clear()
         self._fresh = deque(self.unacked.values())
+        self._on_way = set(self.unacked)
         self._window.clear()
         self._link_number = link_number
         self._base = self._cursor = self._next = 0
@@ -58,15 +60,21 @@ class ReportSender:
     def close(self) -> None:
         """The link is down: nothing may be sent, what is unacknowledged is kept."""
         self._fresh.clear()
+        self._on_way.clear()
         self._window.clear()
         self._base = self._cursor = self._next = self._limit = 0
 
     def offer(self, reports: list[Report]) -> int:
-        """Take reports up to the credit; returns how many. One already waiting for its ack is not queued twice."""
+        """Take reports up to the credit; returns how many.
+
+        One that is on its way is not queued twice; one that has arrived and whose ack is missing goes again: the
+        application missed its answer for too long.
+        """
         taken = 0
         for report in reports[: self.credit]:
             name = (report.key, report.seq)
-            if name not in self.unacked:
+            if name not in self._on_way:
+                self._on_way.add(name)
                 self.unacked[name] = report
                 self._fresh.append(report)
             taken += 1
@@ -101,7 +109,9 @@ class ReportSender:
             return False
         if received > self._base:
             for sequence in range(self._base, received):
-                self._window.pop(sequence, None)
+                report = self._window.pop(sequence, None)
+                if report is not None:
+                    self._on_way.discard((report.key, report.seq))
             self._base = received
             self._cursor = max(self._cursor, received)
             self._progress_at = now

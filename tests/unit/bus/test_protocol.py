@@ -509,3 +509,22 @@ def test_bye_takes_the_link_down() -> None:
     assert pair.dialler.state is State.CLOSED
     with pytest.raises(LinkDown):
         pair.dialler.cast(Cast("echo.note", 1, 0, "-", b""))
+
+
+def test_a_report_whose_ack_was_lost_goes_again_when_it_is_offered_again() -> None:
+    pair = Pair()
+    pair.connect()
+    report = Report("k", 1, b"")
+    assert pair.dialler.report([report]) == 1
+    assert pair.dialler.report([report]) == 1
+    for _ in range(60):
+        pair.turn()
+    assert pair.reports_at(pair.listener) == [report]
+    pair.listener.ack([Ack("k", 1, "applied")])
+    assert pair.listener.take_frame(pair.now)  # lost on the way
+    assert pair.dialler.report([report]) == 1
+    pair.turn()
+    assert pair.reports_at(pair.listener) == [report, report]
+    pair.listener.ack([Ack("k", 1, "applied")])
+    pair.turn()
+    assert not pair.dialler.reports_out.unacked
