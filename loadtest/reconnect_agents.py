@@ -11,6 +11,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import json  # noqa: E402
+import logging  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from typing import Any  # noqa: E402
@@ -23,7 +24,7 @@ from zcompute.bus import Endpoint, Identity, Limits, Link  # noqa: E402
 
 LIMITS = Limits(tick_ms=200, events_reread_ms=1_000)
 IO_THREADS = 4
-DIALS_PER_TURN = 50
+DIALS_PER_TURN = 10
 UP_S_MAX = 120.0
 POLL_S = 0.02
 
@@ -72,6 +73,7 @@ class Agents:
 
 def main() -> None:
     """Read the order, connect; then for each line wait for the loss and the return of every link."""
+    logging.disable(logging.WARNING)  # a line for each agent of each restart
     lines = FileObject(sys.stdin.fileno(), "rb", close=False)
     agents = Agents(json.loads(lines.readline()))
     agents.dial()

@@ -11,9 +11,10 @@ from tests.fuzz.bus.decoder import FindingError
 from tests.fuzz.bus.mutate import Mutator
 from zcompute.bus.envelope import Ack, Call, Cast, Event, Hello, Reply, Report, decode_frame
 from zcompute.bus.errors import BusError
-from zcompute.bus.happenings import AcksArrived, Happening, OpenCall, Refused, ReportsArrived
+from zcompute.bus.happenings import AcksArrived, Happening, OpenCall, Refused, ReportsArrived, StreamEvents
 from zcompute.bus.limits import Limits
 from zcompute.bus.protocol import LinkCore, State, peer_of
+from zcompute.bus.streams import Streams
 
 STEPS = 120  # of one dialog
 TICK_S = 0.025
@@ -29,7 +30,9 @@ class Side:
     """One core and a small application above it."""
 
     def __init__(self, chance: random.Random, dials: bool) -> None:
-        self.core = LinkCore(LIMITS)
+        streams = Streams(LIMITS)
+        self.core = LinkCore(LIMITS, streams=streams)
+        self._stream = streams.publish("t", "k", 0, 20, None, frozenset({"compute"}))
         self.dials = dials
         self.calls: list[OpenCall] = []
         self.refused: Counter[str] = Counter()
@@ -60,6 +63,9 @@ class Side:
                 self._served.append((happening, core.serving.get(happening.call_id)))
             elif isinstance(happening, ReportsArrived):
                 core.ack([Ack(report.key, report.seq, "applied") for report in happening.reports])
+            elif isinstance(happening, StreamEvents):
+                core.stream_handled(happening.topic, happening.key, happening.cursor + len(happening.payloads), now)
+                self.refused["taken_StreamEvents"] += 1
             elif isinstance(happening, AcksArrived | Cast | Event):
                 self.refused[f"taken_{type(happening).__name__}"] += 1
         if core.outgoing.control_full:
@@ -80,7 +86,7 @@ class Side:
     def act(self, now: float) -> None:
         """Something that an application may do."""
         core, chance = self.core, self._chance
-        kind = chance.randrange(7)
+        kind = chance.randrange(8)
         if core.state is not State.UP:
             return
         try:
@@ -99,6 +105,9 @@ class Side:
                 core.event(Event("map", f"k{self._version % 7}", self._version, b"x"))
             elif kind == 4 and self.calls:
                 core.give_up(chance.choice(self.calls))
+            elif kind == 5:
+                core.follow("t", "k", chance.randrange(10), now)
+                self._stream.append(b"x")
             else:
                 self._answer()
         except BusError:

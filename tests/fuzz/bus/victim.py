@@ -86,10 +86,12 @@ def serve(keys: wire.Keys) -> Endpoint:
 
 
 def publish(endpoint: Endpoint) -> None:
-    """News for those who asked for them, as a conductor has."""
+    """News and a stream for those who asked for them, as a conductor has."""
     version = 0
+    stream = endpoint.publish_stream("t", "k", roles={"compute"})
     while True:
         version += 1
+        stream.append(b"x" * 100)
         endpoint.publish("map", f"k{version % 10}", version, b"x" * 100)
         gevent.sleep(EVENT_INTERVAL_S)
 
