@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def value_text(value: Any) -> str:
@@ -24,7 +24,7 @@ def value_text(value: Any) -> str:
 
 
 def _key(key: str) -> str:
-    return key if _BARE_KEY.match(key) else value_text(key)
+    return key if _BARE_KEY.fullmatch(key) else value_text(key)
 
 
 def _is_tables(value: Any) -> bool:

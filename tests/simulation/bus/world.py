@@ -230,7 +230,9 @@ class World:
             elif isinstance(happening, ReportsArrived):
                 self._arrive(agent, happening.reports)
             elif isinstance(happening, Call):
-                serving = session.serving[happening.call_id]
+                serving = session.serving.get(happening.call_id)
+                if serving is None:  # its cancel came in the same frame
+                    continue
                 text = happening.payload.decode()
                 self.begun[text] = self.begun.get(text, 0) + 1
                 self.unanswered.append((session, happening, serving))

@@ -20,6 +20,10 @@ def test_a_document_reads_back_the_same(document: dict[str, object]) -> None:
     assert tomllib.loads(dumps(document)) == document
 
 
+def test_a_key_that_ends_in_a_newline_is_quoted() -> None:
+    assert tomllib.loads(dumps({"0\n": {}})) == {"0\n": {}}
+
+
 def test_none_is_left_out() -> None:
     assert tomllib.loads(dumps({"a": 1, "b": None})) == {"a": 1}
 
