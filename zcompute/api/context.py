@@ -22,14 +22,6 @@ _READ_BYTES = 65_536
 encode = msgspec.json.Encoder().encode
 
 
-class RequestContext:
-    """Hangs on falcon's request as its context."""
-
-    caller: Caller
-    deadline: Deadline
-    request_id: str
-
-
 def caller_of(req: Any) -> Caller:
     """Who calls; set by the middleware for every path but the public ones."""
     caller: Caller = req.context.caller

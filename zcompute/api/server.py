@@ -2,8 +2,6 @@
 
 import logging
 
-from gevent.event import Event
-
 from zcompute.api.app import make_app
 from zcompute.api.auth import Authenticator
 from zcompute.api.region import BusRegion
@@ -29,7 +27,6 @@ class ApiService:
         self._region = BusRegion(config, load_identity(config, ROLE))
         self._authenticator = Authenticator(config.api.token_file)
         self._server: Server | None = None
-        self._ended = Event()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -48,14 +45,9 @@ class ApiService:
         self._server.start()
         log.info("listening address=%s:%d", *self.address)
 
-    def serve_forever(self) -> None:
-        """Wait until stop() has ended."""
-        self._ended.wait()
-
     def stop(self) -> None:
         """Finish what is under way, for two seconds at most, then close everything."""
         server, self._server = self._server, None
         if server is not None:
             server.end(LIMITS.stop_s)
         self._region.stop()
-        self._ended.set()

@@ -65,8 +65,6 @@ class Lane:
         self._in_flight: list[Ticket] = []
         self._refused: dict[Ticket, BaseException] = {}
         self._wake = Event()
-        self._idle = Event()
-        self._idle.set()
         self._ended = False
 
     # -- what the ledger does, without yielding -----------------------------------------------------------------
@@ -77,7 +75,6 @@ class Lane:
         self.queued_rows += len(ticket.puts)
         self.queued_bytes += ticket.size_bytes
         self._queue.append(ticket)
-        self._idle.clear()
         self._wake.set()
 
     def barrier(self) -> Ticket:
@@ -117,12 +114,7 @@ class Lane:
         left = [*self._in_flight, *self._refused, *self._queue]
         self._queue.clear()
         self._wake.set()
-        self._idle.set()
         return left
-
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Whether all that was decided has committed within the time."""
-        return bool(self._idle.wait(timeout_s))
 
     def close(self) -> None:
         self._connection.close()
@@ -134,7 +126,6 @@ class Lane:
         try:
             while not self._ended:
                 if not self._queue:
-                    self._idle.set()
                     self._wake.clear()
                     self._wake.wait()
                     continue
