@@ -12,6 +12,7 @@ from zcompute.bus.errors import Busy, InvalidRequest
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.tasks.build_walk import begin_build
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.delete_walk import accept_delete
@@ -70,6 +71,7 @@ class Instances:
     ) -> None:
         self._env = env
         self._ledger = env.ledger
+        self._forwarding = Forwarding(env.router)
         self._engine = engine
         self._owed = owed
         self._settings = settings
@@ -193,8 +195,7 @@ class Instances:
         return (peer.role, peer.cell) != ("conductor", self._env.cell)
 
     def _forward(self, uuid: str, method: Method, request: msgspec.Struct, context: Any) -> Empty:
-        timeout_ms = max(1, min(self._settings.forward_ms_max, context.remaining_ms()))
-        reply: Empty = self._env.router.call(uuid, method, request, timeout_ms=timeout_ms)
+        reply: Empty = self._forwarding.call(uuid, method, request, context)
         return reply
 
     def _timeout_ms(self, context: Any) -> int:

@@ -15,6 +15,7 @@ from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
 from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
+from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cells import CellsFeed, register_cell
@@ -74,6 +75,7 @@ class RootRole:
     ) -> None:
         self._env = env
         self._ledger = env.ledger
+        self._forwarding = Forwarding(env.router)
         self._settings = settings or RootSettings()
         self._limits = hand_off_limits or HandOffLimits()
         self._make_uuid = make_uuid
@@ -237,7 +239,7 @@ class RootRole:
                 field="cell",
             )
         if context.peer.cell != ROOT_CELL and not self._ledger.owns(partition_of(GLOBAL_KEY)):
-            self._env.router.call(GLOBAL_KEY, methods.CELL_REGISTER, request, timeout_ms=self._timeout_ms(context))
+            self._forwarding.call(GLOBAL_KEY, methods.CELL_REGISTER, request, context)
             return Empty()
         changed = self._decide(GLOBAL_KEY, [(CELLS, (told.name,))], lambda change: register_cell(change, told), context)
         if changed:
