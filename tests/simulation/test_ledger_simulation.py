@@ -2,7 +2,8 @@
 
 The database itself refuses any write of a partition from another lane than its own. The model checks the rest: each
 operation takes effect once, what was acknowledged stays, and a read never shows less than was acknowledged before it
-began, whoever answers it.
+began, whoever answers it. Each operation tells of itself in a notification: exactly one, numbered without gaps in the
+order in which the operations took effect, whoever carried them out.
 """
 
 import random
@@ -18,7 +19,9 @@ from zcompute.bus.errors import Busy, DeadlineExceeded, InvalidRequest, NotOwner
 from zcompute.conductor.incarnation import Incarnation
 from zcompute.conductor.ledger import Change
 from zcompute.conductor.settings import LeaseSettings, LedgerLimits, LifeSettings
+from zcompute.objects.base import unpack
 from zcompute.objects.instance import Instance, ServerSpec
+from zcompute.objects.notification import Notification
 from zcompute.objects.partition import partition_of
 
 SETTINGS = LifeSettings(
@@ -133,6 +136,14 @@ class Simulation:
                 return former.decided
             spec = ServerSpec(metadata={**done, client: str(operation)})
             change.put(INSTANCES, msgspec.structs.replace(former, spec=spec, decided=former.decided + 1))
+            change.notify(
+                Notification(
+                    event_type="instance.update",
+                    publisher_id="c1",
+                    instance_uuid=uuid,
+                    request_id=f"{client}/{operation}/{former.decided + 1}",
+                )
+            )
             return former.decided + 1
 
         return decide
@@ -142,8 +153,27 @@ class Simulation:
         def decide(change: Change) -> None:
             former: Instance = change.get(INSTANCES, (uuid,)) or instance(uuid)
             change.put(INSTANCES, msgspec.structs.replace(former, name="x" * 300, decided=former.decided + 1000))
+            change.notify(Notification(event_type="never", publisher_id="c1", instance_uuid=uuid))
 
         return decide
+
+
+def check_notifications(simulation: Simulation) -> None:
+    """One for each operation, no more; gapless by partition, in the order of the operations."""
+    rows = simulation.database.tables["notifications"]
+    numbers: dict[int, list[int]] = {}
+    causes: dict[str, list[str]] = {uuid: [] for uuid in simulation.uuids}
+    for partition, n in sorted(rows):
+        numbers.setdefault(partition, []).append(n)
+        body = unpack(rows[(partition, n)][5], Notification)
+        assert body.event_type == "instance.update"
+        causes[body.instance_uuid].append(body.request_id)
+    for partition, given in numbers.items():
+        assert given == list(range(1, simulation.database.last_n[partition] + 1)), "a gap"
+    for told in causes.values():
+        decided = [int(cause.rpartition("/")[2]) for cause in told]
+        assert decided == list(range(1, 3 * OPERATIONS + 1)), "lost, repeated or out of order"
+        assert len({cause.rpartition("/")[0] for cause in told}) == 3 * OPERATIONS, "an operation told twice"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -170,6 +200,7 @@ def test_each_operation_takes_effect_once_and_no_read_goes_back(seed: int) -> No
         row = simulation.database.row(INSTANCES, (uuid,))
         assert row.spec.metadata == {f"c{n}": str(OPERATIONS) for n in range(3)}
         assert row.decided == row.revision == simulation.acknowledged[uuid] == 3 * OPERATIONS
+    check_notifications(simulation)
     for name in simulation.living():
         simulation.lives[name].stop(500)
     gevent.joinall(simulation.running, timeout=5)

@@ -1,14 +1,14 @@
 """From decisions to one batch: pure, and always of a prefix of the queue, so that any batch is consistent in itself."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zcompute.conductor.change import Put, Ticket
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import Change as RowChange
-from zcompute.db.batch import Delete, Insert, Update, ordered
-from zcompute.db.tables import Row, TableCodec
+from zcompute.db.batch import Delete, Insert, Numbering, Purge, Update, ordered
+from zcompute.db.tables import NOTIFICATIONS, Row, TableCodec
 
 
 class TableShape:
@@ -71,7 +71,7 @@ def take_prefix(queue: deque[Ticket], limits: LedgerLimits) -> list[Ticket]:
         ticket = queue[0]
         if ticket.hand_over is not None:
             return taken or [queue.popleft()]
-        rows += len(ticket.puts)
+        rows += ticket.rows
         size_bytes += ticket.size_bytes
         if taken and (rows > limits.batch_rows_max or size_bytes > limits.batch_bytes_max):
             break
@@ -148,3 +148,29 @@ def changes_of(tickets: Iterable[Ticket]) -> list[RowChange]:
             changes = tables[rowkey[0]] = _TableChanges(final.first.table)
         changes.add(final)
     return ordered([statement for changes in tables.values() for statement in changes.statements()])
+
+
+def numbered(tickets: Iterable[Ticket], last_n: Mapping[int, int]) -> tuple[list[RowChange], list[Numbering]]:
+    """Number the notifications of these decisions, in their order, from each partition's ``last_n`` on.
+
+    Each ticket learns its first number. Numbers hold with this batch only: refused, it is numbered anew in parts.
+    """
+    after: dict[int, int] = {}
+    rows: list[Row] = []
+    for ticket in tickets:
+        if not ticket.notes:
+            continue
+        partition = ticket.partition
+        n = after.get(partition, last_n[partition])
+        ticket.first_n = n + 1
+        for note in ticket.notes:
+            n += 1
+            rows.append((partition, n, note.created_at_us, note.event_type, note.instance_uuid, note.body))
+        after[partition] = n
+    numberings = [Numbering(partition, last_n[partition], n) for partition, n in after.items()]
+    return [Insert(NOTIFICATIONS, rows)] if rows else [], numberings
+
+
+def purges_of(tickets: Iterable[Ticket]) -> list[Purge]:
+    """The notifications that these decisions let go."""
+    return [purge for ticket in tickets for purge in ticket.purges]

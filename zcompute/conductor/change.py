@@ -8,10 +8,10 @@ from gevent.event import Event
 
 from zcompute.conductor.cache import Entry, RowKey
 from zcompute.conductor.errors import LedgerMisuse, NotLoaded, WrongPartition, deadline_exceeded
-from zcompute.db.batch import HandOver
+from zcompute.db.batch import HandOver, Purge
 from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
-from zcompute.objects.partition import partition_of
+from zcompute.objects.notification import Notification
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,38 @@ class Put:
         self.size_bytes = 0
 
 
+class Note:
+    """A notification of a decision, packed. Its number is given when its batch is built: what is taken back before
+    leaves no gap."""
+
+    __slots__ = ("body", "created_at_us", "event_type", "instance_uuid")
+
+    def __init__(self, notification: Notification, body: bytes) -> None:
+        self.created_at_us = notification.created_at_us
+        self.event_type = notification.event_type
+        self.instance_uuid = notification.instance_uuid
+        self.body = body
+
+
 class Change:
     """The newest decided rows of one partition, for one decide function, which must not yield.
 
     Rows are immutable by agreement: put a copy (``msgspec.structs.replace``), never the object that ``get`` returned.
+    ``request_id`` names the client's request that is carried out, for whoever tells of the change.
     """
 
-    __slots__ = ("_rows", "now_us", "owner_epoch", "partition", "puts", "touched")
+    __slots__ = (
+        "_rows",
+        "appended",
+        "notifications",
+        "now_us",
+        "owner_epoch",
+        "partition",
+        "purged",
+        "puts",
+        "request_id",
+        "touched",
+    )
 
     def __init__(self, partition: int, owner_epoch: int, now_us: int, rows: Callable[[RowKey], Entry | None]) -> None:
         self.partition = partition
@@ -54,7 +79,15 @@ class Change:
         self.now_us = now_us
         self._rows = rows
         self.puts: dict[RowKey, Put] = {}
+        self.appended: list[Put] = []
+        self.notifications: list[Notification] = []
+        self.purged: list[Purge] = []
+        self.request_id = ""
         self.touched: set[RowKey] = set()
+
+    def loaded(self, table: TableCodec[Any], key: Key) -> bool:
+        """Whether ``get`` may be asked for this row."""
+        return self._rows((table.name, key)) is not None
 
     def get(self, table: TableCodec[T], key: Key) -> T | None:
         """The newest row, None when there is none. Raises NotLoaded for a key that was not named at submit."""
@@ -74,9 +107,7 @@ class Change:
             raise LedgerMisuse(
                 f"{table.name} {key}: put a copy (msgspec.structs.replace), not the row that get returned"
             )
-        home = partition_of(table.partition_key(obj))
-        if home != self.partition:
-            raise WrongPartition(f"{table.name} {key} belongs to partition {home}, the change is of {self.partition}")
+        self._check_home(table, key, obj)
         if has_revision(table):
             put.revision = put.former_revision + 1
             obj.revision = put.revision  # type: ignore[attr-defined]  # not every table has one: checked above
@@ -87,6 +118,34 @@ class Change:
         put = self._staged(table, (table.name, key))
         put.image = None
         put.revision = put.former_revision
+
+    def append(self, table: TableCodec[T], obj: T) -> None:
+        """Insert a row of a table that is only ever inserted into, without having read whether it is there.
+
+        For keys that are new by the decision itself; one that is there all the same fails the change alone.
+        """
+        if table.update_columns:
+            raise LedgerMisuse(f"{table.name} has rows that change: read, then put")
+        key = table.key_of(obj)
+        self._check_home(table, key, obj)
+        if self.loaded(table, key):
+            raise LedgerMisuse(f"{table.name} {key} was read: put it")
+        put = Put(table, (table.name, key), None, 0)
+        put.image = obj
+        self.appended.append(put)
+
+    def notify(self, notification: Notification) -> None:
+        """Tell of this change, in its own transaction, behind what earlier decisions of the partition told."""
+        self.notifications.append(notification)
+
+    def purge(self, first: int, last: int) -> None:
+        """Delete the partition's notifications from ``first`` to ``last``."""
+        self.purged.append(Purge(self.partition, first, last))
+
+    def _check_home(self, table: TableCodec[T], key: Key, obj: T) -> None:
+        home = table.home_of(obj)
+        if home != self.partition:
+            raise WrongPartition(f"{table.name} {key} belongs to partition {home}, the change is of {self.partition}")
 
     def _entry(self, rowkey: RowKey) -> Entry:
         entry = self._rows(rowkey)
@@ -126,9 +185,12 @@ class Ticket:
         "_event",
         "decide",
         "error",
+        "first_n",
         "hand_over",
         "keys",
+        "notes",
         "partition",
+        "purges",
         "puts",
         "result",
         "size_bytes",
@@ -149,6 +211,9 @@ class Ticket:
         self.result: Any = None
         self.error: BaseException | None = None
         self.puts: Sequence[Put] = ()
+        self.notes: Sequence[Note] = ()
+        self.first_n = 0  # of the first note; given with the batch
+        self.purges: Sequence[Purge] = ()
         self.touched: set[RowKey] = set()
         self.size_bytes = 0
         self.hand_over: HandOver | None = None
@@ -158,6 +223,11 @@ class Ticket:
     @property
     def done(self) -> bool:
         return self.state == DONE
+
+    @property
+    def rows(self) -> int:
+        """How many rows it changes, as far as batches are measured."""
+        return len(self.puts) + len(self.notes)
 
     def on_done(self, callback: "Callable[[Ticket], None]") -> None:
         """Call ``callback(ticket)`` once it is done (at once if it is). Callbacks must not block."""
@@ -188,7 +258,7 @@ class Ticket:
             self.error = error
             self.result = None
         self.decide = None
-        self.puts = ()
+        self.puts = self.notes = self.purges = ()
         if self._event is not None:
             self._event.set()
         callbacks, self._callbacks = self._callbacks, None

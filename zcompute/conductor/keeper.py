@@ -140,7 +140,7 @@ class Keeper:
         for gain in gained:
             self._held_epochs[gain.partition] = gain.owner_epoch
         log.info("partitions gained count=%s", len(gained))
-        self._ledger.gain((gain.partition, gain.owner_epoch, self._lanes[gain.lane_id]) for gain in gained)
+        self._ledger.gain((g.partition, g.owner_epoch, self._lanes[g.lane_id], g.last_n) for g in gained)
 
     def _barriers(self, lanes: Iterable[Lane]) -> None:
         self._wait([lane.barrier() for lane in lanes])

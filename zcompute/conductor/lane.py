@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import gevent
 from gevent.event import Event
 
-from zcompute.conductor.batching import changes_of, take_prefix
+from zcompute.conductor.batching import changes_of, numbered, purges_of, take_prefix
 from zcompute.conductor.cache import RowKey
 from zcompute.conductor.change import DECIDED, Put, Ticket
 from zcompute.conductor.errors import IncarnationEnded, busy, invalid_row
@@ -56,6 +56,7 @@ class Lane:
         self.queued_rows = 0
         self.queued_bytes = 0
         self.batches = 0
+        self.last_n: dict[int, int] = {}  # by partition of this lane: the number of its last committed notification
         self._connection = connection
         self._limits = limits
         self._settled = settled
@@ -72,7 +73,7 @@ class Lane:
     def add(self, ticket: Ticket) -> None:
         """A decision that has just been made; it goes out with the next batch, whether it has rows or not."""
         ticket.state = DECIDED
-        self.queued_rows += len(ticket.puts)
+        self.queued_rows += ticket.rows
         self.queued_bytes += ticket.size_bytes
         self._queue.append(ticket)
         self._wake.set()
@@ -182,7 +183,7 @@ class Lane:
 
     def _account(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
-            self.queued_rows -= len(ticket.puts)
+            self.queued_rows -= ticket.rows
             self.queued_bytes -= ticket.size_bytes
 
     # -- a change that the database refuses ---------------------------------------------------------------------
@@ -208,7 +209,7 @@ class Lane:
         self._undo(ticket.partition, ticket.puts, spoilt)
         spoilt.update(put.rowkey for put in ticket.puts)
         self._account([ticket])
-        ticket.puts = ()
+        ticket.puts = ticket.notes = ticket.purges = ()
         ticket.size_bytes = 0
         self._refused[ticket] = error
 
@@ -218,8 +219,13 @@ class Lane:
         """Returns when the batch has committed and its verdicts may leave. Raises BadRow and ReceiverDead (certainly
         rolled back: the number is free again); everything else ends the incarnation."""
         batch = self._batch(changes_of(tickets), hand_over)
+        told, batch.numberings = numbered(tickets, self.last_n)
+        batch.changes += told
+        batch.purges = purges_of(tickets)
         found_applied = self._send(batch)
         self.applied = batch.number
+        for numbering in batch.numberings:
+            self.last_n[numbering.partition_id] = numbering.after
         while found_applied:
             # Found committed over a new connection: its own primary may not have had it acknowledged by a replica.
             barrier = self._batch([], None)

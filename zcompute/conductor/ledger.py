@@ -17,13 +17,15 @@ import gevent
 
 from zcompute.conductor.batching import render_put
 from zcompute.conductor.cache import RowCache, RowKey
-from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Put, Ticket
+from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Note, Put, Ticket
 from zcompute.conductor.errors import LedgerMisuse, WrongPartition, busy, deadline_exceeded, invalid_row, not_owner
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.loader import Loaded, Loader
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.store import Store
-from zcompute.objects.partition import PartitionMap, partition_of
+from zcompute.objects.base import pack
+from zcompute.objects.notification import Notification
+from zcompute.objects.partition import PartitionMap
 
 __all__ = ["Change", "Held", "Keys", "Ledger", "Ticket"]
 
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 PartitionsCallback = Callable[[list[int]], None]
 MapCallback = Callable[[PartitionMap], None]
+ToldCallback = Callable[[int, int, Sequence[Note]], None]
 
 
 class Held:
@@ -66,6 +69,8 @@ class Ledger:
         self._gained: list[PartitionsCallback] = []
         self._lost: list[PartitionsCallback] = []
         self._mapped: list[MapCallback] = []
+        self._told: list[ToldCallback] = []
+        self._decided: list[Callable[[Change], None]] = []
         self._on_end: list[Callable[[str], None]] = []
 
     # -- for callers --------------------------------------------------------------------------------------------
@@ -82,6 +87,10 @@ class Ledger:
     def owner_epoch(self, partition: int) -> int:
         """The map version at which this conductor took the partition. Raises NotOwner."""
         return self._holding(partition).owner_epoch
+
+    def last_n(self, partition: int) -> int:
+        """The number of the partition's last committed notification. Raises NotOwner."""
+        return self._holding(partition).lane.last_n[partition]
 
     def now_us(self) -> int:
         """The primary's UTC time in microseconds, as far as it is known here."""
@@ -139,6 +148,20 @@ class Ledger:
         """Call with every newer partition map, in a greenlet of its own; order by ``version``, not by arrival."""
         self._mapped.append(callback)
 
+    def on_told(self, callback: ToldCallback) -> None:
+        """Call with (partition, first n, notes) once notifications have committed, per partition in their order.
+
+        Must not block. What comes after a loss, or before a gain, is in the table.
+        """
+        self._told.append(callback)
+
+    def on_decided(self, callback: Callable[[Change], None]) -> None:
+        """Call with every change that put rows, before it is rendered, without yielding; it may notify and append.
+
+        What it raises is the verdict of the change.
+        """
+        self._decided.append(callback)
+
     def on_end(self, callback: Callable[[str], None]) -> None:
         """Call with the reason, without yielding, when this ledger ends."""
         self._on_end.append(callback)
@@ -170,10 +193,15 @@ class Ledger:
         self._deciding = True
         try:
             ticket.result = decide(change)
+            if change.puts:
+                for callback in self._decided:
+                    callback(change)
             puts = self._rendered(change)
+            notes = [self._note(notification, change) for notification in change.notifications]
         except Exception as error:  # noqa: BLE001  # whatever decide raises is the verdict of its caller
-            ticket.error = error
-            puts = []
+            ticket.error, ticket.result = error, None
+            change.appended, change.purged = [], []
+            puts, notes = [], []
         finally:
             self._deciding = False
         for put in puts:
@@ -182,28 +210,40 @@ class Ledger:
                 raise LedgerMisuse(f"{put.rowkey} left the cache while it was decided upon")
             entry.row, entry.revision = put.image, put.revision
             entry.pins += 1
-        ticket.puts = puts
+        ticket.puts = [*puts, *change.appended] if change.appended else puts
+        ticket.notes = notes
+        ticket.purges = change.purged
         ticket.touched = change.touched
-        ticket.size_bytes = sum(put.size_bytes for put in puts)
+        ticket.size_bytes = sum(put.size_bytes for put in ticket.puts) + sum(len(note.body) for note in notes)
         self.decisions += 1
         held.lane.add(ticket)
 
     def _rendered(self, change: Change) -> list[Put]:
         """The changes as rows. Raises InvalidRequest for values that no row can hold, or too many of them."""
         puts = [put for put in change.puts.values() if put.image is not None or put.former is not None]
-        for put in puts:
+        rows = [*puts, *change.appended]
+        for put in rows:
             try:
                 render_put(put, change.partition)
             except Exception as error:
                 raise invalid_row(put.table.name, f"{type(error).__name__}: {error}") from error
         limits = self._limits
-        if len(puts) > limits.decision_rows_max:
-            raise invalid_row(puts[0].table.name, f"{len(puts)} rows in one change, at most {limits.decision_rows_max}")
-        size_bytes = sum(put.size_bytes for put in puts)
+        if len(rows) > limits.decision_rows_max:
+            raise invalid_row(rows[0].table.name, f"{len(rows)} rows in one change, at most {limits.decision_rows_max}")
+        size_bytes = sum(put.size_bytes for put in rows)
         if size_bytes > limits.batch_bytes_max:
             limit = limits.batch_bytes_max
-            raise invalid_row(puts[0].table.name, f"{size_bytes} bytes in one change, at most {limit}")
+            raise invalid_row(rows[0].table.name, f"{size_bytes} bytes in one change, at most {limit}")
         return puts
+
+    def _note(self, notification: Notification, change: Change) -> Note:
+        """A change is never refused for what is told of it: a payload over the limit is left out, and that is said."""
+        notification.created_at_us = change.now_us
+        body = pack(notification)
+        if len(body) > self._limits.notification_bytes_max:
+            notification.payload, notification.truncated = b"", True
+            body = pack(notification)
+        return Note(notification, body)
 
     def _missing(self, token: object, rowkey: RowKey) -> bool:
         held = cast(Held, token)
@@ -231,7 +271,7 @@ class Ledger:
     def _remember(self, held: Held, result: Loaded, key: tuple[Any, ...]) -> Exception | None:
         row = result.rows.get(key)
         if row is not None:
-            home = partition_of(result.table.partition_key(row))
+            home = result.table.home_of(row)
             if home != held.partition:
                 return WrongPartition(
                     f"{result.table.name} {key} belongs to partition {home}, it was asked for in {held.partition}"
@@ -288,10 +328,22 @@ class Ledger:
         """Beside the lane, so that the next batch is under way while callbacks run."""
         try:
             while self._verdicts:
-                for ticket in self._verdicts.popleft():
+                tickets = self._verdicts.popleft()
+                for ticket in tickets:
+                    if ticket.notes:
+                        self._tell(ticket)
                     ticket.finish()
         finally:
             self._delivering = False
+
+    def _tell(self, ticket: Ticket) -> None:
+        if ticket.partition not in self._held:
+            return
+        for callback in self._told:
+            try:
+                callback(ticket.partition, ticket.first_n, ticket.notes)
+            except Exception:  # one listener's mistake must not keep verdicts back
+                log.exception("notifications not passed on partition=%s", ticket.partition)
 
     def undo(self, partition: int, puts: Sequence[Put], spoilt: set[RowKey]) -> None:
         """A decision was refused: its rows are again what they were before it, unless an older refusal undid them."""
@@ -309,12 +361,14 @@ class Ledger:
         """The greenlet that reads rows."""
         self._loader.run()
 
-    def gain(self, owned: Iterable[tuple[int, int, Lane]]) -> None:
-        """Begin to decide on (partition, owner_epoch, lane); the lane has committed a barrier since the take-over."""
+    def gain(self, owned: Iterable[tuple[int, int, Lane, int]]) -> None:
+        """Begin to decide on (partition, owner_epoch, lane, last_n); the lane has committed a barrier since the
+        take-over, and last_n was read with the very row that shows the partition on the lane."""
         if self.ended:
             return
         gained = []
-        for partition, owner_epoch, lane in owned:
+        for partition, owner_epoch, lane, last_n in owned:
+            lane.last_n[partition] = last_n
             self._held[partition] = Held(partition, owner_epoch, lane)
             gained.append(partition)
         self._notify(self._gained, gained)
@@ -345,6 +399,7 @@ class Ledger:
             if held is not None:
                 self._dismiss(held)
                 self._cache.drop(partition)
+                held.lane.last_n.pop(partition, None)
                 lost.append(partition)
         self._notify(self._lost, lost)
 

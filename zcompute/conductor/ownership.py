@@ -8,11 +8,13 @@ from zcompute.db.store import MapRows
 
 @dataclass(frozen=True)
 class Gain:
-    """A partition that is on one of our lanes and not yet decided upon here."""
+    """A partition that is on one of our lanes and not yet decided upon here. ``last_n`` is of the same row, and only
+    our own lane can move it from there."""
 
     partition: int
     owner_epoch: int
     lane_id: int
+    last_n: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def gains(rows: MapRows, lanes: Collection[int], held_epochs: Mapping[int, int])
     The epoch makes it safe to read an old map: what was handed over is never taken back from an earlier state.
     """
     return [
-        Gain(row.partition_id, row.owner_epoch, row.lane_id)
+        Gain(row.partition_id, row.owner_epoch, row.lane_id, row.last_n)
         for row in rows.partitions
         if row.lane_id is not None and row.lane_id in lanes and row.owner_epoch > held_epochs.get(row.partition_id, -1)
     ]

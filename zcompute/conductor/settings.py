@@ -12,6 +12,7 @@ class LedgerLimits:
     batch_decisions_max: int = 2000
     decision_rows_max: int = 5000
     decision_keys_max: int = 20_000  # far below cache_rows_max: all rows of a decision must be in the cache at once
+    notification_bytes_max: int = 60_000  # of a packed one: it is an event of a stream (stream_event_bytes_max)
     filling_rows_max: int = 20_000
     filling_bytes_max: int = 64 << 20
     filling_decisions_max: int = 50_000

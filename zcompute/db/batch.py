@@ -49,6 +49,25 @@ class HandOver(msgspec.Struct, frozen=True):
     to_lane: int
 
 
+class Numbering(msgspec.Struct, frozen=True):
+    """The notifications of a partition in this batch: its last_n goes from ``before`` to ``after``.
+
+    The guard: the partition is on the batch's lane, and its last_n is ``before``.
+    """
+
+    partition_id: int
+    before: int
+    after: int
+
+
+class Purge(msgspec.Struct, frozen=True):
+    """Delete the notifications of a partition from ``first`` to ``last``; those that are not there are gone already."""
+
+    partition_id: int
+    first: int
+    last: int
+
+
 Change = Insert | Update | Delete
 
 
@@ -64,6 +83,8 @@ class Batch(msgspec.Struct):
     nonce: int
     changes: list[Change] = msgspec.field(default_factory=list)
     hand_over: HandOver | None = None
+    numberings: list[Numbering] = msgspec.field(default_factory=list)
+    purges: list[Purge] = msgspec.field(default_factory=list)
     rendered: bytes | None = None
 
     def rows(self) -> int:

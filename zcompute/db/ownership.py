@@ -252,7 +252,7 @@ def read_map(session: Session) -> MapRows:
 
 
 def _partition_rows(session: Session) -> list[PartitionRow]:
-    rows = session.select("SELECT partition_id, lane_id, owner_epoch FROM partitions ORDER BY partition_id")
+    rows = session.select("SELECT partition_id, lane_id, owner_epoch, last_n FROM partitions ORDER BY partition_id")
     return [PartitionRow(*row) for row in rows]
 
 

@@ -17,6 +17,7 @@ KIND_CELL = "cell"
 RELEASE_LEVEL = "1"
 
 ownership = sa.MetaData()
+shared = sa.MetaData()
 cell_only = sa.MetaData()
 root_only = sa.MetaData()
 
@@ -203,6 +204,65 @@ _table(
 )
 
 _table(
+    cell_only,
+    "instance_actions",
+    _key("instance_uuid", ident(36)),
+    _key("operation_id", ident(255)),
+    _partition(),
+    _need("action", ident(64)),
+    _need("request_id", ident(64)),
+    _need("user_id", ident(255)),
+    _need("project_id", ident(255)),
+    _need("started_at_us", sa.BigInteger),
+    _may("finished_at_us", sa.BigInteger),
+    _need("result", ident(16)),
+    _need("message", text(255)),
+    _revision(),
+)
+_table(
+    cell_only,
+    "instance_action_events",
+    _key("instance_uuid", ident(36)),
+    _key("operation_id", ident(255)),
+    _key("event", ident(64)),
+    _key("attempt", sa.Integer()),
+    _partition(),
+    _need("host", ident(255)),
+    _need("started_at_us", sa.BigInteger),
+    _need("finished_at_us", sa.BigInteger),
+    _need("result", ident(16)),
+    _need("message", text(255)),
+)
+_table(
+    cell_only,
+    "usage_audits",
+    _key("partition_id", sa.SmallInteger()),
+    _need("period_at_us", sa.BigInteger),
+    _need("after_uuid", ident(36)),
+    _revision(),
+)
+
+_table(
+    shared,
+    "notifications",
+    _key("partition_id", sa.SmallInteger()),
+    _key("n", sa.BigInteger()),
+    _need("created_at_us", sa.BigInteger),
+    _need("event_type", ident(64)),
+    _need("instance_uuid", ident(36)),
+    _need("body", blob()),
+)
+_table(
+    shared,
+    "notifier_cursors",
+    _key("partition_id", sa.SmallInteger()),
+    _key("notifier", ident(64)),
+    _need("n", sa.BigInteger),
+    _need("updated_at_us", sa.BigInteger),
+    _revision(),
+)
+
+_table(
     root_only,
     "build_requests",
     _key("uuid", ident(36)),
@@ -297,16 +357,17 @@ _table(
 
 
 def metadata_of(kind: str) -> sa.MetaData:
-    """All tables of one kind of database: the ownership tables and its own."""
+    """All tables of one kind of database: those that both have, and its own."""
     merged = sa.MetaData()
-    for part in (ownership, root_only if kind == KIND_ROOT else cell_only):
+    for part in (ownership, shared, root_only if kind == KIND_ROOT else cell_only):
         for table in part.sorted_tables:
             table.to_metadata(merged)
     return merged
 
 
-TABLES: dict[str, sa.Table] = {**ownership.tables, **cell_only.tables, **root_only.tables}
+TABLES: dict[str, sa.Table] = {**ownership.tables, **shared.tables, **cell_only.tables, **root_only.tables}
 
 cell_state = TABLES["cell_state"]
 partitions = TABLES["partitions"]
 lanes = TABLES["lanes"]
+notifications = TABLES["notifications"]

@@ -47,11 +47,12 @@ class LaneRow(msgspec.Struct, frozen=True):
 
 
 class PartitionRow(msgspec.Struct, frozen=True):
-    """Which lane a partition is on, and since which map version."""
+    """Which lane a partition is on, since which map version, and the number of its last notification."""
 
     partition_id: int
     lane_id: int | None
     owner_epoch: int
+    last_n: int = 0
 
 
 class MapRows(msgspec.Struct, frozen=True):

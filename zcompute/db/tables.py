@@ -15,9 +15,11 @@ from zcompute.objects.base import VersionedObject, pack, unpack
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.cell import CellInfo, OutboxEntry
 from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import Fault, Instance, ServerSpec
-from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo
+from zcompute.objects.notification import NotifierCursor, StoredNotification, UsageAudit
+from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, partition_of
 from zcompute.objects.task import Task, TaskBody
 
 T = TypeVar("T", bound=VersionedObject)
@@ -90,7 +92,7 @@ class TableCodec(Generic[T]):
     """Turns objects of one kind into rows of one table and back.
 
     ``update_columns`` are those that an Update may set (revision, the row guard, among them); empty for tables whose
-    rows are only inserted and deleted.
+    rows are only inserted and deleted. ``partition_key`` None: the objects name their partition themselves.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class TableCodec(Generic[T]):
         kind: type[T],
         key: tuple[str, ...],
         fields: tuple[Field, ...],
-        partition_key: Callable[[T], str],
+        partition_key: Callable[[T], str] | None,
         *,
         insert_only: bool = False,
     ) -> None:
@@ -108,10 +110,12 @@ class TableCodec(Generic[T]):
         self.key_columns = key
         self.partition_key = partition_key
         columns = [column for field in fields for column in field.columns]
-        self.columns: tuple[str, ...] = (*columns[: len(key)], PARTITION_COLUMN, *columns[len(key) :])
+        own = () if partition_key is None else (PARTITION_COLUMN,)
+        self.columns: tuple[str, ...] = (*columns[: len(key)], *own, *columns[len(key) :])
         if self.columns[: len(key)] != key:
             raise ValueError(f"{name}: the key columns {key} must come first, found {self.columns[: len(key)]}")
-        self.update_columns: tuple[str, ...] = () if insert_only else self.columns[len(key) + 1 :]
+        self.partition_at = self.columns.index(PARTITION_COLUMN)
+        self.update_columns: tuple[str, ...] = () if insert_only else self.columns[len(key) + len(own) :]
         self._width = len(key)
         self._values = attrgetter(*(path for field in fields for path in field.paths))
         self._encoders: list[tuple[int, Callable[[Any], Any]]] = []
@@ -121,8 +125,8 @@ class TableCodec(Generic[T]):
         for field in fields:
             if field.encode is not None:
                 self._encoders.append((at, field.encode))
-            # In a row every column after the key is one further, for partition_id.
-            start = at if at < len(key) else at + 1
+            # In a row every column after the key is one further, for a partition_id that is no field.
+            start = at if at < len(key) else at + len(own)
             self._readers.append((field.attribute, start, start + len(field.columns), field.decode))
             at += len(field.columns)
 
@@ -134,12 +138,20 @@ class TableCodec(Generic[T]):
         key = self._key_of(stored)
         return key if self._width > 1 else (key,)
 
+    def home_of(self, stored: T) -> int:
+        """The partition to which the object belongs: by its key, or as it says itself."""
+        if self.partition_key is not None:
+            return partition_of(self.partition_key(stored))
+        home: int = getattr(stored, PARTITION_COLUMN)
+        return home
+
     def to_row(self, stored: T, partition_id: int) -> Row:
         """The whole row, in the order of ``columns``."""
         values = list(self._values(stored))
         for index, encode in self._encoders:
             values[index] = encode(values[index])
-        values.insert(self._width, partition_id)
+        if self.partition_key is not None:
+            values.insert(self._width, partition_id)
         return tuple(values)
 
     def update_row(self, stored: T, columns: tuple[str, ...] | None = None) -> Row:
@@ -310,8 +322,60 @@ CELLS: TableCodec[CellInfo] = TableCodec(
     _of_global,
 )
 
+INSTANCE_ACTIONS: TableCodec[InstanceAction] = TableCodec(
+    "instance_actions",
+    InstanceAction,
+    ("instance_uuid", "operation_id"),
+    _plain(
+        "instance_uuid", "operation_id", "action", "request_id", "user_id", "project_id",
+        "started_at_us", "finished_at_us", "result", "message", "revision",
+    ),
+    attrgetter("instance_uuid"),
+)  # fmt: skip
+
+INSTANCE_ACTION_EVENTS: TableCodec[InstanceActionEvent] = TableCodec(
+    "instance_action_events",
+    InstanceActionEvent,
+    ("instance_uuid", "operation_id", "event", "attempt"),
+    _plain(
+        "instance_uuid", "operation_id", "event", "attempt", "host",
+        "started_at_us", "finished_at_us", "result", "message",
+    ),
+    attrgetter("instance_uuid"),
+    insert_only=True,
+)  # fmt: skip
+
+USAGE_AUDITS: TableCodec[UsageAudit] = TableCodec(
+    "usage_audits",
+    UsageAudit,
+    ("partition_id",),
+    _plain("partition_id", "period_at_us", "after_uuid", "revision"),
+    None,
+)
+
+NOTIFICATIONS: TableCodec[StoredNotification] = TableCodec(
+    "notifications",
+    StoredNotification,
+    ("partition_id", "n"),
+    _plain("partition_id", "n", "created_at_us", "event_type", "instance_uuid", "body"),
+    None,
+    insert_only=True,
+)
+
+NOTIFIER_CURSORS: TableCodec[NotifierCursor] = TableCodec(
+    "notifier_cursors",
+    NotifierCursor,
+    ("partition_id", "notifier"),
+    _plain("partition_id", "notifier", "n", "updated_at_us", "revision"),
+    None,
+)
+
 # The one order in which a batch touches tables, so that two batches cannot deadlock.
-CELL_TABLES: tuple[TableCodec[Any], ...] = (INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX)
+CELL_TABLES: tuple[TableCodec[Any], ...] = (
+    INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX, INSTANCE_ACTIONS, INSTANCE_ACTION_EVENTS, USAGE_AUDITS,
+)  # fmt: skip
 ROOT_TABLES: tuple[TableCodec[Any], ...] = (BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS)
-TABLE_ORDER: dict[str, int] = {table.name: at for at, table in enumerate((*CELL_TABLES, *ROOT_TABLES))}
-CODECS: dict[str, TableCodec[Any]] = {table.name: table for table in (*CELL_TABLES, *ROOT_TABLES)}
+SHARED_TABLES: tuple[TableCodec[Any], ...] = (NOTIFIER_CURSORS, NOTIFICATIONS)
+_ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)
+TABLE_ORDER: dict[str, int] = {table.name: at for at, table in enumerate(_ALL)}
+CODECS: dict[str, TableCodec[Any]] = {table.name: table for table in _ALL}

@@ -9,7 +9,6 @@ from zcompute.db.batch import NONCE_MAX, Batch, Change, Delete, HandOver, Insert
 from zcompute.db.store import ConductorRow, LaneConnection, Store
 from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
-from zcompute.objects.partition import partition_of
 
 
 class LaneWriter:
@@ -44,7 +43,7 @@ class LaneWriter:
 
 
 def insert(table: TableCodec[Any], *stored: VersionedObject) -> Insert:
-    return Insert(table, [table.to_row(each, partition_of(table.partition_key(each))) for each in stored])
+    return Insert(table, [table.to_row(each, table.home_of(each)) for each in stored])
 
 
 def update(table: TableCodec[Any], *stored: VersionedObject, columns: tuple[str, ...] | None = None) -> Update:

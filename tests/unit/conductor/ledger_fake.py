@@ -23,7 +23,7 @@ from zcompute.db.errors import (
 )
 from zcompute.db.store import ConductorRow, LaneRow, MapRows, PartitionRow
 from zcompute.db.tables import CODECS, TableCodec
-from zcompute.objects.partition import PARTITIONS, partition_of
+from zcompute.objects.partition import PARTITIONS
 
 LOST_BEFORE = "lost before the commit"
 LOST_AFTER = "lost after the commit"
@@ -43,6 +43,7 @@ class FakeDatabase:
         self.lanes: dict[int, LaneRow] = {}
         self.applied: dict[int, tuple[int, int]] = {}
         self.partitions: dict[int, tuple[int | None, int]] = dict.fromkeys(range(PARTITIONS), (None, 0))
+        self.last_n: dict[int, int] = dict.fromkeys(range(PARTITIONS), 0)
         self.conductors: dict[str, ConductorRow] = {}
         self.beats: dict[str, int] = {}
         self.commits: list[Batch] = []
@@ -56,7 +57,7 @@ class FakeDatabase:
 
     def seed(self, table: TableCodec[Any], *objects: Any) -> None:
         for stored in objects:
-            row = table.to_row(stored, partition_of(table.partition_key(stored)))
+            row = table.to_row(stored, table.home_of(stored))
             self.tables[table.name][table.key_of(stored)] = row
 
     def apply(self, batch: Batch) -> None:
@@ -69,9 +70,15 @@ class FakeDatabase:
             raise AlreadyApplied(f"batch {batch.number}")
         if applied[0] != batch.number - 1:
             raise Fenced(f"applied is {applied[0]}, the batch is {batch.number}")
-        tables = {name: dict(rows) for name, rows in self.tables.items()}
+        touched = {change.table.name for change in batch.changes} | ({"notifications"} if batch.purges else set())
+        tables = {name: dict(self.tables[name]) if name in touched else self.tables[name] for name in self.tables}
         for change in batch.changes:
             self._change(tables[change.table.name], change, batch.lane_id)
+        for purge in batch.purges:
+            for key in [k for k in tables["notifications"] if k[0] == purge.partition_id]:
+                if purge.first <= key[1] <= purge.last:
+                    del tables["notifications"][key]
+        last_n = self._numbered(batch)
         if batch.hand_over is not None:
             receiver = self.lanes.get(batch.hand_over.to_lane)
             if receiver is None or not receiver.alive:
@@ -83,8 +90,18 @@ class FakeDatabase:
             for partition in batch.hand_over.partitions:
                 self.partitions[partition] = (batch.hand_over.to_lane, self.map_version)
         self.tables = tables
+        self.last_n = last_n
         self.applied[batch.lane_id] = (batch.number, batch.nonce)
         self.commits.append(batch)
+
+    def _numbered(self, batch: Batch) -> dict[int, int]:
+        last_n = dict(self.last_n)
+        for numbering in batch.numberings:
+            partition = numbering.partition_id
+            if self.partitions[partition][0] != batch.lane_id or last_n[partition] != numbering.before:
+                raise GuardFailed("partitions", f"last_n of {partition} is {last_n[partition]}: {numbering}")
+            last_n[partition] = numbering.after
+        return last_n
 
     def _change(self, rows: dict[tuple[Any, ...], tuple[Any, ...]], change: Any, lane_id: int) -> None:
         table = change.table
@@ -93,12 +110,12 @@ class FakeDatabase:
             for key in change.keys:
                 if key not in rows:
                     raise GuardFailed(table.name)
-                self._written(lane_id, rows[key][width])
+                self._written(lane_id, rows[key][table.partition_at])
                 del rows[key]
         elif isinstance(change, Insert):
             for row in change.rows:
                 self._check_row(table, rows, row[:width], row)
-                self._written(lane_id, row[width])
+                self._written(lane_id, row[table.partition_at])
                 rows[row[:width]] = row
         elif isinstance(change, Update):
             for values in change.rows:
@@ -113,7 +130,7 @@ class FakeDatabase:
                 if new[at] <= old[at]:
                     raise GuardFailed(table.name, f"revision {new[at]} after {old[at]}")
                 self._check_row(table, {}, key, tuple(new))
-                self._written(lane_id, new[width])
+                self._written(lane_id, new[table.partition_at])
                 rows[key] = tuple(new)
 
     def _written(self, lane_id: int, partition: int) -> None:
@@ -260,7 +277,7 @@ class FakeStore:
             database.cell,
             database.map_version,
             database.term,
-            [PartitionRow(p, lane, epoch) for p, (lane, epoch) in sorted(database.partitions.items())],
+            [PartitionRow(p, lane, e, database.last_n[p]) for p, (lane, e) in sorted(database.partitions.items())],
             dict(database.lanes),
             dict(database.conductors),
         )

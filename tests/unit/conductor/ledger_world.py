@@ -51,7 +51,8 @@ class World:
         )
         self.greenlets = [gevent.spawn(self.lane.run), gevent.spawn(self.ledger.run_loader)]
         self.lane.barrier().wait(1000)
-        self.ledger.gain((p, epoch, self.lane) for p, (_, epoch) in self.database.partitions.items())
+        last_n = self.database.last_n
+        self.ledger.gain((p, epoch, self.lane, last_n[p]) for p, (_, epoch) in self.database.partitions.items())
 
     @property
     def connection(self) -> FakeLane:

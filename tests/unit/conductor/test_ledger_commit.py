@@ -462,7 +462,7 @@ def test_rows_read_for_an_ownership_that_ended_are_thrown_away(world: World) -> 
     with pytest.raises(NotOwner):
         ticket.wait(100)
     world.database.seed(FLAVORS, flavor("1", name="new"))
-    world.ledger.gain([(GLOBAL, 2, world.lane)])
+    world.ledger.gain([(GLOBAL, 2, world.lane, 0)])
     again = world.submit("1", lambda change: change.get(FLAVORS, ("1",)).name)
     world.store.fetch_gate.set()
     assert again.wait(1000) == "new"

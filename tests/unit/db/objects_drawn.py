@@ -11,10 +11,11 @@ from zcompute.objects.flavor import Amounts
 
 IDENT = st.text(st.characters(min_codepoint=1, max_codepoint=126), min_size=1, max_size=12)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PARTITION_IDS = st.integers(0, 255)
 INTEGERS = st.integers(-(2**31), 2**31 - 1)
 
 # The columns that hold UTF-8 text; all other strings are identifiers.
-TEXTS = {"name", "reason", "availability_zone", "disabled_reason", "description"}
+TEXTS = {"name", "reason", "availability_zone", "disabled_reason", "description", "message"}
 
 
 def drawn(kind: type[VersionedObject]) -> st.SearchStrategy[Any]:
@@ -29,7 +30,9 @@ def _of(hint: Any, name: str, owner: type) -> st.SearchStrategy[Any]:
     if hint is str:
         return TEXT if (name in TEXTS and owner.__name__ not in ("Host", "CellInfo")) or _packed(owner) else IDENT
     if hint is int:
-        return INTEGERS
+        return PARTITION_IDS if name == "partition_id" else INTEGERS
+    if hint is bytes:
+        return st.binary(max_size=20)
     if hint is bool:
         return st.booleans()
     if origin is list:

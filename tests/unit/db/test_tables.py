@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from tests.unit.db.objects_drawn import drawn
 from zcompute.db.schema import KIND_CELL, KIND_ROOT, TABLES, metadata_of
-from zcompute.db.tables import CELL_TABLES, CODECS, ROOT_TABLES, TABLE_ORDER, TableCodec
+from zcompute.db.tables import CELL_TABLES, CODECS, ROOT_TABLES, SHARED_TABLES, TABLE_ORDER, TableCodec
 from zcompute.objects.base import pack, unpack
 from zcompute.objects.partition import GLOBAL_KEY
 
 NAMES = sorted(CODECS)
+INSERT_ONLY = {"claims", "instance_action_events", "notifications", "operations", "root_outbox"}
 PRIMITIVES = (type(None), int, float, str, bytes, bool)
 
 
@@ -29,7 +30,7 @@ def test_an_object_comes_back_from_the_wire_the_row_and_the_packed_form(name: st
     assert codec.from_row(row) == stored
     width = len(codec.key_columns)
     assert codec.key_of(stored) == row[:width]
-    assert row[width] == 255
+    assert row[codec.partition_at] == (255 if codec.partition_key is not None else stored.partition_id)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +41,7 @@ def test_a_codec_covers_every_field_and_every_column(name: str) -> None:
     assert {attribute for attribute, *_ in codec._readers} == {f.name for f in msgspec.structs.fields(codec.kind)}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"claims", "operations", "root_outbox"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - INSERT_ONLY))
 def test_mutable_tables_have_the_row_guard(name: str) -> None:
     codec = CODECS[name]
     assert codec.update_columns[-1] == "revision"
@@ -48,14 +49,14 @@ def test_mutable_tables_have_the_row_guard(name: str) -> None:
 
 
 def test_insert_only_tables_have_nothing_to_update() -> None:
-    assert [name for name in NAMES if not CODECS[name].update_columns] == ["claims", "operations", "root_outbox"]
+    assert {name for name in NAMES if not CODECS[name].update_columns} == INSERT_ONLY
 
 
 def test_every_table_has_a_place_in_the_order_and_a_database() -> None:
     assert sorted(TABLE_ORDER) == NAMES
     for kind, codecs in ((KIND_CELL, CELL_TABLES), (KIND_ROOT, ROOT_TABLES)):
         present = set(metadata_of(kind).tables)
-        assert {codec.name for codec in codecs} < present
+        assert {codec.name for codec in (*codecs, *SHARED_TABLES)} < present
         assert {"cell_state", "conductors", "beats", "lanes", "partitions"} < present
 
 
@@ -67,6 +68,8 @@ def test_every_table_has_a_place_in_the_order_and_a_database() -> None:
         ("claims", "host"),
         ("tasks", "instance_uuid"),
         ("root_outbox", "instance_uuid"),
+        ("instance_actions", "instance_uuid"),
+        ("instance_action_events", "instance_uuid"),
         ("build_requests", "project_id"),
         ("instance_mappings", "project_id"),
         ("usages", "project_id"),

@@ -8,7 +8,20 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from zcompute.objects import build_request, cell, command, flavor, host, instance, methods, partition, report, task
+from zcompute.objects import (
+    build_request,
+    cell,
+    command,
+    flavor,
+    history,
+    host,
+    instance,
+    methods,
+    notification,
+    partition,
+    report,
+    task,
+)
 from zcompute.objects.base import VersionedObject
 
 MODULES: tuple[ModuleType, ...] = (
@@ -16,9 +29,11 @@ MODULES: tuple[ModuleType, ...] = (
     cell,
     command,
     flavor,
+    history,
     host,
     instance,
     methods,
+    notification,
     partition,
     report,
     task,

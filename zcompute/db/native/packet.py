@@ -6,7 +6,7 @@ Every statement checks how many rows it changed. ``stage`` names the table at wo
 
 from typing import Any
 
-from zcompute.db.batch import Batch, Delete, HandOver, Insert, Update, ordered
+from zcompute.db.batch import Batch, Delete, HandOver, Insert, Numbering, Purge, Update, ordered
 from zcompute.db.errors import BadRow
 from zcompute.db.native.literal import UnrenderableValue, literal, tuple_literal
 from zcompute.db.tables import REVISION_COLUMN, Row, TableCodec
@@ -44,6 +44,11 @@ def render(batch: Batch) -> bytes:
             parts.append(_update(change))
         else:
             parts.append(_delete(change))
+    if batch.purges:
+        parts.append(b"SET stage = 'notifications'; ")
+        parts += [_purge(purge) for purge in batch.purges]
+    if batch.numberings:
+        parts.append(_number(batch.lane_id, batch.numberings))
     if batch.hand_over is not None:
         parts.append(_hand_over(batch.lane_id, batch.hand_over))
     parts.append(_END)
@@ -87,6 +92,27 @@ def _hand_over(mine: int, hand_over: HandOver) -> bytes:
         + _EXPECT % (len(hand_over.partitions), ERROR_GUARD, b"guard partitions")
         + b"UPDATE cell_state SET map_version = version WHERE id = 1; "
     )
+
+
+def _purge(purge: Purge) -> bytes:
+    return b"DELETE FROM notifications WHERE partition_id = %d AND n BETWEEN %d AND %d; " % (
+        purge.partition_id,
+        purge.first,
+        purge.last,
+    )
+
+
+def _number(mine: int, numberings: list[Numbering]) -> bytes:
+    """Move last_n of all partitions that notify in this batch, in the order of their ids; each must be as expected."""
+    values = b",".join(
+        b"(%d,%d,%d)" % (each.partition_id, each.before, each.after)
+        for each in sorted(numberings, key=lambda each: each.partition_id)
+    )
+    return (
+        b"SET stage = 'partitions'; UPDATE (WITH w(partition_id,former,latter) AS (VALUES %s) SELECT * FROM w) v "
+        b"STRAIGHT_JOIN partitions t ON t.partition_id = v.partition_id SET t.last_n = v.latter "
+        b"WHERE t.lane_id = %d AND t.last_n = v.former; " % (values, mine)
+    ) + _EXPECT % (len(numberings), ERROR_GUARD, b"guard partitions")
 
 
 def _guard(table: TableCodec[Any], rows: int) -> bytes:

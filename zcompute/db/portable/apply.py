@@ -5,11 +5,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from zcompute.db.batch import Batch, Change, Delete, HandOver, Insert, Update, ordered
+from zcompute.db.batch import Batch, Change, Delete, HandOver, Insert, Numbering, Purge, Update, ordered
 from zcompute.db.errors import BadRow, GuardFailed, ReceiverDead, StoreError
 from zcompute.db.portable.failures import DataRefused, translated
 from zcompute.db.row_errors import bad_row, unique_columns
-from zcompute.db.schema import TABLES, cell_state, lanes, partitions
+from zcompute.db.schema import TABLES, cell_state, lanes, notifications, partitions
 from zcompute.db.tables import REVISION_COLUMN, Key, TableCodec
 
 _STATEMENTS_CACHED_MAX = 256
@@ -39,6 +39,10 @@ def apply(connection: sa.Connection, batch: Batch) -> None:
     _fence(connection, batch)
     for change in ordered(batch.changes):
         _make(connection, change)
+    for purge in batch.purges:
+        _purge(connection, purge)
+    for numbering in sorted(batch.numberings, key=lambda each: each.partition_id):
+        _number(connection, batch.lane_id, numbering)
     if batch.hand_over is not None:
         _hand_over(connection, batch.lane_id, batch.hand_over)
 
@@ -116,6 +120,28 @@ def _delete(name: str) -> sa.Delete:
 
 def _key_is(table: sa.Table) -> list[sa.ColumnElement[bool]]:
     return [column == sa.bindparam(f"v_{column.name}") for column in table.primary_key]
+
+
+def _purge(connection: sa.Connection, purge: Purge) -> None:
+    connection.execute(
+        sa.delete(notifications).where(
+            notifications.c.partition_id == purge.partition_id, notifications.c.n.between(purge.first, purge.last)
+        )
+    )
+
+
+def _number(connection: sa.Connection, mine: int, numbering: Numbering) -> None:
+    moved = connection.execute(
+        sa.update(partitions)
+        .where(
+            partitions.c.partition_id == numbering.partition_id,
+            partitions.c.lane_id == mine,
+            partitions.c.last_n == numbering.before,
+        )
+        .values(last_n=numbering.after)
+    )
+    if moved.rowcount != 1:
+        raise GuardFailed(partitions.name)
 
 
 def _hand_over(connection: sa.Connection, mine: int, hand_over: HandOver) -> None:

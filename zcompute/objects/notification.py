@@ -1,0 +1,74 @@
+"""What is told to the outside: notifications, each under (cell, partition, n), and how far notifiers have come.
+
+A notification is written in the transaction of the change that it tells of. ``n`` is given by the partition's owner,
+without gaps, in the order of the partition's commits; a cursor is a vector of n by partition.
+"""
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from zcompute.objects.base import VersionedObject
+
+PRIORITY_INFO = "INFO"
+PRIORITY_ERROR = "ERROR"
+
+_STORED = msgspec.msgpack.Decoder(tuple[str, int, int, dict[str, Any]])
+
+
+class Notification(VersionedObject):
+    """One event as Nova's versioned notifications have it. ``payload`` is a packed object of its own version.
+
+    ``truncated``: the payload was over the limit of a notification and is left out.
+    """
+
+    VERSION: ClassVar[tuple[int, int]] = (1, 0)
+
+    event_type: str
+    publisher_id: str
+    priority: str = PRIORITY_INFO
+    created_at_us: int = 0
+    request_id: str = ""
+    user_id: str = ""
+    project_id: str = ""
+    instance_uuid: str = ""
+    payload: bytes = b""
+    truncated: bool = False
+
+
+class StoredNotification(VersionedObject):
+    """A notification's row. ``body`` is the packed Notification, as it goes to every notifier."""
+
+    partition_id: int
+    n: int
+    created_at_us: int
+    event_type: str
+    instance_uuid: str = ""
+    body: bytes = b""
+
+
+class NotifierCursor(VersionedObject):
+    """The last n of a partition that a notifier's sink has taken."""
+
+    partition_id: int
+    notifier: str
+    n: int = 0
+    updated_at_us: int = 0
+    revision: int = 1
+
+
+class UsageAudit(VersionedObject):
+    """How far ``instance.exists`` has come in a partition: the period's end, and the last instance told of in it."""
+
+    partition_id: int
+    period_at_us: int = 0
+    after_uuid: str = ""
+    revision: int = 1
+
+
+def payload_document(payload: bytes) -> dict[str, Any]:
+    """A packed payload as a document: name, version and data, for JSON. An empty one is an empty document."""
+    if not payload:
+        return {}
+    name, major, minor, data = _STORED.decode(payload)
+    return {"name": name, "version": f"{major}.{minor}", "data": data}
