@@ -8,6 +8,7 @@ import gevent
 
 from zcompute.bus import BusError, DeadlineExceeded, Link, LinkReset, NotOwner
 from zcompute.compute.backoff import Backoff
+from zcompute.compute.ending import end_all
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.settings import Settings
 from zcompute.objects.errors import EpochRefused, ServiceError
@@ -61,7 +62,7 @@ class Hosts:
             self._begin(session)
 
     def stop(self) -> None:
-        gevent.killall(list(self._beginning.values()), block=True, timeout=1)
+        end_all(self._beginning.values(), "begins of hosts")
 
     # -- epochs ----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from gevent.event import Event as Signal
 
 from zcompute.bus import BusError, Endpoint, Event, Link
 from zcompute.compute.backoff import Backoff
+from zcompute.compute.ending import end_all
 from zcompute.compute.fences import EPOCH_MAX
 from zcompute.compute.known import KnownConductors, Place
 from zcompute.compute.settings import Settings
@@ -92,7 +93,7 @@ class ConductorLinks:
     def stop(self) -> None:
         """End the greetings; the endpoint's close ends the links."""
         greenlets = [*self._greetings.values(), *([self._refreshing] if self._refreshing is not None else [])]
-        gevent.killall(greenlets, block=True, timeout=1)
+        end_all(greenlets, "greetings")
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

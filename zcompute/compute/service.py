@@ -7,6 +7,7 @@ import gevent
 
 from zcompute.bus import Endpoint, Link, register_error
 from zcompute.compute.commands import Commands
+from zcompute.compute.ending import end_all
 from zcompute.compute.fences import Fences
 from zcompute.compute.generations import Generations
 from zcompute.compute.hosts import Hosts
@@ -109,7 +110,7 @@ class ComputeService:
             self._hosts.stop()
         if self._links is not None:
             self._links.stop()
-        gevent.killall(self._loops, block=True, timeout=1)
+        end_all(self._loops, "loops")
         if not self._workers.stop(self._settings.stop_ms / 1000):
             log.warning("work under way was broken off after stop_ms=%d", self._settings.stop_ms)
         if self._endpoint is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 import gevent
 from gevent.event import Event
 
+from zcompute.compute.ending import end_all
 from zcompute.compute.errors import WorkersFull
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ class Workers:
             self._waiting -= len(chain)
             chain.clear()
         ended = bool(self._idle.wait(timeout_s)) if self._greenlets else True
-        gevent.killall(list(self._greenlets), block=True, timeout=1)
-        return ended
+        return end_all(self._greenlets, "work under way") and ended
 
     def _start(self, key: Hashable, work: Work) -> None:
         greenlet = gevent.Greenlet(self._run, key, work)

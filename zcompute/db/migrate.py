@@ -5,6 +5,7 @@ Blocking: for operators' commands and tests, not for a running service.
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ LOCK_DEADLINE_S = 60
 STATEMENT_TIMEOUT_S = 3600.0  # a migration may rewrite a large table
 _LOCK_NAME = "zcompute_migrate"
 _LOCK_POLL_S = 0.05
+_one_at_a_time = threading.Lock()  # Alembic's context is one a process, whichever databases are upgraded
 
 
 class SchemaStatus(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ def upgrade(url: str, kind: str, cell: str) -> None:
     """
     if kind not in (KIND_ROOT, KIND_CELL):
         raise refuse(url, f"expected kind root or cell, found {kind!r}")
-    with connected(url) as connection, _locked(url, connection):
+    with _process_locked(), connected(url) as connection, _locked(url, connection):
         found = _status(connection)
         _check(found, kind, cell)
         config = _config()
@@ -172,6 +174,17 @@ def _engine(url: str) -> sa.Engine:
     # WAL is a property of the file, set once and for all.
     sa.event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA journal_mode=WAL").close())
     return engine
+
+
+@contextmanager
+def _process_locked() -> Iterator[None]:
+    """One upgrade in this process at a time: threads and greenlets wait for one another."""
+    if not _one_at_a_time.acquire(timeout=LOCK_DEADLINE_S):
+        raise DatabaseBusy(f"another upgrade has been running in this process for {LOCK_DEADLINE_S} s")
+    try:
+        yield
+    finally:
+        _one_at_a_time.release()
 
 
 @contextmanager

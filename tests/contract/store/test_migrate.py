@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import gevent
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -10,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from tests.contract.store.conftest import on_mariadb
 from zcompute.db import migrate, schema
 from zcompute.db.errors import ConnectionLost, InvalidUrl, SchemaMismatch
+from zcompute.db.private import PrivateMariaDB
 from zcompute.db.store import Store
 from zcompute.objects.partition import PARTITIONS
 
@@ -47,6 +49,16 @@ def test_an_upgrade_cut_short_is_carried_on(new_url: Callable[[str], str]) -> No
     with migrate.connected(url) as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata_of("cell")) == []
         assert connection.scalar(sa.text("SELECT COUNT(*) FROM partitions")) == PARTITIONS
+
+
+@on_mariadb
+def test_upgrades_of_one_process_wait_for_one_another(mariadb: PrivateMariaDB, flavour: str) -> None:
+    """Of different databases too: Alembic keeps its context in the process."""
+    urls = [mariadb.create_database(f"beside{number}_{flavour.replace('-', '_')}") for number in range(3)]
+    upgrading = [gevent.spawn(migrate.upgrade, url, "cell", f"c{at}") for at, url in enumerate(urls) for _ in range(2)]
+    gevent.joinall(upgrading, timeout=60, raise_error=True)
+    for at, url in enumerate(urls):
+        migrate.check(url, "cell", f"c{at}")
 
 
 def test_status_says_kind_cell_and_revision(new_url: Callable[[str], str]) -> None:

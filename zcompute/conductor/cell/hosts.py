@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import gevent
 import msgspec
 
-from zcompute.bus import CallContext, Event, Link
+from zcompute.bus import CallContext, Link
 from zcompute.bus.errors import Forbidden, InvalidRequest, NotOwner
+from zcompute.conductor.cell.host_news import HostNews
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
 from zcompute.conductor.cell.settings import CellSettings
@@ -24,7 +25,6 @@ from zcompute.objects.methods import (
     HOST_ATTACH,
     HOST_BEAT,
     HOST_BEGIN,
-    TOPIC_EPOCHS,
     Empty,
     HostAttachRequest,
     HostBeat,
@@ -143,6 +143,7 @@ class Hosts:
         self._alarm_at = 0.0
         self._attaching: dict[int, dict[str, int]] = {}  # by id: epochs that are just being checked at the primary
         self.attachments = Attachments()
+        self._news = HostNews(env.endpoint, env.cell, table, self.heard)
 
     def handlers(self) -> list[tuple[Method, Handler]]:
         """Interface ``host``."""
@@ -150,8 +151,7 @@ class Hosts:
 
     def start(self) -> None:
         """Listen for epochs and lost links, and watch."""
-        self._env.endpoint.on_event(TOPIC_EPOCHS, self._epoch_changed)
-        self._env.endpoint.on_link_up(self.link_up)
+        self._news.start()
         self._env.endpoint.on_link_down(self.link_down)
         self._greenlet = gevent.spawn(self._watch)
 
@@ -177,8 +177,7 @@ class Hosts:
         self._liveness.begun(host.name, time.monotonic())
         self._table.put(host)
         log.info("host begun host=%s service=%s epoch=%s", host.name, service_id, host.agent_epoch)
-        payload = msgspec.msgpack.encode(HostEpoch(host=host.name, agent_epoch=host.agent_epoch))
-        self._env.endpoint.publish(TOPIC_EPOCHS, host.name, host.agent_epoch, payload)
+        self._news.tell([host])
         self._supersede(host.name, host.agent_epoch)
         return HostBeginReply(agent_epoch=host.agent_epoch)
 
@@ -222,11 +221,6 @@ class Hosts:
 
     # -- links and ownership ----------------------------------------------------------------------------------------
 
-    def link_up(self, link: Link) -> None:
-        """A fellow conductor is new, or back: it may have missed news of agents."""
-        if _is_fellow(link, self._env.cell):
-            _tell_epochs(link, self._table)
-
     def link_down(self, link: Link) -> None:
         """Whoever spoke on this link attaches anew."""
         for host in self.attachments.detach(link):
@@ -242,19 +236,14 @@ class Hosts:
             self._liveness.watch(host.name, now)
             self._table.put(host)
             self._supersede(host.name, host.agent_epoch)
-        for link in self._env.endpoint.links(role="conductor", cell=self._env.cell):
-            if _is_fellow(link, self._env.cell):
-                _tell_epochs(link, hosts)
+        self._news.tell(hosts)
 
     def lost(self, partitions: list[int]) -> None:
         """Others watch these now."""
         self._liveness.forget(self._table.drop(partitions))
 
-    def _epoch_changed(self, link: Link, event: Event) -> None:
-        if not _is_fellow(link, self._env.cell):
-            log.warning("epoch event refused from=%s", link.name)
-            return
-        news = msgspec.msgpack.decode(event.payload, type=HostEpoch)
+    def heard(self, news: HostEpoch) -> None:
+        """A fellow conductor has committed, or found, this epoch."""
         self._supersede(news.host, news.agent_epoch)
 
     def _supersede(self, host: str, agent_epoch: int) -> None:
@@ -314,17 +303,6 @@ class Hosts:
         return self._env.ledger.commit(
             partition_of(name), [(HOSTS, (name,))], decide, timeout_ms=self._settings.commit_ms_max
         )
-
-
-def _is_fellow(link: Link, cell: str) -> bool:
-    peer = link.peer
-    return peer is not None and (peer.role, peer.cell) == ("conductor", cell)
-
-
-def _tell_epochs(link: Link, hosts: Iterable[Host]) -> None:
-    for host in hosts:
-        payload = msgspec.msgpack.encode(HostEpoch(host=host.name, agent_epoch=host.agent_epoch))
-        link.event(TOPIC_EPOCHS, host.name, host.agent_epoch, payload)
 
 
 def _check_hosts(context: CallContext, names: list[str]) -> None:

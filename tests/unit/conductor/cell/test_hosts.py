@@ -34,8 +34,8 @@ INVENTORY = HostInventory(name="h1", total=Amounts(vcpus=8, memory_mb=4096, disk
 
 
 class Link:
-    def __init__(self, role="compute", hosts=("h1",), topics=()):
-        self.peer = SimpleNamespace(role=role, cell="c1", service_id="s1", hosts=frozenset(hosts), topics=topics)
+    def __init__(self, role="compute", hosts=("h1",), topics=(), cell="c1"):
+        self.peer = SimpleNamespace(role=role, cell=cell, service_id="s1", hosts=frozenset(hosts), topics=topics)
         self.name, self.up, self.events, self.lowers = "link", True, [], False
 
     def event(self, topic, key, version, payload):
@@ -44,14 +44,7 @@ class Link:
 
 class Endpoint:
     def __init__(self):
-        self.fellows, self.published = [], []
         self.on_event = self.on_link_up = self.on_link_down = lambda *_: None
-
-    def links(self, **_):
-        return self.fellows
-
-    def publish(self, topic, key, version, payload):
-        self.published.append((topic, key, version))
 
 
 @pytest.fixture
@@ -99,13 +92,14 @@ def test_only_the_present_epoch_attaches(epoch, verdict):
 
 
 def test_begin_attach_and_a_second_agent(world):
-    old, new = Link(), Link()
+    old, new, fellow = Link(), Link(), Link(role="conductor")
+    world.hosts._news.link_up(fellow)
     assert begin(world, old) == 1
     world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
     assert world.commands.link("h1") is old
     assert world.hosts.attachments.epoch(old, "h1") == 1
     assert begin(world, new) == 2
-    assert world.endpoint.published == [(TOPIC_EPOCHS, "h1", 1), (TOPIC_EPOCHS, "h1", 2)]
+    assert fellow.events == [(TOPIC_EPOCHS, "h1", 1), (TOPIC_EPOCHS, "h1", 2)]
     assert world.hosts.attachments.epoch(old, "h1") is None
     assert world.commands.link("h1") is None
     with pytest.raises(EpochRefused):
@@ -120,9 +114,9 @@ def test_the_news_of_another_conductor_supersedes_too(world):
     begin(world, link)
     world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(link))
     event = SimpleNamespace(payload=msgspec.msgpack.encode(HostEpoch(host="h1", agent_epoch=2)))
-    world.hosts._epoch_changed(Link(role="compute"), event)
+    world.hosts._news.received(Link(role="compute"), event)
     assert world.commands.link("h1") is link
-    world.hosts._epoch_changed(peer, event)
+    world.hosts._news.received(peer, event)
     assert world.commands.link("h1") is None
 
 
@@ -256,12 +250,16 @@ def test_every_link_of_an_older_agent_is_superseded_and_none_is_remembered_when_
 def test_a_conductor_that_missed_the_news_of_an_agent_is_told_at_its_hello_and_by_a_new_owner(world):
     begin(world, Link())
     fellow = Link(role="conductor", topics=(TOPIC_EPOCHS,))
-    world.hosts.link_up(fellow)
-    world.hosts.link_up(Link(role="scheduler"))
+    other, root = Link(role="scheduler"), Link(role="conductor", topics=(TOPIC_EPOCHS,), cell="root")
+    for link in (fellow, other, root):
+        world.hosts._news.link_up(link)
     assert fellow.events == [(TOPIC_EPOCHS, "h1", 1)]
-    world.endpoint.fellows = [fellow]
     world.hosts.gained([host("h7", agent_epoch=4)])
     assert fellow.events[1:] == [(TOPIC_EPOCHS, "h7", 4)]
+    world.hosts._news.link_down(fellow)
+    world.hosts.gained([host("h8")])
+    assert len(fellow.events) == 2
+    assert other.events == root.events == []
 
 
 def test_a_new_owner_hears_links_of_an_older_agent_no_more(world):

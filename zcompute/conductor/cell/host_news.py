@@ -1,0 +1,71 @@
+"""What the conductors of a cell tell one another of hosts: the epoch of each host's agent, as committed.
+
+Told to fellow conductors only, over links that are kept here: a conductor has thousands of links to agents, and all
+of these begin at once after a power cut.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from zcompute.bus import Endpoint, Event, Link
+from zcompute.objects.host import Host
+from zcompute.objects.methods import TOPIC_EPOCHS, HostEpoch
+
+log = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(HostEpoch).decode
+
+
+class HostNews:
+    """``known`` are the hosts that a fellow is told of when its link comes up; ``heard`` takes a fellow's news."""
+
+    def __init__(
+        self, endpoint: Endpoint, cell: str, known: Iterable[Host], heard: Callable[[HostEpoch], None]
+    ) -> None:
+        self._endpoint = endpoint
+        self._cell = cell
+        self._known = known
+        self._heard = heard
+        self._fellows: dict[Link, None] = {}
+
+    def start(self) -> None:
+        """Listen, before the first link is let in."""
+        self._endpoint.on_event(TOPIC_EPOCHS, self.received)
+        self._endpoint.on_link_up(self.link_up)
+        self._endpoint.on_link_down(self.link_down)
+
+    def tell(self, hosts: Iterable[Host]) -> None:
+        """These were committed by us, or have become ours."""
+        for host in hosts:
+            payload = _payload(host)
+            for link in list(self._fellows):
+                link.event(TOPIC_EPOCHS, host.name, host.agent_epoch, payload)
+
+    def link_up(self, link: Link) -> None:
+        """A fellow conductor is new, or back: it may have missed news."""
+        if self._is_fellow(link):
+            self._fellows[link] = None
+            for host in self._known:
+                link.event(TOPIC_EPOCHS, host.name, host.agent_epoch, _payload(host))
+
+    def link_down(self, link: Link) -> None:
+        """It is told all when it is back."""
+        self._fellows.pop(link, None)
+
+    def received(self, link: Link, event: Event) -> None:
+        """News, believed from fellow conductors only."""
+        if not self._is_fellow(link):
+            log.warning("epoch event refused from=%s", link.name)
+            return
+        self._heard(_decode(event.payload))
+
+    def _is_fellow(self, link: Link) -> bool:
+        peer = link.peer
+        return peer is not None and (peer.role, peer.cell) == ("conductor", self._cell)
+
+
+def _payload(host: Host) -> bytes:
+    return _encode(HostEpoch(host=host.name, agent_epoch=host.agent_epoch))
