@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import gevent
 from gevent.event import Event
 
+from zcompute.bus import Link
 from zcompute.bus.errors import BusError
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.cell.claims import free_on, takes_new
@@ -54,11 +55,15 @@ class Registration:
         self._settings = settings
         self._registered: list[ConductorInfo] | None = None
         self._wanted = Event()
+        self._news = Event()  # the root should hear of free room before the next interval
+        self._willing: set[str] = set()
         self._greenlets: list[gevent.Greenlet] = []
 
     def start(self) -> None:
         """Begin; the first registration goes at once."""
         self._env.ledger.on_map(self._map_changed)
+        self._table.on_change(self._host_changed)
+        self._env.endpoint.on_link_up(self._link_up)
         self._wanted.set()
         self._greenlets = [gevent.spawn(self._cast_loop), gevent.spawn(self._register_loop)]
 
@@ -70,18 +75,36 @@ class Registration:
         if conductors_of(new_map) != self._registered:
             self._wanted.set()
 
+    def _host_changed(self, host: Host) -> None:
+        """A host that takes instances for the first time is news; every claim is not."""
+        if takes_new(host) and host.name not in self._willing:
+            self._willing.add(host.name)
+            self._news.set()
+
+    def _link_up(self, link: Link) -> None:
+        if link.peer is not None and (link.peer.role, link.peer.cell) == ("conductor", ROOT_CELL):
+            self._news.set()
+
     def _cast_loop(self) -> None:
+        """Every ``capacity_ms``, and soon after news: a first burst of servers is shared among all cells' hosts."""
+        settings = self._settings
         while True:
-            gevent.sleep(self._settings.capacity_ms / 1000)
-            links = self._env.endpoint.links(role="conductor", cell=ROOT_CELL)
-            if not links:
-                continue
-            capacity = capacity_of(self._env.cell, self._env.service_id, self._table, self._env.config.scheduler)
-            for link in links:
-                try:
-                    link.cast(CELL_CAPACITY, capacity)
-                except BusError as error:
-                    log.debug("capacity not sent to=%s error=%s", link.name, error)
+            gevent.sleep(settings.capacity_ms_min / 1000)
+            self._news.wait((settings.capacity_ms - settings.capacity_ms_min) / 1000)
+            self._news.clear()
+            self._cast()
+
+    def _cast(self) -> None:
+        self._willing = {host.name for host in self._table if takes_new(host)}
+        links = self._env.endpoint.links(role="conductor", cell=ROOT_CELL)
+        if not links:
+            return
+        capacity = capacity_of(self._env.cell, self._env.service_id, self._table, self._env.config.scheduler)
+        for link in links:
+            try:
+                link.cast(CELL_CAPACITY, capacity)
+            except BusError as error:
+                log.debug("capacity not sent to=%s error=%s", link.name, error)
 
     def _register_loop(self) -> None:
         while True:
@@ -101,4 +124,5 @@ class Registration:
                 self._wanted.set()
                 continue
             self._registered = conductors
+            self._news.set()
             log.info("cell registered cell=%s conductors=%s", self._env.cell, len(conductors))

@@ -21,6 +21,7 @@ class CellSettings:
     sweep_rows: int = 1000
     claim_age_s_min: float = 10.0
     capacity_ms: int = 500
+    capacity_ms_min: int = 50  # between two casts, however many hosts come up
     register_ms_max: int = 5000
     register_retry_ms: int = 1000
     outbox_senders_max: int = 16
