@@ -26,11 +26,15 @@ class LineFormatter(logging.Formatter):
         )
 
 
+REPEATED = {"repeated": True}
+"""``extra`` of an event below a warning that comes with every retry or message: rate limited as warnings are."""
+
+
 class RateLimit(logging.Filter):
     """Lets the same warning (logger and format string) through ``burst`` times in ``window_s``, then counts.
 
-    The next one let through says how many were held back. Events below a warning are never held back: a peer cannot
-    cause them at will, and an operator follows one request by them.
+    The next one let through says how many were held back. Events below a warning are held back only when they are
+    marked as REPEATED: a peer cannot cause the others at will, and an operator follows one request by them.
     """
 
     EVENTS_MAX = 1000
@@ -42,7 +46,7 @@ class RateLimit(logging.Filter):
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING and not getattr(record, "repeated", False):
             return True
         key = (record.name, str(record.msg))
         now = time.monotonic()

@@ -26,18 +26,18 @@ class Refusals:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._next_log: dict[str, float] = {}
+        self._next_log: dict[tuple[str, int], float] = {}
         self._by_peer: dict[str, Counters] = {}
 
-    def count(self, reason: str, peer: str, detail: str = "") -> None:
+    def count(self, reason: str, peer: str, detail: str = "", level: int = logging.WARNING) -> None:
         """Count one refusal. `reason` comes from our code, never from the wire (it bounds the number of counters)."""
         name = f"refused_{reason}"
         self._counters[name] += 1
         self._of(peer)[reason] += 1
         now = time.monotonic()
-        if now >= self._next_log.get(reason, 0.0):
-            self._next_log[reason] = now + REFUSAL_LOG_INTERVAL_S
-            log.warning("refused reason=%s peer=%s total=%d detail=%s", reason, peer, self._counters[name], detail)
+        if now >= self._next_log.get((reason, level), 0.0):
+            self._next_log[(reason, level)] = now + REFUSAL_LOG_INTERVAL_S
+            log.log(level, "refused reason=%s peer=%s total=%d detail=%s", reason, peer, self._counters[name], detail)
 
     def of(self, peer: str) -> dict[str, int]:
         """Refusals of one peer (the name of its link, or its address) by reason."""

@@ -140,7 +140,9 @@ class Dialler:
     def on_refused(self, error: Exception) -> None:
         """Remember why, and try again later."""
         if self.refusal is None or str(self.refusal) != str(error):
-            log.warning("hello refused address=%s error=%s", self.link.address, error)
+            starting = isinstance(error, Unavailable)  # it will let us in: no news for an operator
+            level = logging.INFO if starting else logging.WARNING
+            log.log(level, "hello refused address=%s error=%s", self.link.address, error)
         self.refusal = error
         self._endpoint.counters["hellos_refused"] += 1
         self._attempts = max(self._attempts, 1)

@@ -23,7 +23,16 @@ from zcompute.bus.envelope import (
     encode_frame,
     foreign_protocol,
 )
-from zcompute.bus.errors import BusError, Busy, Forbidden, FrameRefused, UnsupportedVersion, is_registered, to_wire
+from zcompute.bus.errors import (
+    BusError,
+    Busy,
+    Forbidden,
+    FrameRefused,
+    Unavailable,
+    UnsupportedVersion,
+    is_registered,
+    to_wire,
+)
 from zcompute.bus.home import Home
 from zcompute.bus.identity import Identity, Peer, check_against_key
 from zcompute.bus.link import Link
@@ -325,7 +334,9 @@ class Listener:
                 return
             if not is_registered(error):
                 log.exception("admission failed service=%s address=%s", hello.service_id, route.address)
-            self.endpoint.refusals.count("hello", f"{hello.role}/{hello.service_id}", str(error))
+            # One that is refused until we are ready comes again by itself: no news for an operator.
+            level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+            self.endpoint.refusals.count("hello", f"{hello.role}/{hello.service_id}", str(error), level)
             route.hello = None
             self.drop(route, None)
             self._send_error(route.route_id, error)

@@ -10,6 +10,7 @@ from zcompute.bus import Ack, BusError, Link, Report
 from zcompute.compute.dispatch import Dispatch
 from zcompute.compute.outbox import Entry, Outbox
 from zcompute.compute.settings import Settings
+from zcompute.log import REPEATED
 from zcompute.objects.report import (
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
@@ -112,7 +113,9 @@ class Reporter:
             early = ack.verdict == VERDICT_INVALID and not ready
             if self._dispatch.answered(peer.service_id, ack.seq, VERDICT_NOT_YET if early else ack.verdict, now):
                 final.append(ack.seq)
-            if ack.verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
+            if early:
+                log.info("report came before its host was attached instance=%s", ack.key, extra=REPEATED)
+            elif ack.verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
                 log.warning("report refused instance=%s verdict=%s detail=%s", ack.key, ack.verdict, ack.detail)
             elif ack.verdict == VERDICT_NOT_OWNER and not asked:
                 asked = True

@@ -39,4 +39,4 @@ class PrimaryClock:
             try:
                 self.measure()
             except StoreError as error:
-                log.warning("primary clock not read error=%s", error)
+                log.info("primary clock not read error=%s", error)

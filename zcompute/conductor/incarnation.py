@@ -19,6 +19,7 @@ from zcompute.conductor.keeper import Keeper
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.lease import BeatThread, LeaseWatch, port_refuses
 from zcompute.conductor.ledger import Ledger
+from zcompute.conductor.outage import Outage
 from zcompute.conductor.settings import LifeSettings
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StoreError
 from zcompute.db.store import ConductorRow, Store
@@ -64,6 +65,7 @@ class Incarnation:
         self._ready = Event()
         self._ended = Event()
         self._stopping = False
+        self._outage = Outage()
 
     # -- for the service ----------------------------------------------------------------------------------------
 
@@ -129,10 +131,12 @@ class Incarnation:
                 settled=self.ledger.settled,
                 undo=self.ledger.undo,
                 fail=self._end,
+                outage=self._outage,
             )
         self._keeper = Keeper(
-            self._store, self.ledger, self._lanes, self._watch, self.id, term, self.settings, self._ready.set
-        )
+            self._store, self.ledger, self._lanes, self._watch, self.id, term, self.settings, self._ready.set,
+            self._outage,
+        )  # fmt: skip
         for lane in self._lanes.values():
             self._spawn("lane", lane.run)
         self._spawn("loader", self.ledger.run_loader)
@@ -154,11 +158,13 @@ class Incarnation:
                     raise ConductorError(
                         f"expected the database of cell {self._cell}, found that of {rows.cell}: check [database] url"
                     )
-                return rows.term, self._store.register(self._row, self.settings.lanes)
+                lanes = self._store.register(self._row, self.settings.lanes)
+                self._outage.back("register")
+                return rows.term, lanes
             except (ConnectionLost, DatabaseBusy) as error:
                 if time.monotonic() > give_up_at_s or self._stopping:
                     raise
-                log.warning("cannot register error=%s", error)
+                self._outage.lost("register", error)
                 gevent.sleep(pause_s)
                 pause_s = min(2 * pause_s, self.settings.ledger.retry_ms_max / 1000)
 
@@ -227,10 +233,11 @@ class Incarnation:
         try:
             beats = self._store.read_beats()
         except StoreError as error:
-            log.warning("beats not read error=%s", error)
+            self._outage.lost("beats", error)
             self._watch.failed(time.monotonic())
             return False
         received_s = time.monotonic()
+        self._outage.back("beats")
         if self.id not in beats:
             raise IncarnationEnded("the beat's row is gone: others have taken over")
         disturbed_s = 0.0 if self._beats is None else self._beats.disturbed_at_s(received_s)

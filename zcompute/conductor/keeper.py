@@ -17,6 +17,7 @@ from zcompute.conductor.errors import IncarnationEnded
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.lease import LeaseWatch
 from zcompute.conductor.ledger import Ledger
+from zcompute.conductor.outage import Outage
 from zcompute.conductor.ownership import Gain, Move, dead_lanes, gains, plan_moves, strayed
 from zcompute.conductor.settings import LifeSettings
 from zcompute.db.batch import HandOver
@@ -39,6 +40,7 @@ class Keeper:
         term: int,
         settings: LifeSettings,
         ready: Callable[[], None],
+        outage: Outage | None = None,
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -48,6 +50,7 @@ class Keeper:
         self._term = term
         self._settings = settings
         self._ready = ready
+        self._outage = outage or Outage()
         self._wake = Event()
         self._stopping = False
         self._held_epochs: dict[int, int] = {}
@@ -74,7 +77,7 @@ class Keeper:
                     raise IncarnationEnded("stopped")
                 self._step()
             except (ConnectionLost, DatabaseBusy) as error:
-                log.warning("partition map not kept error=%s", error)
+                self._outage.lost("map", error)
                 if self._stopping:
                     raise IncarnationEnded("stopped") from error
                 gevent.sleep(retry_ms / 1000 * random.uniform(0.5, 1.0))
@@ -83,6 +86,7 @@ class Keeper:
             except Fenced as error:
                 raise IncarnationEnded(f"fenced at a take-over: {error}") from error
             retry_ms = self._settings.ledger.retry_ms_min
+            self._outage.back("map")
             self._ready()
             self._wake.wait(self._settings.map_poll_ms / 1000)
 

@@ -18,6 +18,7 @@ from zcompute.conductor.batching import changes_of, numbered, purges_of, take_pr
 from zcompute.conductor.cache import RowKey
 from zcompute.conductor.change import DECIDED, Put, Ticket
 from zcompute.conductor.errors import IncarnationEnded, busy, invalid_row
+from zcompute.conductor.outage import Outage
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import NONCE_MAX, Batch, HandOver
 from zcompute.db.batch import Change as RowChange
@@ -49,6 +50,7 @@ class Lane:
         settled: Callable[[list[Ticket]], None],
         undo: Callable[[int, Sequence[Put], set[RowKey]], None],
         fail: Callable[[str], None],
+        outage: Outage | None = None,
     ) -> None:
         self.lane_id = lane_id
         self.term = term
@@ -57,6 +59,8 @@ class Lane:
         self.queued_bytes = 0
         self.batches = 0
         self.last_n: dict[int, int] = {}  # by partition of this lane: the number of its last committed notification
+        self._part = f"lane {lane_id}"
+        self._outage = outage or Outage()
         self._connection = connection
         self._limits = limits
         self._settled = settled
@@ -250,9 +254,11 @@ class Lane:
             self._check()
             try:
                 self._connection.commit(batch)
+                self._outage.back(self._part)
                 self.batches += 1
                 return False
             except AlreadyApplied:
+                self._outage.back(self._part)
                 self.batches += 1
                 return True
             except Fenced as error:
@@ -262,9 +268,7 @@ class Lane:
             except (ConnectionLost, DatabaseBusy) as error:
                 now_s = time.monotonic()
                 give_up_at_s = give_up_at_s or now_s + self._limits.lane_retry_s_max
-                log.warning(
-                    "batch not known to be committed lane=%s number=%s error=%s", self.lane_id, batch.number, error
-                )
+                self._outage.lost(self._part, error)
                 self._recover(isinstance(error, ConnectionLost), give_up_at_s, pause_ms)
                 pause_ms = min(pause_ms * 2, self._limits.retry_ms_max)
 
@@ -282,7 +286,7 @@ class Lane:
                 self._connection.reconnect(int(min(left_s * 1000, self._limits.reconnect_ms_max)))
                 return
             except (ConnectionLost, DatabaseBusy) as error:
-                log.warning("lane cannot reconnect lane=%s error=%s", self.lane_id, error)
+                self._outage.lost(self._part, error)
                 pause_ms = min(pause_ms * 2, self._limits.retry_ms_max)
 
     def _check(self) -> None:

@@ -13,6 +13,7 @@ from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.errors import ConnectionLost, DatabaseBusy
 from zcompute.db.store import Store
 from zcompute.db.tables import Key, TableCodec
+from zcompute.log import REPEATED
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Loader:
                 result.rows.update(self._store.fetch(result.table, keys))
                 return
             except (ConnectionLost, DatabaseBusy) as error:
-                log.warning("rows not read table=%s keys=%s error=%s", result.table.name, len(keys), error)
+                log.info("rows not read table=%s keys=%s error=%s", result.table.name, len(keys), error, extra=REPEATED)
                 gevent.sleep(pause_ms / 1000 * random.uniform(0.5, 1.0))
                 pause_ms = min(pause_ms * 2, self._limits.retry_ms_max)
             except Exception as error:  # one unreadable row must not hide the others: narrow it down

@@ -10,6 +10,7 @@ from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.log import REPEATED
 from zcompute.objects.cell import ServiceInfo
 from zcompute.objects.errors import InstanceNotFound
 from zcompute.objects.host import HOST_UP, Host
@@ -46,7 +47,7 @@ def unavailable_without_database(handler: Callable[[Any, Any], R]) -> Callable[[
         try:
             return handler(request, context)
         except StoreError as error:
-            log.warning("read failed error=%s: %s", type(error).__name__, error)
+            log.info("read failed error=%s: %s", type(error).__name__, error, extra=REPEATED)
             raise Unavailable("the database of the cell does not answer now: try again") from error
 
     return handle

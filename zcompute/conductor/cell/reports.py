@@ -16,6 +16,7 @@ from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.log import REPEATED
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import (
     VERDICT_INVALID,
@@ -63,13 +64,21 @@ class Reports:
             if body.instance_uuid != report.key:
                 self._refuse(link, report, "the key is not the instance's uuid")
             elif epoch is None:
-                self._refuse(link, report, f"host {body.host} is not attached to this link")
+                self._refuse_unattached(link, report, body.host)
             else:
                 self._submit(link, report, body, epoch)
 
     def _refuse(self, link: Link, report: Report, detail: str) -> None:
         log.warning("report refused from=%s key=%s detail=%s", link.name, report.key, detail)
         self._answer(link, report, VERDICT_INVALID, detail)
+
+    def _refuse_unattached(self, link: Link, report: Report, host: str) -> None:
+        """Harmless for a host of the sender's key: the bus resends over a new link before the agent has attached."""
+        if link.peer is None or host not in link.peer.hosts:
+            self._refuse(link, report, f"host {host} is not attached to this link")
+            return
+        log.info("report before its host is attached from=%s host=%s", link.name, host, extra=REPEATED)
+        self._answer(link, report, VERDICT_INVALID, f"host {host} is not attached to this link")
 
     def _submit(self, link: Link, report: Report, body: Observation | StepResult, epoch: int) -> None:
         uuid = body.instance_uuid

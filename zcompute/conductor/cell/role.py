@@ -25,6 +25,7 @@ from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
+from zcompute.log import REPEATED
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ObjectError
@@ -149,7 +150,7 @@ class CellRole:
                 take(page)
             except StoreError as error:
                 failures += 1
-                log.warning("rows not read table=%s failures=%s error=%s", table.name, failures, error)
+                log.info("rows not read table=%s failures=%s error=%s", table.name, failures, error, extra=REPEATED)
                 gevent.sleep(self._settings.scan_retry_ms / 1000)
                 continue
             except ObjectError as error:

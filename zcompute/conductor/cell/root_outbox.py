@@ -16,6 +16,7 @@ from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
+from zcompute.log import REPEATED
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -141,7 +142,7 @@ class RootOutbox:
             try:
                 page = self._env.store.scan(ROOT_OUTBOX, partitions=partitions, limit=rows, after=after)
             except StoreError as error:
-                log.warning("rows owed to the root not read, trying again error=%s", error)
+                log.info("rows owed to the root not read, trying again error=%s", error, extra=REPEATED)
                 self._left.update(partitions)
                 return
             for entry in page:

@@ -12,6 +12,7 @@ from zcompute.conductor.change import Change
 from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import CELLS, TableCodec
+from zcompute.log import REPEATED
 from zcompute.objects.cell import CellInfo
 from zcompute.objects.errors import ObjectError
 from zcompute.objects.methods import TOPIC_CELLS
@@ -94,6 +95,6 @@ class CellsFeed:
                 failing = None
             except (StoreError, ObjectError) as error:
                 if failing is None:
-                    log.warning("cells not read error=%s", error)
+                    log.info("cells not read error=%s", error, extra=REPEATED)
                 failing = error
             gevent.sleep(self._settings.cells_poll_ms / 1000)

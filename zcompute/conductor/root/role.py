@@ -25,6 +25,7 @@ from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import BUILD_REQUESTS, CELLS
+from zcompute.log import REPEATED
 from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
 from zcompute.objects.cell import ROOT_CELL, CellCapacity
@@ -56,7 +57,7 @@ def unavailable_without_database(handler: Handler) -> Handler:
         try:
             return handler(request, context)
         except StoreError as error:
-            log.warning("read failed error=%s", error)
+            log.info("read failed error=%s", error, extra=REPEATED)
             raise Unavailable("the database of the root cell does not answer now: try again") from error
 
     return handle
@@ -320,7 +321,7 @@ class RootRole:
                     after=after,
                 )
             except StoreError as error:
-                log.warning("pending servers not read, trying again error=%s", error)
+                log.info("pending servers not read, trying again error=%s", error, extra=REPEATED)
                 gevent.sleep(pause_s)
                 continue
             except ObjectError as error:

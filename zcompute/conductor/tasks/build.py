@@ -91,7 +91,8 @@ class Spawn:
     """Send the whole instance to its host until it is accepted; the result comes as a report.
 
     It is sent again after a while and when the host's agent is back: the agent recognises a repeat. A host that was
-    not linked at all since this very runner chose it cannot have been told anything: the next candidate is tried.
+    not linked at all since this very runner chose it cannot have been told anything: the next candidate is tried. One
+    that may have been told, and is forced down, is waited for no longer.
     """
 
     name = build_walk.STEP_SPAWN
@@ -108,11 +109,22 @@ class Spawn:
                 if self._send(run, task, host):
                     run.wait(run.settings.resend_ms)
                 continue
-            if may_give_up and host not in run.commanded and time.monotonic() >= give_up_at:
+            untold = may_give_up and host not in run.commanded
+            if host in run.env.forced_down([host]):
+                self._forced_down(run, host, untold)
+                return
+            if untold and time.monotonic() >= give_up_at:
                 log.warning("host is not linked uuid=%s host=%s", run.uuid, host)
                 run.journal(lambda instance, task, _: build_walk.spawn_given_up(instance, task, "host is not linked"))
                 return
             run.wait(min(run.settings.resend_ms, run.settings.link_wait_ms_max))
+
+    def _forced_down(self, run: TaskRun, host: str, untold: bool) -> None:
+        log.warning("host is forced down uuid=%s host=%s told=%s", run.uuid, host, not untold)
+        if untold:
+            run.journal(lambda instance, task, _: build_walk.spawn_given_up(instance, task, "host is forced down"))
+        else:
+            run.journal(build_walk.host_lost)
 
     def _send(self, run: TaskRun, task: Task, host: str) -> bool:
         """True: recorded by the agent. False: the generation was raised, send again. Raises the bus' errors."""

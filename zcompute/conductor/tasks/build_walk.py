@@ -124,6 +124,19 @@ def spawn_given_up(instance: Instance, task: Task, reason: str) -> Decision:
     return Decision(instance=homeless, task=decision.task)
 
 
+def host_lost(instance: Instance, task: Task, now_us: int) -> Decision:
+    """The host that was told to build it is forced down: the build ends, in ERROR, and nothing is built elsewhere.
+
+    The instance keeps host and claim: what the host may have begun is still its own when it comes back, and a delete
+    asks there.
+    """
+    reason = f"host {task.body.host} was forced down while it built the instance"
+    lost = msgspec.structs.replace(
+        instance, vm_state=VM_ERROR, task_state=None, task_id=None, fault=make_fault(reason, now_us)
+    )
+    return Decision(instance=lost, ended=True)
+
+
 def abandon(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
     """A build that is behind its deadline is for certain on no host: it ends in ERROR once its claims are released."""
     owed = [_claim_of(task)] if task.body.host else []

@@ -18,6 +18,7 @@ from zcompute.conductor.tasks.adoption import adopt
 from zcompute.conductor.tasks.build_walk import abandon, no_host_told
 from zcompute.conductor.tasks.decision import Decision, Snapshot, park
 from zcompute.conductor.tasks.forgetting import Forgetting
+from zcompute.conductor.tasks.parked import ParkedSweep
 from zcompute.conductor.tasks.run import DeadlinePassed, TaskEnv, TaskLost, TaskRun
 from zcompute.conductor.tasks.steps import step_of
 from zcompute.objects.instance import Instance
@@ -38,6 +39,7 @@ class TaskEngine:
         self._running: set[TaskRun] = set()
         self._attached: set[str] = set()
         self._forgetting = Forgetting(env)
+        self._parked = ParkedSweep(env, lambda: list(self._runs.values()), self._look_again)
         self._stopped = False
 
     # -- for intake, reports and hosts ------------------------------------------------------------------------------
@@ -124,8 +126,9 @@ class TaskEngine:
         self._start_next()
 
     def start(self) -> None:
-        """Begin to forget."""
+        """Begin to forget, and to look at what is parked."""
         self._forgetting.start()
+        self._parked.start()
 
     def stop(self) -> None:
         """End all runners where they are."""
@@ -134,14 +137,18 @@ class TaskEngine:
             self._drop(run)
         self._queue.clear()
         self._forgetting.stop()
+        self._parked.stop()
 
     # -- runners ----------------------------------------------------------------------------------------------------
 
-    def _queue_up(self, run: TaskRun) -> None:
+    def _look_again(self, run: TaskRun) -> None:
+        self._queue_up(run, even_if_parked=True)
+
+    def _queue_up(self, run: TaskRun, *, even_if_parked: bool = False) -> None:
         """Run it when its turn comes, unless it runs or waits already, or is parked and nobody can be asked."""
         if self._stopped or run in self._running or run.queued or self._runs.get(run.uuid) is not run:
             return
-        if run.task is None or (run.parked and not self._reachable(run.task)):
+        if run.task is None or (run.parked and not even_if_parked and not self._reachable(run.task)):
             return
         run.queued = True
         self._queue.append(run)

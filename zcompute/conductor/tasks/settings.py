@@ -23,6 +23,8 @@ class TaskSettings:
     link_wait_ms_max: int = 5000
     resend_ms: int = 5000
     revival_s_max: float = 30.0
+    parked_look_s: float = 60.0
+    parked_looks_max: int = 64
     ending_s_max: int = 60
     alternates: int = 2
     reschedules_max: int = 3
