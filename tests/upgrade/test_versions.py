@@ -67,7 +67,7 @@ def test_what_only_the_newer_knows_is_refused_before_sending_and_names_both_rang
 
 def force(link: Link, method: Method) -> Method:
     """Let a link send what its peer does not speak, as a peer in error would."""
-    link._spoken.add(id(link._endpoint.prepare(method)))
+    link._spoken[id(method)] = link._endpoint.prepare(method)
     return method
 
 

@@ -12,7 +12,7 @@ from zcompute.bus.home import Home
 from zcompute.bus.identity import Peer, check_against_key
 from zcompute.bus.link import Link
 from zcompute.bus.protocol import LinkCore, State
-from zcompute.bus.sockets import BLOCKED, GONE, MONITORED, SENT, SocketWatch, open_dealer, read_monitor, readable
+from zcompute.bus.sockets import BLOCKED, GONE, MONITORED, NOBLOCK, SENT, SocketWatch, open_dealer, read_monitor
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Dialler:
         if self._closed:
             return GONE
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(frame, NOBLOCK)
         except zmq.Again:
             self.watch.poke()
             return BLOCKED
@@ -209,7 +209,7 @@ class Dialler:
         if self._closed or not self._connected or self.link.core.state is not State.DOWN:
             return
         self._endpoint.counters["hellos"] += 1
-        if not self.link.send_first(self.link.core.begin_hello(hello, now)):
+        if not self.link.sender.send_first(self.link.core.begin_hello(hello, now)):
             self.link.core.state = State.DOWN
             self._plan_hello(now)
 
@@ -219,21 +219,25 @@ class Dialler:
         return self._endpoint.serving.behind or self._read_some()
 
     def _read_some(self) -> bool:
-        link, socket = self.link, self._socket
+        link, socket, watch, turn = self.link, self._socket, self.watch, self._endpoint.turn
         for _ in range(self._limits.frames_per_turn):
             if self._closed:
                 return False
-            if not readable(socket):
+            if not watch.readable():
                 self._endpoint.retry_blocked(link)
                 return False
-            frame = socket.recv(zmq.NOBLOCK)
-            if socket.getsockopt(zmq.RCVMORE):
+            message = socket.recv(NOBLOCK, False)
+            if message.more:
                 while socket.getsockopt(zmq.RCVMORE):
-                    socket.recv(zmq.NOBLOCK)
+                    socket.recv(NOBLOCK)
                 self._endpoint.refusals.count("multipart", link.name)
                 continue
             was_up = link.up
-            link.receive(frame)
+            turn.begin()
+            try:
+                link.receive(message.bytes)
+            finally:
+                turn.end()
             if not was_up and link.up:
                 self._up_at = time.monotonic()
                 self.refusal = None

@@ -35,6 +35,7 @@ from zcompute.bus.serving import Handler, Serving
 from zcompute.bus.sessions import Sessions
 from zcompute.bus.stat import EndpointStat, asked_stats, link_stat, method_stats, pool_stats, strangers_of, work_of
 from zcompute.bus.streams import Stream, Streams
+from zcompute.bus.turn import Turn
 from zcompute.bus.workers import WorkerPool
 from zcompute.bus.zap import ZapHandler
 
@@ -83,10 +84,11 @@ class Endpoint:
         self.counters = Counters()
         self.refusals = Refusals(self.counters)
         self.handlers: Handlers[Link] = Handlers()
-        self.serving = Serving(limits, self.refusals, self.counters)
+        self.turn = turn = Turn()
+        self.serving = Serving(limits, self.refusals, self.counters, turn)
         self.sessions = Sessions(limits)
         self.streams = Streams(limits)
-        self.link_pool = WorkerPool("links", limits.link_workers, limits.routes_max * 2, limits.job_run_max)
+        self.link_pool = WorkerPool("links", limits.link_workers, limits.routes_max * 2, limits.job_run_max, turn.soon)
         self.admit_pool = WorkerPool("admit", limits.admit_workers, limits.routes_max * 2, limits.job_run_max)
         self._pools = (*self.serving.pools.values(), self.link_pool, self.admit_pool)
         self.active: set[Link] = set()  # links whose core watches the time

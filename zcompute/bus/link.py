@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import gevent
 import msgspec
 from gevent.event import Event as Flag
 from gevent.hub import Waiter
@@ -37,14 +36,13 @@ from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.inbox import Inbox, OwnerHome, StreamInbox
 from zcompute.bus.method import MethodSpec, PreparedMethod, check_version
 from zcompute.bus.protocol import LinkCore, State
-from zcompute.bus.sockets import BLOCKED, GONE
+from zcompute.bus.sending import FrameTaker, Sender
+from zcompute.bus.turn import Turn
 
 log = logging.getLogger(__name__)
 
-FRAMES_PER_FLUSH = 16
-OVERLAP_ENVELOPES_MIN = 32
-OVERLAP_SHARES = 4
 REQUEST_ID_CHARS_MAX = 255
+UNREACHABLE = "peer is unreachable"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -52,11 +50,8 @@ Lower = Callable[[Any], Any]
 """Takes a message to the versions that a peer reads; raises ValueError when they cannot say it."""
 
 
-class Carrier(Protocol):
+class Carrier(FrameTaker, Protocol):
     """What moves a link's frames: a dialled socket, or a route of a listener."""
-
-    def send(self, frame: bytes) -> str:
-        """SENT, BLOCKED (try the same frame again) or GONE."""
 
     def on_hello(self, hello: Hello) -> None:
         """The peer said hello on a link that has a peer already."""
@@ -92,6 +87,7 @@ class LinkHome(OwnerHome, Protocol):
     active: "set[Link]"
     blocked: "set[Link]"
     up_links: "dict[Link, None]"
+    turn: Turn
     closed: bool
     lowering: Callable[[Mapping[str, Any]], Lower | None] | None
 
@@ -112,17 +108,15 @@ class Link:
         self.address = address
         self.name = name
         self.core = core
-        self.carrier: Carrier | None = None
+        self._carrier: Carrier | None = None
         self._endpoint = endpoint
         self._limits = endpoint.limits
-        self._loop = gevent.get_hub().loop
+        self._turn = endpoint.turn
         self._up = Flag()
-        self._held: bytes | None = None
-        self.held_since = 0.0  # when the socket first refused the frame that is held, 0 for none
         self.up_since = 0.0
-        self.bytes_sent = 0
-        self._flushing = False
-        self._spoken: set[int] = set()
+        self.sender = Sender(core, endpoint, lambda: endpoint.blocked.add(self), lambda: self.lose(UNREACHABLE))
+        self.flush_soon = self.sender.flush_soon
+        self._spoken: dict[int, PreparedMethod] = {}  # by id of the method, which the endpoint keeps alive
         self._lower: Lower | None = None
         self.inbox = Inbox(self, endpoint)
         self._stream_inboxes: dict[tuple[str, str], StreamInbox] = {}
@@ -161,9 +155,7 @@ class Link:
         UnsupportedVersion, FrameRefused, or what the server's handler raised: registered errors as themselves,
         others as RemoteError.
         """
-        prepared = self._endpoint.prepare(method)
-        if id(prepared) not in self._spoken:
-            self._check_spoken(method)
+        prepared = self._spoken.get(id(method)) or self._check_spoken(method)
         if timeout_ms <= 0:
             raise DeadlineExceeded(f"no time left for {prepared.full_name}")
         timeout_ms = min(timeout_ms, self._limits.call_timeout_ms_max)
@@ -179,7 +171,7 @@ class Link:
         self._endpoint.counters["calls"] += 1
         prepared.sent += 1
         self._endpoint.active.add(self)
-        self.flush_soon()
+        self.flush_soon(len(self.core.calls) == 1)
         try:
             waiter.get()
         finally:
@@ -200,9 +192,7 @@ class Link:
 
     def cast(self, method: MethodSpec, request: msgspec.Struct, *, request_id: str | None = None) -> None:
         """Queue a request without an answer. Raises LinkDown, Busy, UnknownMethod, UnsupportedVersion, FrameRefused."""
-        prepared = self._endpoint.prepare(method)
-        if id(prepared) not in self._spoken:
-            self._check_spoken(method)
+        prepared = self._spoken.get(id(method)) or self._check_spoken(method)
         rid = current_request_id.get() if request_id is None else request_id
         payload = self._payload(request)
         cast = Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload)
@@ -277,59 +267,14 @@ class Link:
 
     # The endpoint's side
 
-    def flush_soon(self) -> None:
-        """Send what is queued at the end of this turn of the hub, and a good share of what is in flight at once.
+    @property
+    def carrier(self) -> Carrier | None:
+        """What moves the frames; None while there is nothing."""
+        return self._carrier
 
-        Were all that is in flight always in one frame, the two sides would take turns instead of working side by side.
-        """
-        queued = self.core.outgoing.queued
-        if queued >= OVERLAP_ENVELOPES_MIN and self._held is None and queued >= self._overlap():
-            self._send_queued()
-        if not self._flushing:
-            self._flushing = True
-            self._loop.run_callback(self._flush)
-
-    def _overlap(self) -> int:
-        """Envelopes that are worth a frame before the turn ends: a quarter of those in flight, a batch of casts."""
-        in_flight = len(self.core.calls) + len(self.core.serving)
-        batch = self._limits.batch_envelopes
-        return min(batch, max(OVERLAP_ENVELOPES_MIN, in_flight // OVERLAP_SHARES)) if in_flight else batch
-
-    def _flush(self) -> None:
-        self._flushing = False
-        self._send_queued()
-
-    def _send_queued(self) -> None:
-        core = self.core
-        for _ in range(FRAMES_PER_FLUSH):
-            carrier = self.carrier
-            frame = self._held
-            if frame is None:
-                if core.state is not State.UP:
-                    return
-                frame = core.take_frame(time.monotonic())
-            if frame is None or carrier is None:
-                return
-            result = carrier.send(frame)
-            if result == BLOCKED:
-                self._held = frame
-                self.held_since = self.held_since or time.monotonic()
-                self._endpoint.blocked.add(self)
-                return
-            self._held = None
-            self.held_since = 0.0
-            if result == GONE:
-                self.lose("peer is unreachable")
-                return
-            self._endpoint.counters["bytes_sent"] += len(frame)
-            self.bytes_sent += len(frame)
-        self.flush_soon()
-
-    def send_first(self, frame: bytes) -> bool:
-        """Send a hello, ahead of everything; False when it could not be sent."""
-        self._held = None
-        self.held_since = 0.0
-        return self.carrier is not None and self.carrier.send(frame) not in (BLOCKED, GONE)
+    @carrier.setter
+    def carrier(self, carrier: Carrier | None) -> None:
+        self._carrier = self.sender.carrier = carrier
 
     def receive(self, frame: bytes) -> None:
         """Take a frame off the socket (in the hub)."""
@@ -351,29 +296,29 @@ class Link:
 
     def reset(self, reason: str) -> None:
         """Begin anew with a hello (a bound inside the link was reached)."""
-        if self.carrier is not None:
-            self.carrier.reset(reason)
+        if self._carrier is not None:
+            self._carrier.reset(reason)
 
     def say_bye(self, reason: str) -> None:
         """Tell the peer that this link ends, and send it at once."""
         if self.up:
             self.core.outgoing.add_control(Bye(reason))
-            self._flush()
+            self.sender.flush()
 
     def close(self, reason: str) -> None:
         """The end of this link object."""
         now = time.monotonic()
         self.happen(self.core.close(reason, now), now)
         self.carrier = None
-        self._held = None
+        self.sender.drop_held()
 
     def happen(self, happenings: list[Happening], now: float) -> None:
         """Do what the core found."""
         endpoint = self._endpoint
-        run_callback = self._loop.run_callback
+        soon = self._turn.soon
         for happening in happenings:
             if isinstance(happening, OpenCall):
-                run_callback(happening.waiter.switch, None)
+                soon(happening.waiter.switch, None)
             elif isinstance(happening, Call):
                 endpoint.serving.on_call(self, happening, now)
             elif isinstance(happening, Cast):
@@ -404,11 +349,11 @@ class Link:
         elif isinstance(happening, Refused):
             self._endpoint.refusals.count(happening.reason, self.name, happening.detail)
         elif isinstance(happening, Hello):
-            if self.carrier is not None:
-                self.carrier.on_hello(happening)
+            if self._carrier is not None:
+                self._carrier.on_hello(happening)
         elif isinstance(happening, HelloRefused):
-            if self.carrier is not None:
-                self.carrier.on_refused(happening.error)
+            if self._carrier is not None:
+                self._carrier.on_refused(happening.error)
         elif isinstance(happening, LinkUp):
             self._came_up(happening)
         elif isinstance(happening, LinkLost):
@@ -432,14 +377,13 @@ class Link:
 
     def _went_down(self, happening: LinkLost) -> None:
         self._up.clear()
-        self._held = None
-        self.held_since = 0.0
+        self.sender.drop_held()
         self._endpoint.up_links.pop(self, None)
         self._endpoint.counters["links_down"] += 1
         log.info("link down peer=%s reason=%s", self.name, happening.reason)
         self.inbox.put(happening)
-        if self.carrier is not None:
-            self.carrier.on_lost(self, happening.reason)
+        if self._carrier is not None:
+            self._carrier.on_lost(self, happening.reason)
 
     def tell(self, happening: Happening) -> None:
         """Run the application's handlers for what the inbox held, in a worker's greenlet."""
@@ -474,8 +418,8 @@ class Link:
                 reason="size",
             )
 
-    def _check_spoken(self, method: MethodSpec) -> None:
-        """Raise unless the peer of this very link serves the method's version; asked once per method and hello."""
+    def _check_spoken(self, method: MethodSpec) -> PreparedMethod:
+        """The method's codec; raises unless this very peer serves its version. Asked once per method and hello."""
         peer = self.core.peer
         if not self.up or peer is None:
             why = self._endpoint.down_reason(self)
@@ -483,4 +427,5 @@ class Link:
         if self._endpoint.closed:
             raise BusConfigError("the endpoint is closed")
         check_version(method.interface, method.version, peer.interfaces, self._endpoint.serving.ranges)
-        self._spoken.add(id(self._endpoint.prepare(method)))
+        prepared = self._spoken[id(method)] = self._endpoint.prepare(method)
+        return prepared

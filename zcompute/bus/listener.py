@@ -40,18 +40,20 @@ from zcompute.bus.protocol import LinkCore, peer_of
 from zcompute.bus.sockets import (
     BLOCKED,
     GONE,
+    NOBLOCK,
     SENT,
+    SNDMORE,
     SocketWatch,
     bind_socket,
     open_router,
     read_monitor,
-    readable,
 )
 from zcompute.bus.zap import KEY_PROPERTY
 
 log = logging.getLogger(__name__)
 
 NOTICES_KEPT_MAX = 10_000
+SNDMORE_NOBLOCK = SNDMORE | NOBLOCK
 
 
 class Route:
@@ -141,8 +143,8 @@ class Listener:
         if self._closed:
             return GONE
         try:
-            self._socket.send(route_id, zmq.SNDMORE | zmq.NOBLOCK)
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(route_id, SNDMORE_NOBLOCK)
+            self._socket.send(frame, NOBLOCK)
         except zmq.Again:
             return BLOCKED
         except zmq.ZMQError as error:
@@ -168,32 +170,31 @@ class Listener:
     # Reading
 
     def _read(self) -> bool:
-        socket = self._socket
+        socket, watch, turn = self._socket, self.watch, self.endpoint.turn
         if self.endpoint.serving.behind:
             return True
         routes = self._routes
         for _ in range(self._limits.frames_per_turn):
             if self._closed:
                 return False
-            if not readable(socket):
+            if not watch.readable():
                 self.endpoint.retry_all_blocked()
                 return False
-            route_id = socket.recv(zmq.NOBLOCK)
+            route_id = socket.recv(NOBLOCK)
+            message = socket.recv(NOBLOCK, False)
             route = routes.get(route_id)
-            if route is not None:
-                frame = socket.recv(zmq.NOBLOCK)
-                if socket.getsockopt(zmq.RCVMORE):
-                    self._drop_parts(route.address)
-                elif route.link is not None:
-                    route.link.receive(frame)
-                else:
-                    self._receive_early(route, frame)
-                continue
-            message = socket.recv(zmq.NOBLOCK, copy=False)
-            if socket.getsockopt(zmq.RCVMORE):
-                self._drop_parts(str(message.get("Peer-Address")))
-            else:
+            if message.more:
+                self._drop_parts(route.address if route is not None else str(message.get("Peer-Address")))
+            elif route is None:
                 self._receive_stranger(route_id, message)
+            elif route.link is None:
+                self._receive_early(route, message.bytes)
+            else:
+                turn.begin()
+                try:
+                    route.link.receive(message.bytes)
+                finally:
+                    turn.end()
         return True
 
     def _drop_parts(self, address: str) -> None:

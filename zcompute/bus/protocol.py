@@ -304,8 +304,6 @@ class LinkCore:
 
     def take_frame(self, now: float) -> bytes | None:
         """The next frame to send, None when nothing waits."""
-        if not self.outgoing:
-            return None
         envelopes = self.outgoing.take(now)
         if not envelopes:
             return None

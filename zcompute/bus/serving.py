@@ -28,6 +28,7 @@ from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
 from zcompute.bus.link import Link
 from zcompute.bus.method import MethodSpec, PreparedMethod, Priority, check_version, interface_ranges
+from zcompute.bus.turn import Turn
 from zcompute.bus.workers import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Served:
 class Serving:
     """Table of served methods; checks what arrives and hands it to the method's pool."""
 
-    def __init__(self, limits: Limits, refusals: Refusals, counters: dict[str, int]) -> None:
+    def __init__(self, limits: Limits, refusals: Refusals, counters: dict[str, int], turn: Turn) -> None:
         self._limits = limits
         self._refusals = refusals
         self._counters = counters
@@ -106,7 +107,8 @@ class Serving:
             "reads": limits.reads_workers,
         }
         self.pools = {
-            name: WorkerPool(name, size, limits.pool_queue_max, limits.job_run_max) for name, size in sizes.items()
+            name: WorkerPool(name, size, limits.pool_queue_max, limits.job_run_max, turn.soon)
+            for name, size in sizes.items()
         }
 
     def add(self, method: MethodSpec, handler: Handler) -> None:
@@ -234,7 +236,7 @@ class Serving:
         self._counters["calls_served"] += 1
         served.ended += 1
         if core.answer(Reply(call.call_id, payload), len(payload), serving, served.prepared.priority):
-            link.flush_soon()
+            link.flush_soon(not core.serving)
 
     def _run_cast(self, link: Link, cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
         served.begun += 1

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 SENT, BLOCKED, GONE = "sent", "blocked", "gone"
 ZAP_DOMAIN = b"zcompute"
+EVENTS, POLLIN, NOBLOCK, SNDMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.SNDMORE)
+"""As plain numbers: the arithmetic of pyzmq's enums costs more than the calls that they are for."""
 FREE_PORTS = range(20000, 32000)
 BIND_ATTEMPTS_MAX = 200
 MONITORED = (
@@ -44,17 +46,29 @@ class SocketWatch:
     def __init__(self, socket: "zmq.Socket[Any]", ready: Callable[[], bool]) -> None:
         self._loop = gevent.get_hub().loop
         self._ready = ready
+        self._socket = socket
         self._poked = False
+        self._running = False
+        self._stale = False  # something was sent since EVENTS was read last
         self._closed = False
         self._watcher = self._loop.io(socket.getsockopt(zmq.FD), 1)
         self._watcher.start(self._run)
         self.poke()
 
     def poke(self) -> None:
-        """Run `ready` at the end of this turn of the hub."""
-        if not self._poked and not self._closed:
+        """Run `ready` at the end of this turn of the hub: something was sent, and may have taken an edge with it.
+
+        While `ready` runs nothing is planned: it reads EVENTS again before it ends, or is run anew.
+        """
+        self._stale = True
+        if not self._poked and not self._running and not self._closed:
             self._poked = True
             self._loop.run_callback(self._run)
+
+    def readable(self) -> bool:
+        """EVENTS of the socket, read anew."""
+        self._stale = False
+        return bool(int(self._socket.getsockopt(EVENTS)) & POLLIN)
 
     def close(self) -> None:
         """Watch no more; to be called before the socket is closed."""
@@ -66,12 +80,15 @@ class SocketWatch:
         self._poked = False
         if self._closed:
             return
+        self._running = True
+        self._stale = False
         try:
             again = self._ready()
         except Exception:
             log.exception("reading a socket failed")
             again = True
-        if again:
+        self._running = False
+        if again or self._stale:
             self.poke()
 
 
@@ -137,7 +154,7 @@ def bind_socket(socket: "zmq.Socket[bytes]", address: str) -> str:
 
 def readable(socket: "zmq.Socket[Any]") -> bool:
     """EVENTS, read anew (cheaper than an EAGAIN exception, and it makes libzmq handle its commands)."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(EVENTS)) & POLLIN)
 
 
 def read_monitor(monitor: "zmq.Socket[bytes]") -> list[tuple[int, int]]:

@@ -17,9 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Up to `workers_max` greenlets working on a queue of at most `queue_max` jobs."""
+    """Up to `workers_max` greenlets working on a queue of at most `queue_max` jobs.
 
-    def __init__(self, name: str, workers_max: int, queue_max: int, run_max: int) -> None:
+    `soon` runs a function in the hub, soon: the loop's `run_callback` unless told otherwise.
+    """
+
+    def __init__(
+        self, name: str, workers_max: int, queue_max: int, run_max: int, soon: Callable[..., object] | None = None
+    ) -> None:
         self.name = name
         self._workers_max = workers_max
         self._queue_max = queue_max
@@ -31,7 +36,7 @@ class WorkerPool:
         self._marks: deque[tuple[float, int]] = deque()  # (time, jobs submitted until then), those not all taken
         self._kicked = False
         self._closed = False
-        self._loop = gevent.get_hub().loop
+        self._soon = soon if soon is not None else gevent.get_hub().loop.run_callback
 
     @property
     def queued(self) -> int:
@@ -84,12 +89,12 @@ class WorkerPool:
         self._closed = True
         self._queue.clear()
         for waiter in self._idle:
-            self._loop.run_callback(waiter.switch, None)
+            self._soon(waiter.switch, None)
         self._idle.clear()
 
     def _kick(self) -> None:
         self._kicked = True
-        self._loop.run_callback(self._feed)
+        self._soon(self._feed)
 
     def _feed(self) -> None:
         self._kicked = False

@@ -286,7 +286,7 @@ def test_the_receiver_checks_the_version_too(bus: Bus) -> None:
     serve_echo(server)
     link = connect(server, bus.endpoint("compute", "compute-1"))
     newer = Method("echo", "say", version=(1, 5))
-    link._spoken.add(id(link._endpoint.prepare(newer)))
+    link._spoken[id(newer)] = link._endpoint.prepare(newer)
     with pytest.raises(UnsupportedVersion):
         link.call(newer, Ask("?"), timeout_ms=2000)
     assert server.counters["refused_UnsupportedVersion"] == 1
