@@ -12,7 +12,17 @@ from zcompute.bus.home import Home
 from zcompute.bus.identity import Peer, check_against_key
 from zcompute.bus.link import Link
 from zcompute.bus.protocol import LinkCore, State
-from zcompute.bus.sockets import BLOCKED, GONE, MONITORED, NOBLOCK, SENT, SocketWatch, open_dealer, read_monitor
+from zcompute.bus.sockets import (
+    BLOCKED,
+    GONE,
+    MONITORED,
+    NOBLOCK,
+    SENT,
+    SocketWatch,
+    open_dealer,
+    read_monitor,
+    sender_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +59,13 @@ class Dialler:
         self._hello_due = NEVER
         self._up_at = 0.0
         self._sent_at = 0.0
+        self._sent = False  # since the last tick, which notes the time
         self._open()
 
     def _open(self) -> None:
         endpoint = self._endpoint
         self._socket = open_dealer(endpoint.context, endpoint.identity, endpoint.limits, self._server_public_key)
+        self._send = sender_of(self._socket)
         monitor = self._socket.get_monitor_socket(MONITORED)
         self._monitor: zmq.Socket[bytes] = monitor
         self.monitor_watch = SocketWatch(self._monitor, self._read_monitor)
@@ -115,14 +127,14 @@ class Dialler:
         if self._closed:
             return GONE
         try:
-            self._socket.send(frame, NOBLOCK)
+            self._send(frame, NOBLOCK)
         except zmq.Again:
             self.watch.poke()
             return BLOCKED
         except zmq.ZMQError as error:
             log.warning("send failed address=%s error=%s", self.link.address, error)
             return GONE
-        self._sent_at = time.monotonic()
+        self._sent = True
         self.watch.poke()
         return SENT
 
@@ -172,6 +184,9 @@ class Dialler:
     def tick(self, now: float) -> None:
         """Say a hello that is due, give up one that is not answered, probe an idle link, try a refused key again."""
         core = self.link.core
+        if self._sent:
+            self._sent = False
+            self._sent_at = now
         if now >= self._reopen_due:
             self._reopen(now)
         if core.state is State.HELLO_SENT and now - core.hello_at > self._limits.hello_timeout_ms / 1000:

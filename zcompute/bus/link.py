@@ -101,6 +101,12 @@ class LinkHome(OwnerHome, Protocol):
         """Why a dialled link is not up."""
 
 
+def _wake(answered: list[OpenCall]) -> None:
+    """Switch to the greenlets that wait for these calls; each comes back when it waits again."""
+    for open_call in answered:
+        open_call.waiter.switch(None)
+
+
 class Link:
     """One peer; the same object across reconnects of a dialled address, and of one incarnation at a listener."""
 
@@ -111,6 +117,7 @@ class Link:
         self._carrier: Carrier | None = None
         self._endpoint = endpoint
         self._limits = endpoint.limits
+        self._payload_bytes_max = self._limits.payload_bytes_max
         self._turn = endpoint.turn
         self._up = Flag()
         self.up_since = 0.0
@@ -158,7 +165,8 @@ class Link:
         prepared = self._spoken.get(id(method)) or self._check_spoken(method)
         if timeout_ms <= 0:
             raise DeadlineExceeded(f"no time left for {prepared.full_name}")
-        timeout_ms = min(timeout_ms, self._limits.call_timeout_ms_max)
+        if timeout_ms > self._limits.call_timeout_ms_max:
+            timeout_ms = self._limits.call_timeout_ms_max
         rid = current_request_id.get() if request_id is None else request_id
         call = Call(
             0, prepared.full_name, prepared.major, prepared.minor, timeout_ms, rid[:REQUEST_ID_CHARS_MAX],
@@ -166,12 +174,13 @@ class Link:
         )  # fmt: skip
         waiter = Waiter()
         deadline = time.monotonic() + timeout_ms / 1000
-        open_call = OpenCall(call, method.interface, deadline, method.idempotent, waiter, prepared.priority)
-        self.core.call(open_call)
-        self._endpoint.counters["calls"] += 1
+        open_call = OpenCall(call, prepared.interface, deadline, prepared.idempotent, waiter, prepared.priority)
+        core, endpoint = self.core, self._endpoint
+        core.call(open_call)
+        endpoint.counters["calls"] += 1
         prepared.sent += 1
-        self._endpoint.active.add(self)
-        self.flush_soon(len(self.core.calls) == 1)
+        endpoint.active.add(self)
+        self.flush_soon(len(core.calls) == 1)
         try:
             waiter.get()
         finally:
@@ -279,7 +288,23 @@ class Link:
     def receive(self, frame: bytes) -> None:
         """Take a frame off the socket (in the hub)."""
         now = time.monotonic()
-        self.happen(self.core.receive(frame, now), now)
+        core = self.core
+        happenings: list[Any] = core.receive(frame, now)
+        if core.stirred:
+            self.happen(happenings, now)
+            return
+        serving = self._endpoint.serving
+        answered: list[OpenCall] = []
+        for happening in happenings:
+            kind = type(happening)
+            if kind is OpenCall:
+                answered.append(happening)
+            elif kind is Call:
+                serving.on_call(self, happening, now)
+            else:
+                serving.on_cast(self, happening, now)
+        if answered:
+            self._turn.soon(_wake, answered)
 
     def tick(self, now: float) -> None:
         """Let the core look at the time."""
@@ -407,8 +432,9 @@ class Link:
             raise UnsupportedVersion(f"{type(message).__name__} for {self.name}: {error}") from None
 
     def _payload(self, request: msgspec.Struct) -> bytes:
-        payload = self.encode(request)
-        self._check_size(len(payload))
+        payload = _encode(request) if self._lower is None else self.encode(request)
+        if len(payload) > self._payload_bytes_max:
+            self._check_size(len(payload))
         return payload
 
     def _check_size(self, size: int) -> None:

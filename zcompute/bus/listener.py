@@ -47,6 +47,7 @@ from zcompute.bus.sockets import (
     bind_socket,
     open_router,
     read_monitor,
+    sender_of,
 )
 from zcompute.bus.zap import KEY_PROPERTY
 
@@ -109,6 +110,7 @@ class Listener:
         self._notices: dict[bytes, float] = {}
         self._closed = False
         self._socket = open_router(endpoint.context, identity, endpoint.limits)
+        self._send = sender_of(self._socket)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             self.address = bind_socket(self._socket, address)
@@ -143,8 +145,8 @@ class Listener:
         if self._closed:
             return GONE
         try:
-            self._socket.send(route_id, SNDMORE_NOBLOCK)
-            self._socket.send(frame, NOBLOCK)
+            self._send(route_id, SNDMORE_NOBLOCK)
+            self._send(frame, NOBLOCK)
         except zmq.Again:
             return BLOCKED
         except zmq.ZMQError as error:

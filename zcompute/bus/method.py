@@ -65,10 +65,14 @@ POOL_PRIORITIES = {
 class PreparedMethod:
     """A method with what is needed per message computed once."""
 
-    __slots__ = ("decode_reply", "decode_request", "full_name", "major", "method", "minor", "priority", "sent")
+    __slots__ = (
+        "decode_reply", "decode_request", "full_name", "idempotent", "interface", "major", "method", "minor",
+        "priority", "sent",
+    )  # fmt: skip
 
     def __init__(self, method: MethodSpec) -> None:
         self.method = method
+        self.interface, self.idempotent = method.interface, method.idempotent
         self.sent = 0  # calls and casts of ours
         self.full_name = f"{method.interface}.{method.name}"
         self.major, self.minor = method.version

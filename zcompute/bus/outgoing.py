@@ -1,6 +1,6 @@
 """What waits to be sent on one link, and how a frame is filled from it. No I/O, no clock."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from zcompute.bus.envelope import Call, Cancel, Cast, Envelope, Error, Event, Reply, StreamBatch
@@ -19,6 +19,11 @@ class StateEvents:
     def __init__(self, keys_max: int) -> None:
         self._keys_max = keys_max
         self._events: dict[tuple[str, str], Event] = {}
+
+    @property
+    def waiting(self) -> Mapping[tuple[str, str], Event]:
+        """What waits, by (topic, key); the mapping itself, which stays the same."""
+        return self._events
 
     def __len__(self) -> int:
         return len(self._events)
@@ -114,11 +119,22 @@ class Outgoing:
         self._work: tuple[list[Envelope], list[Envelope], list[Envelope]] = ([], [], [])
         self._queued = 0
         self._work_bytes = 0
+        self.drained = False  # the last frame took all that waited
         self._first: Source | None = None  # a class that got nothing of the last frame
         self.events = StateEvents(limits.state_events_max)
+        self._waiting_events = self.events.waiting  # these two are asked about with every frame
+        self._waiting_streams = streams.ready
+        self._batch_envelopes = limits.batch_envelopes
+        self._batch_bytes = limits.batch_bytes
+        self._queue_limits = tuple(
+            (limits.queue_envelopes_max * part, limits.queue_bytes_max * part) for part in QUEUE_PARTS
+        )
 
     def __bool__(self) -> bool:
-        return bool(self._queued or self._control or self.events or self._reports.ready or self._streams)
+        return bool(self._queued) or self._waits_beside_work()
+
+    def _waits_beside_work(self) -> bool:
+        return bool(self._control or self._waiting_events or self._waiting_streams or self._reports.ready)
 
     @property
     def queued(self) -> int:
@@ -152,14 +168,12 @@ class Outgoing:
         self, envelope: Call | Cast | Cancel | Reply | Error, size: int, priority: Priority = Priority.CALLS
     ) -> None:
         """Queue a call, cast or reply with a payload of `size` bytes. Raises Busy at the queue's limit."""
-        limits = self._limits
-        part = QUEUE_PARTS[priority]
-        if self._queued >= limits.queue_envelopes_max * part or self._work_bytes > limits.queue_bytes_max * part:
+        envelopes_max, bytes_max = self._queue_limits[priority]
+        if self._queued >= envelopes_max or self._work_bytes > bytes_max:
             raise Busy(
-                f"expected at most {int(limits.queue_envelopes_max * part)} envelopes and "
-                f"{int(limits.queue_bytes_max * part)} bytes queued before one of class {priority.name.lower()}, "
-                f"found {self._queued} and {self._work_bytes}: try again later",
-                retry_after_ms=limits.retry_after_ms,
+                f"expected at most {int(envelopes_max)} envelopes and {int(bytes_max)} bytes queued before one of "
+                f"class {priority.name.lower()}, found {self._queued} and {self._work_bytes}: try again later",
+                retry_after_ms=self._limits.retry_after_ms,
             )
         self._work[priority].append(envelope)
         self._queued += 1
@@ -167,21 +181,11 @@ class Outgoing:
 
     def take(self, now: float) -> list[Envelope]:
         """The envelopes of the next frame, empty when nothing waits."""
-        limits = self._limits
-        if (
-            self._queued <= limits.batch_envelopes
-            and self._work_bytes <= limits.batch_bytes
-            and not self._control
-            and not self.events
-            and not self._reports.ready
-            and not self._streams
-        ):
-            return self._take_all()
-        return self._take_shares(now)
-
-    def _take_all(self) -> list[Envelope]:
-        """All the work fits one frame."""
-        control, calls, reads = self._work
+        if self._queued > self._batch_envelopes or self._work_bytes > self._batch_bytes or self._waits_beside_work():
+            self.drained = False
+            return self._take_shares(now)
+        self.drained = True
+        control, calls, reads = self._work  # all of it fits one frame
         frame = control + calls + reads if control or reads else calls
         self._work = ([], [], [])
         self._queued = self._work_bytes = 0

@@ -77,6 +77,10 @@ class State(Enum):
     CLOSED = "closed"
 
 
+_UP = State.UP
+"""A member of an enum is looked up in three dictionaries each time; this one is asked for with every envelope."""
+
+
 class LinkCore:
     """One link's protocol state; see the module's text. All times are seconds of one monotonic clock."""
 
@@ -103,6 +107,7 @@ class LinkCore:
         self.streams_in = StreamReceiver(limits)
         self.outgoing = Outgoing(limits, self.reports_out, self.streams_out)
         self.bytes_received = 0
+        self.stirred = False  # the last frame brought more than calls, casts and answers
         self.lost_at = 0.0
         self.hello_at = 0.0
         self._calls_settled = True
@@ -124,7 +129,7 @@ class LinkCore:
     def accept(self, hello: Hello, peer: Peer, welcome: Welcome, now: float) -> list[Happening]:
         """Listener: the hello was admitted; queue the welcome, the link is up."""
         happenings: list[Happening] = []
-        if self.state is State.UP:
+        if self.state is _UP:
             happenings += self.lost("new hello", now)
         self.link_number = welcome.link_number = hello.link_number
         self.outgoing.add_control(welcome)
@@ -136,7 +141,7 @@ class LinkCore:
             self.cancel_serving()
         self.peer = peer
         self.peer_minor = greeting.protocol_minor
-        self.state = State.UP
+        self.state = _UP
         resent = self.reports_out.open(self.link_number, greeting.report_credit, same_peer=same)
         self.reports_in.open(self.link_number)
         self.counters["reports_resent"] += resent
@@ -165,7 +170,7 @@ class LinkCore:
 
     def lost(self, reason: str, now: float) -> list[Happening]:
         """The link is gone: what cannot be sent again fails, idempotent calls wait `call_grace_ms` for its return."""
-        was_up = self.state is State.UP
+        was_up = self.state is _UP
         if self.state is not State.CLOSED:
             self.state = State.DOWN
         if not was_up:
@@ -204,8 +209,10 @@ class LinkCore:
 
     def call(self, open_call: OpenCall) -> None:
         """Queue a call; its id is given here. Raises LinkDown, Busy."""
-        self._need_up()
-        if len(self.calls) >= self.limits.open_calls_max:
+        if self.state is not _UP:
+            self._need_up()
+        calls = self.calls
+        if len(calls) >= self.limits.open_calls_max:
             raise Busy(
                 f"expected at most {self.limits.open_calls_max} open calls on a link: try again later",
                 retry_after_ms=self.limits.retry_after_ms,
@@ -214,17 +221,18 @@ class LinkCore:
         call.call_id = self._next_call_id
         self.outgoing.add_work(call, len(call.payload), open_call.priority)
         self._next_call_id += 1
-        self.calls[call.call_id] = open_call
+        calls[call.call_id] = open_call
 
     def cast(self, cast: Cast, priority: Priority = Priority.CALLS) -> None:
         """Queue a cast. Raises LinkDown, Busy."""
-        self._need_up()
+        if self.state is not _UP:
+            self._need_up()
         self.outgoing.add_work(cast, len(cast.payload), priority)
 
     def give_up(self, open_call: OpenCall) -> None:
         """The caller is gone: forget the call, and tell the peer where it would understand."""
         call_id = open_call.call.call_id
-        if self.calls.pop(call_id, None) is None or self.state is not State.UP or self.peer_minor < CANCEL_MINOR:
+        if self.calls.pop(call_id, None) is None or self.state is not _UP or self.peer_minor < CANCEL_MINOR:
             return
         try:
             self.outgoing.add_work(
@@ -235,7 +243,12 @@ class LinkCore:
 
     def answer(self, answer: Reply | Error, size: int, served: ServedCall, priority: Priority = Priority.CALLS) -> bool:
         """Queue the outcome of a call that was served; False when nobody waits for it any more."""
-        if not self.end_serving(answer.call_id, served) or self.state is not State.UP:
+        call_id = answer.call_id
+        if self.serving.get(call_id) is not served:
+            self.counters["replies_dropped"] += 1
+            return False
+        del self.serving[call_id]
+        if self.state is not _UP:
             self.counters["replies_dropped"] += 1
             return False
         return self._send_answer(answer, size, priority)
@@ -262,11 +275,11 @@ class LinkCore:
 
     def report(self, reports: list[Report]) -> int:
         """Queue reports up to the credit; returns how many were taken."""
-        return self.reports_out.offer(reports) if self.state is State.UP else 0
+        return self.reports_out.offer(reports) if self.state is _UP else 0
 
     def ack(self, acks: list[Ack]) -> None:
         """Send durable acks, and with them credit. On a link that is down they are dropped: the peer resends."""
-        if self.state is not State.UP:
+        if self.state is not _UP:
             self.counters["acks_dropped"] += len(acks)
             return
         step = self.limits.acks_per_envelope_max
@@ -275,7 +288,7 @@ class LinkCore:
 
     def event(self, event: Event) -> bool:
         """Queue a state event; False when too many distinct keys wait (the link must then be reset)."""
-        return self.state is not State.UP or self.outgoing.events.put(event)
+        return self.state is not _UP or self.outgoing.events.put(event)
 
     def follow(self, topic: str, key: str, cursor: int, now: float) -> None:
         """Follow a stream of the peer's from a cursor on, now or as soon as the link is up. Raises Busy."""
@@ -290,16 +303,16 @@ class LinkCore:
         self._say(self.streams_in.handled(topic, key, cursor, now))
 
     def _say(self, about_stream: Follow | StreamCredit | None) -> None:
-        if about_stream is not None and self.state is State.UP and self.peer_minor >= STREAM_MINOR:
+        if about_stream is not None and self.state is _UP and self.peer_minor >= STREAM_MINOR:
             self.outgoing.add_control(about_stream)
 
     def probe(self) -> None:
         """Say something harmless: a listener that does not know the route will answer hello_required."""
-        if self.state is State.UP:
+        if self.state is _UP:
             self.outgoing.add_control(self.reports_in.credit())
 
     def _need_up(self) -> None:
-        if self.state is not State.UP:
+        if self.state is not _UP:
             raise LinkDown(f"link is {self.state.value}: wait for it, or ask another peer")
 
     def take_frame(self, now: float) -> bytes | None:
@@ -317,22 +330,35 @@ class LinkCore:
         self.counters["frames_received"] += 1
         self.counters["bytes_received"] += len(frame)
         self.bytes_received += len(frame)
+        self.stirred = True
         try:
-            envelopes = decode_frame(frame, self.limits)
+            envelopes: list[Any] = decode_frame(frame, self.limits)
         except FrameRefused as error:
             self.notice(error, now)
             return [Refused(str(error.details.get("reason", "malformed")), str(error))]
         happenings: list[Happening] = []
+        self.stirred = self.state is not _UP
         for envelope in envelopes:
-            if self.state is not State.UP and type(envelope) not in _BEFORE_UP:
-                happenings.append(Refused("before_welcome", type(envelope).__name__))
-                continue
-            _RECEIVERS[type(envelope)](self, envelope, now, happenings)
+            kind = type(envelope)
+            if self.state is not _UP and kind not in _BEFORE_UP:
+                happenings.append(Refused("before_welcome", kind.__name__))
+            elif kind is Reply:
+                open_call = self.calls.pop(envelope.call_id, None)
+                if open_call is not None:
+                    open_call.outcome = envelope
+                    happenings.append(open_call)
+                else:
+                    self.counters["replies_late"] += 1
+            elif kind is Cast:
+                happenings.append(envelope)
+            else:
+                self.stirred = self.stirred or kind not in _WORK
+                _RECEIVERS[kind](self, envelope, now, happenings)
         return happenings
 
     def notice(self, error: BusError, now: float) -> None:
         """Tell the peer that something of its was dropped, at most once in `refusal_notice_ms`."""
-        if self.state is State.UP and now >= self._notice_at:
+        if self.state is _UP and now >= self._notice_at:
             self._notice_at = now + self.limits.refusal_notice_ms / 1000
             self.outgoing.add_control(Error(0, error.wire_name, str(error), {}))
 
@@ -357,6 +383,7 @@ class LinkCore:
         if call.call_id in self.serving:
             self.counters["calls_repeated"] += 1
         elif len(self.serving) >= self.limits.serving_calls_max:
+            self.stirred = True
             happenings.append(Refused("busy"))
             busy = Busy(f"{len(self.serving)} calls of this link are being served")
             details = {"retry_after_ms": self.limits.retry_after_ms}
@@ -369,18 +396,14 @@ class LinkCore:
         if self.serving.pop(cancel.call_id, None) is not None:
             self.counters["calls_cancelled"] += 1
 
-    def _on_answer(self, answer: Reply | Error, now: float, happenings: list[Happening]) -> None:
-        open_call = self.calls.pop(answer.call_id, None)
-        if open_call is not None:
-            open_call.outcome = answer
-            happenings.append(open_call)
-        else:
-            self.counters["replies_late"] += 1
-
     def _on_error(self, error: Error, now: float, happenings: list[Happening]) -> None:
         if error.call_id:
-            if self.state is State.UP:
-                self._on_answer(error, now, happenings)
+            open_call = self.calls.pop(error.call_id, None) if self.state is _UP else None
+            if open_call is not None:
+                open_call.outcome = error
+                happenings.append(open_call)
+            elif self.state is _UP:
+                self.counters["replies_late"] += 1
         elif self.state is State.HELLO_SENT:
             self.state = State.DOWN
             happenings.append(HelloRefused(from_wire(error.wire_name, error.message, error.details)))
@@ -443,7 +466,7 @@ class LinkCore:
     @property
     def active(self) -> bool:
         """True while `tick` has something to watch."""
-        if self.state is State.UP:
+        if self.state is _UP:
             streams = bool(len(self.streams_in)) or self.streams_out.waiting
             return streams or bool(self.calls) or self.reports_out.waiting or self.reports_in.untold
         return bool(self.calls or self.serving)
@@ -454,7 +477,7 @@ class LinkCore:
         for open_call in [call for call in self.calls.values() if call.deadline <= now]:
             late = DeadlineExceeded(f"no answer to {open_call.call.method} within its deadline")
             happenings.append(self._settle(open_call, late))
-        if self.state is State.UP:
+        if self.state is _UP:
             if self.reports_out.tick(now):
                 self.counters["reports_retransmitted"] += 1
             if self.reports_in.credit_due(now):
@@ -472,13 +495,14 @@ class LinkCore:
 
 _BEFORE_UP = frozenset({Hello, Welcome, Error, HelloRequired, Bye})
 
+_WORK = frozenset({Call, Cancel})
+"""What stirs nothing but the calls being served."""
+
 _RECEIVERS: dict[type[Envelope], Callable[[LinkCore, Any, float, list[Happening]], None]] = {
     Hello: LinkCore._pass_on,
     Welcome: LinkCore._on_welcome,
     Call: LinkCore._on_call,
-    Reply: LinkCore._on_answer,
     Error: LinkCore._on_error,
-    Cast: LinkCore._pass_on,
     ReportBatch: LinkCore._on_reports,
     AckBatch: LinkCore._on_acks,
     Credit: LinkCore._on_credit,

@@ -10,6 +10,8 @@ from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import BLOCKED, GONE
 from zcompute.bus.turn import Turn
 
+_UP = State.UP
+
 FRAMES_PER_FLUSH = 16
 OVERLAP_ENVELOPES_MIN = 32
 OVERLAP_SHARES = 4
@@ -85,25 +87,34 @@ class Sender:
         for _ in range(FRAMES_PER_FLUSH):
             carrier = self.carrier
             frame = self._held
+            all_taken = False
             if frame is None:
-                if core.state is not State.UP:
+                if core.state is not _UP:
                     return
                 frame = core.take_frame(time.monotonic())
+                all_taken = self._outgoing.drained
             if frame is None or carrier is None:
                 return
             result = carrier.send(frame)
-            if result == BLOCKED:
-                self._held = frame
-                self.held_since = self.held_since or time.monotonic()
-                self._on_blocked()
+            if result is BLOCKED:
+                self._hold(frame)
                 return
-            self.drop_held()
-            if result == GONE:
+            if self._held is not None:
+                self.drop_held()
+            if result is GONE:
                 self._on_gone()
                 return
-            self._counters["bytes_sent"] += len(frame)
-            self.bytes_sent += len(frame)
+            size = len(frame)
+            self._counters["bytes_sent"] += size
+            self.bytes_sent += size
+            if all_taken:
+                return
         self.flush_soon()
+
+    def _hold(self, frame: bytes) -> None:
+        self._held = frame
+        self.held_since = self.held_since or time.monotonic()
+        self._on_blocked()
 
     def send_first(self, frame: bytes) -> bool:
         """Send a hello, ahead of everything; False when it could not be sent."""

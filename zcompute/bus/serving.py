@@ -79,7 +79,8 @@ class Served:
     """A method with its handler and its pool."""
 
     __slots__ = (
-        "arrived", "begun", "cancelled", "ended", "errors", "expired", "handler", "pool", "prepared", "refused", "roles"
+        "arrived", "begun", "cancelled", "ended", "errors", "expired", "handler", "major", "minor", "pool", "prepared",
+        "refused", "roles",
     )  # fmt: skip
 
     def __init__(self, prepared: PreparedMethod, handler: Handler, pool: WorkerPool) -> None:
@@ -89,6 +90,7 @@ class Served:
         self.handler = handler
         self.pool = pool
         self.roles = prepared.method.roles
+        self.major, self.minor = prepared.major, prepared.minor
 
 
 class Serving:
@@ -96,6 +98,7 @@ class Serving:
 
     def __init__(self, limits: Limits, refusals: Refusals, counters: dict[str, int], turn: Turn) -> None:
         self._limits = limits
+        self._payload_bytes_max = limits.payload_bytes_max
         self._refusals = refusals
         self._counters = counters
         self._served: dict[str, Served] = {}
@@ -110,6 +113,7 @@ class Serving:
             name: WorkerPool(name, size, limits.pool_queue_max, limits.job_run_max, turn.soon)
             for name, size in sizes.items()
         }
+        self._pools = tuple(self.pools.values())
 
     def add(self, method: MethodSpec, handler: Handler) -> None:
         """Serve a method. Raises BusConfigError for a repeated name, an unknown pool or two majors of an interface."""
@@ -137,7 +141,11 @@ class Serving:
 
         The peer is then held by its own queue and told Busy there. Handlers that block hold nobody: they do not count.
         """
-        return any(pool.runnable > self._limits.read_ahead_jobs for pool in self.pools.values())
+        read_ahead_jobs = self._limits.read_ahead_jobs
+        for pool in self._pools:  # noqa: SIM110 - a generator costs more than the question
+            if len(pool.jobs) > read_ahead_jobs and pool.runnable > read_ahead_jobs:
+                return True
+        return False
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -147,7 +155,7 @@ class Serving:
     def check(self, work: Call | Cast, peer: Peer) -> Served:
         """The served method that a peer may run. Raises UnknownMethod, UnsupportedVersion, Forbidden."""
         served = self._served.get(work.method)
-        if served is None or (work.major, work.minor) != (served.prepared.major, served.prepared.minor):
+        if served is None or work.minor != served.minor or work.major != served.major:
             interface = work.method.rpartition(".")[0]
             check_version(interface, (work.major, work.minor), self.ranges, peer.interfaces)
         if served is None:
@@ -214,9 +222,10 @@ class Serving:
             context = CallContext(peer, link, call.request_id, deadline, call.call_id, serving)
             result = served.handler(request, context)
             payload = link.encode(result) if served.prepared.decode_reply is not None else b""
-            if len(payload) > self._limits.payload_bytes_max:
+            size = len(payload)
+            if size > self._payload_bytes_max:
                 raise FrameRefused(
-                    f"reply of {call.method} has {len(payload)} bytes, expected at most "
+                    f"reply of {call.method} has {size} bytes, expected at most "
                     f"{self._limits.payload_bytes_max}: ask for less",
                     reason="size",
                 )
@@ -235,7 +244,7 @@ class Serving:
             raise
         self._counters["calls_served"] += 1
         served.ended += 1
-        if core.answer(Reply(call.call_id, payload), len(payload), serving, served.prepared.priority):
+        if core.answer(Reply(call.call_id, payload), size, serving, served.prepared.priority):
             link.flush_soon(not core.serving)
 
     def _run_cast(self, link: Link, cast: Cast, served: Served, arrived: float, peer: Peer) -> None:

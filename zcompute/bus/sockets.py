@@ -92,6 +92,12 @@ class SocketWatch:
             self.poke()
 
 
+def sender_of(socket: "zmq.Socket[Any]") -> Callable[[bytes, int], object]:
+    """The socket's `send` without what pyzmq's own class looks at first for sockets of other types than ours."""
+    send: Callable[[bytes, int], object] = super(zmq.Socket, socket).send
+    return send
+
+
 def set_options(socket: "zmq.Socket[bytes]", identity: Identity, limits: Limits) -> None:
     """Options that listeners and diallers share.
 

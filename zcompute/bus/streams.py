@@ -7,7 +7,7 @@ to, so a slow one is waited for by nobody but itself.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from zcompute.bus.envelope import Envelope, Follow, StreamBatch, StreamCredit, StreamGap
 from zcompute.bus.errors import BusConfigError, Busy, FrameRefused
@@ -188,6 +188,8 @@ class StreamSender:
         self._streams = streams
         self._followers: dict[StreamName, Follower] = {}
         self._ready: dict[Follower, None] = {}
+        self.ready: Mapping[Follower, None] = self._ready
+        """The followers to whom something may be sent; the mapping itself, which stays the same."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when something became sendable outside the link's own turn."""
 

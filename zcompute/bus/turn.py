@@ -43,15 +43,17 @@ class Turn:
         may switch to a greenlet, which comes back when it waits.
         """
         steps = self._steps
-        for _ in range(STEPS_PER_TURN_MAX):
-            if not steps:
-                break
-            step, args = steps.popleft()
-            try:
-                step(*args)
-            except Exception:
-                log.exception("a step of a turn failed")
-        self.open = False
-        while steps:
-            step, args = steps.popleft()
-            self._loop.run_callback(step, *args)
+        try:
+            for _ in range(STEPS_PER_TURN_MAX):
+                if not steps:
+                    break
+                step, args = steps.popleft()
+                try:
+                    step(*args)
+                except Exception:
+                    log.exception("a step of a turn failed")
+        finally:
+            self.open = False
+            while steps:
+                step, args = steps.popleft()
+                self._loop.run_callback(step, *args)

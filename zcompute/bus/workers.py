@@ -29,7 +29,7 @@ class WorkerPool:
         self._workers_max = workers_max
         self._queue_max = queue_max
         self._run_max = run_max
-        self._queue: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.jobs: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._idle: list[Any] = []
         self._workers = 0
         self._taken = 0  # jobs that workers took so far
@@ -41,7 +41,7 @@ class WorkerPool:
     @property
     def queued(self) -> int:
         """Jobs that no worker has taken yet."""
-        return len(self._queue)
+        return len(self.jobs)
 
     @property
     def running(self) -> int:
@@ -62,8 +62,8 @@ class WorkerPool:
         marks = self._marks
         while marks and marks[0][1] <= self._taken:
             marks.popleft()
-        submitted = self._taken + len(self._queue)
-        if self._queue and (not marks or marks[-1][1] < submitted):
+        submitted = self._taken + len(self.jobs)
+        if self.jobs and (not marks or marks[-1][1] < submitted):
             marks.append((now, submitted))
 
     def oldest_age_s(self, now: float) -> float:
@@ -73,13 +73,13 @@ class WorkerPool:
     @property
     def runnable(self) -> int:
         """Jobs that wait for nothing but the hub; 0 when all workers are blocked in their jobs."""
-        return len(self._queue) if self._kicked and (self._idle or self._workers < self._workers_max) else 0
+        return len(self.jobs) if self._kicked and (self._idle or self._workers < self._workers_max) else 0
 
     def submit(self, job: Callable[..., None], *args: Any) -> bool:
         """Queue a job; False at the limit or after close. Callable from the hub."""
-        if len(self._queue) >= self._queue_max or self._closed:
+        if len(self.jobs) >= self._queue_max or self._closed:
             return False
-        self._queue.append((job, args))
+        self.jobs.append((job, args))
         if not self._kicked:
             self._kick()
         return True
@@ -87,7 +87,7 @@ class WorkerPool:
     def close(self) -> None:
         """Drop what is queued and let idle workers end; running jobs end by themselves."""
         self._closed = True
-        self._queue.clear()
+        self.jobs.clear()
         for waiter in self._idle:
             self._soon(waiter.switch, None)
         self._idle.clear()
@@ -98,7 +98,7 @@ class WorkerPool:
 
     def _feed(self) -> None:
         self._kicked = False
-        if not self._queue:
+        if not self.jobs:
             return
         if self._idle:
             self._idle.pop().switch(None)
@@ -118,11 +118,11 @@ class WorkerPool:
             self._workers -= 1
             if waiter in self._idle:
                 self._idle.remove(waiter)
-            if self._queue and not self._kicked:
+            if self.jobs and not self._kicked:
                 self._kick()
 
     def _run_some(self) -> None:
-        queue = self._queue
+        queue = self.jobs
         for _ in range(self._run_max):
             if not queue:
                 return
