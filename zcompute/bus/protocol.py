@@ -6,9 +6,10 @@ The same core serves both ends. A dialler begins with `begin_hello`; a listener 
 """
 
 from collections.abc import Callable, Mapping
-from enum import Enum
 from typing import Any
 
+from zcompute.bus.calls import UP, Calls
+from zcompute.bus.calls import State as State
 from zcompute.bus.counters import Counters
 from zcompute.bus.envelope import (
     Ack,
@@ -37,11 +38,9 @@ from zcompute.bus.envelope import (
 )
 from zcompute.bus.errors import (
     BusError,
-    Busy,
     DeadlineExceeded,
     Forbidden,
     FrameRefused,
-    LinkDown,
     from_wire,
 )
 from zcompute.bus.following import StreamReceiver
@@ -52,36 +51,20 @@ from zcompute.bus.happenings import (
     HelloRefused,
     LinkLost,
     LinkUp,
-    OpenCall,
     Refused,
     ReportsArrived,
-    ServedCall,
 )
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
-from zcompute.bus.method import Priority, check_version
 from zcompute.bus.outgoing import Outgoing
 from zcompute.bus.reports import ReportReceiver, ReportSender
 from zcompute.bus.streams import Streams, StreamSender
 
-CANCEL_MINOR = STREAM_MINOR = 1
-"""The minor version of the protocol that brought `cancel` and the streams."""
+STREAM_MINOR = 1
+"""The minor version of the protocol that brought the streams."""
 
 
-class State(Enum):
-    """Where a link is in its life."""
-
-    DOWN = "down"
-    HELLO_SENT = "hello_sent"
-    UP = "up"
-    CLOSED = "closed"
-
-
-_UP = State.UP
-"""A member of an enum is looked up in three dictionaries each time; this one is asked for with every envelope."""
-
-
-class LinkCore:
+class LinkCore(Calls):
     """One link's protocol state; see the module's text. All times are seconds of one monotonic clock."""
 
     def __init__(
@@ -93,27 +76,23 @@ class LinkCore:
         interfaces: Callable[[], Mapping[str, VersionRange]] = dict,
         streams: Streams | None = None,
     ) -> None:
-        self.limits = limits
-        self.counters = counters if counters is not None else Counters()
-        self.state = State.DOWN
-        self.peer: Peer | None = None
-        self.peer_minor = 0  # of the protocol: what is newer is not sent
+        reports_out = ReportSender(limits)
+        streams_out = StreamSender(limits, streams if streams is not None else Streams(limits))
+        super().__init__(
+            limits,
+            counters if counters is not None else Counters(),
+            Outgoing(limits, reports_out, streams_out),
+            interfaces,
+        )
         self.link_number = 0
-        self.calls: dict[int, OpenCall] = {}
-        self.serving: dict[int, ServedCall] = {}  # calls of the peer that are queued or run, by call id
-        self.reports_out = ReportSender(limits)
+        self.reports_out = reports_out
         self.reports_in = ReportReceiver(limits)
-        self.streams_out = StreamSender(limits, streams if streams is not None else Streams(limits))
+        self.streams_out = streams_out
         self.streams_in = StreamReceiver(limits)
-        self.outgoing = Outgoing(limits, self.reports_out, self.streams_out)
         self.bytes_received = 0
-        self.stirred = False  # the last frame brought more than calls, casts and answers
         self.lost_at = 0.0
         self.hello_at = 0.0
-        self._calls_settled = True
-        self._next_call_id = 1
         self._verify = verify
-        self._interfaces = interfaces
         self._notice_at = 0.0
 
     # Hello
@@ -129,7 +108,7 @@ class LinkCore:
     def accept(self, hello: Hello, peer: Peer, welcome: Welcome, now: float) -> list[Happening]:
         """Listener: the hello was admitted; queue the welcome, the link is up."""
         happenings: list[Happening] = []
-        if self.state is _UP:
+        if self.state is UP:
             happenings += self.lost("new hello", now)
         self.link_number = welcome.link_number = hello.link_number
         self.outgoing.add_control(welcome)
@@ -141,7 +120,7 @@ class LinkCore:
             self.cancel_serving()
         self.peer = peer
         self.peer_minor = greeting.protocol_minor
-        self.state = _UP
+        self.state = UP
         resent = self.reports_out.open(self.link_number, greeting.report_credit, same_peer=same)
         self.reports_in.open(self.link_number)
         self.counters["reports_resent"] += resent
@@ -153,24 +132,9 @@ class LinkCore:
             self.outgoing.add_controls(self.streams_in.reopen(now))
         return happenings
 
-    def _resend_calls(self, peer: Peer, now: float) -> list[Happening]:
-        """Open idempotent calls go out again, with what remains of their time."""
-        failed: list[Happening] = []
-        for open_call in list(self.calls.values()):
-            call = open_call.call
-            call.remaining_ms = max(1, int((open_call.deadline - now) * 1000))
-            try:
-                check_version(open_call.interface, (call.major, call.minor), peer.interfaces, self._interfaces())
-                self.outgoing.add_work(call, len(call.payload), open_call.priority)
-            except BusError as error:
-                failed.append(self._settle(open_call, error))
-                continue
-            self.counters["calls_resent"] += 1
-        return failed
-
     def lost(self, reason: str, now: float) -> list[Happening]:
         """The link is gone: what cannot be sent again fails, idempotent calls wait `call_grace_ms` for its return."""
-        was_up = self.state is _UP
+        was_up = self.state is UP
         if self.state is not State.CLOSED:
             self.state = State.DOWN
         if not was_up:
@@ -187,12 +151,6 @@ class LinkCore:
             happenings.append(self._settle(open_call, open_call.loss(reason, sent=sent)))
         return happenings
 
-    def fail_calls(self, reason: str) -> list[Happening]:
-        """Fail every open call: the peer is known to be gone, or the link is closed."""
-        self._calls_settled = True
-        open_calls = list(self.calls.values())
-        return [self._settle(open_call, open_call.loss(reason)) for open_call in open_calls]
-
     def close(self, reason: str, now: float) -> list[Happening]:
         """The end of this link."""
         happenings = self.lost(reason, now) + self.fail_calls(reason)
@@ -200,86 +158,15 @@ class LinkCore:
         self.state = State.CLOSED
         return happenings
 
-    def _settle(self, open_call: OpenCall, outcome: Reply | Error | Exception) -> OpenCall:
-        self.calls.pop(open_call.call.call_id, None)
-        open_call.outcome = outcome
-        return open_call
-
     # Sending
-
-    def call(self, open_call: OpenCall) -> None:
-        """Queue a call; its id is given here. Raises LinkDown, Busy."""
-        if self.state is not _UP:
-            self._need_up()
-        calls = self.calls
-        if len(calls) >= self.limits.open_calls_max:
-            raise Busy(
-                f"expected at most {self.limits.open_calls_max} open calls on a link: try again later",
-                retry_after_ms=self.limits.retry_after_ms,
-            )
-        call = open_call.call
-        call.call_id = self._next_call_id
-        self.outgoing.add_work(call, len(call.payload), open_call.priority)
-        self._next_call_id += 1
-        calls[call.call_id] = open_call
-
-    def cast(self, cast: Cast, priority: Priority = Priority.CALLS) -> None:
-        """Queue a cast. Raises LinkDown, Busy."""
-        if self.state is not _UP:
-            self._need_up()
-        self.outgoing.add_work(cast, len(cast.payload), priority)
-
-    def give_up(self, open_call: OpenCall) -> None:
-        """The caller is gone: forget the call, and tell the peer where it would understand."""
-        call_id = open_call.call.call_id
-        if self.calls.pop(call_id, None) is None or self.state is not _UP or self.peer_minor < CANCEL_MINOR:
-            return
-        try:
-            self.outgoing.add_work(
-                Cancel(call_id), 0, open_call.priority
-            )  # behind its call, should that still be queued
-        except Busy:  # the call ends by its deadline
-            self.counters["cancels_dropped"] += 1
-
-    def answer(self, answer: Reply | Error, size: int, served: ServedCall, priority: Priority = Priority.CALLS) -> bool:
-        """Queue the outcome of a call that was served; False when nobody waits for it any more."""
-        call_id = answer.call_id
-        if self.serving.get(call_id) is not served:
-            self.counters["replies_dropped"] += 1
-            return False
-        del self.serving[call_id]
-        if self.state is not _UP:
-            self.counters["replies_dropped"] += 1
-            return False
-        return self._send_answer(answer, size, priority)
-
-    def _send_answer(self, answer: Reply | Error, size: int, priority: Priority) -> bool:
-        try:
-            self.outgoing.add_work(answer, size, priority)
-        except Busy:  # the peer asks and does not read: its calls end by their deadlines
-            self.counters["replies_dropped"] += 1
-            return False
-        return True
-
-    def end_serving(self, call_id: int, served: ServedCall) -> bool:
-        """A call of the peer is done with, or will not begin; False when it had been cancelled."""
-        if self.serving.get(call_id) is not served:
-            return False
-        del self.serving[call_id]
-        return True
-
-    def cancel_serving(self) -> None:
-        """Nobody waits for what is being served: the peer's process is gone, or gave its calls up."""
-        self.counters["calls_cancelled"] += len(self.serving)
-        self.serving.clear()
 
     def report(self, reports: list[Report]) -> int:
         """Queue reports up to the credit; returns how many were taken."""
-        return self.reports_out.offer(reports) if self.state is _UP else 0
+        return self.reports_out.offer(reports) if self.state is UP else 0
 
     def ack(self, acks: list[Ack]) -> None:
         """Send durable acks, and with them credit. On a link that is down they are dropped: the peer resends."""
-        if self.state is not _UP:
+        if self.state is not UP:
             self.counters["acks_dropped"] += len(acks)
             return
         step = self.limits.acks_per_envelope_max
@@ -288,7 +175,7 @@ class LinkCore:
 
     def event(self, event: Event) -> bool:
         """Queue a state event; False when too many distinct keys wait (the link must then be reset)."""
-        return self.state is not _UP or self.outgoing.events.put(event)
+        return self.state is not UP or self.outgoing.events.put(event)
 
     def follow(self, topic: str, key: str, cursor: int, now: float) -> None:
         """Follow a stream of the peer's from a cursor on, now or as soon as the link is up. Raises Busy."""
@@ -303,17 +190,13 @@ class LinkCore:
         self._say(self.streams_in.handled(topic, key, cursor, now))
 
     def _say(self, about_stream: Follow | StreamCredit | None) -> None:
-        if about_stream is not None and self.state is _UP and self.peer_minor >= STREAM_MINOR:
+        if about_stream is not None and self.state is UP and self.peer_minor >= STREAM_MINOR:
             self.outgoing.add_control(about_stream)
 
     def probe(self) -> None:
         """Say something harmless: a listener that does not know the route will answer hello_required."""
-        if self.state is _UP:
+        if self.state is UP:
             self.outgoing.add_control(self.reports_in.credit())
-
-    def _need_up(self) -> None:
-        if self.state is not _UP:
-            raise LinkDown(f"link is {self.state.value}: wait for it, or ask another peer")
 
     def take_frame(self, now: float) -> bytes | None:
         """The next frame to send, None when nothing waits."""
@@ -337,10 +220,10 @@ class LinkCore:
             self.notice(error, now)
             return [Refused(str(error.details.get("reason", "malformed")), str(error))]
         happenings: list[Happening] = []
-        self.stirred = self.state is not _UP
+        self.stirred = self.state is not UP
         for envelope in envelopes:
             kind = type(envelope)
-            if self.state is not _UP and kind not in _BEFORE_UP:
+            if self.state is not UP and kind not in _BEFORE_UP:
                 happenings.append(Refused("before_welcome", kind.__name__))
             elif kind is Reply:
                 open_call = self.calls.pop(envelope.call_id, None)
@@ -358,7 +241,7 @@ class LinkCore:
 
     def notice(self, error: BusError, now: float) -> None:
         """Tell the peer that something of its was dropped, at most once in `refusal_notice_ms`."""
-        if self.state is _UP and now >= self._notice_at:
+        if self.state is UP and now >= self._notice_at:
             self._notice_at = now + self.limits.refusal_notice_ms / 1000
             self.outgoing.add_control(Error(0, error.wire_name, str(error), {}))
 
@@ -379,30 +262,13 @@ class LinkCore:
             return
         happenings += self._come_up(peer, welcome, now)
 
-    def _on_call(self, call: Call, now: float, happenings: list[Happening]) -> None:
-        if call.call_id in self.serving:
-            self.counters["calls_repeated"] += 1
-        elif len(self.serving) >= self.limits.serving_calls_max:
-            self.stirred = True
-            happenings.append(Refused("busy"))
-            busy = Busy(f"{len(self.serving)} calls of this link are being served")
-            details = {"retry_after_ms": self.limits.retry_after_ms}
-            self._send_answer(Error(call.call_id, busy.wire_name, str(busy), details), 0, Priority.CALLS)
-        else:
-            self.serving[call.call_id] = (now, call.method)
-            happenings.append(call)
-
-    def _on_cancel(self, cancel: Cancel, now: float, happenings: list[Happening]) -> None:
-        if self.serving.pop(cancel.call_id, None) is not None:
-            self.counters["calls_cancelled"] += 1
-
     def _on_error(self, error: Error, now: float, happenings: list[Happening]) -> None:
         if error.call_id:
-            open_call = self.calls.pop(error.call_id, None) if self.state is _UP else None
+            open_call = self.calls.pop(error.call_id, None) if self.state is UP else None
             if open_call is not None:
                 open_call.outcome = error
                 happenings.append(open_call)
-            elif self.state is _UP:
+            elif self.state is UP:
                 self.counters["replies_late"] += 1
         elif self.state is State.HELLO_SENT:
             self.state = State.DOWN
@@ -466,7 +332,7 @@ class LinkCore:
     @property
     def active(self) -> bool:
         """True while `tick` has something to watch."""
-        if self.state is _UP:
+        if self.state is UP:
             streams = bool(len(self.streams_in)) or self.streams_out.waiting
             return streams or bool(self.calls) or self.reports_out.waiting or self.reports_in.untold
         return bool(self.calls or self.serving)
@@ -477,7 +343,7 @@ class LinkCore:
         for open_call in [call for call in self.calls.values() if call.deadline <= now]:
             late = DeadlineExceeded(f"no answer to {open_call.call.method} within its deadline")
             happenings.append(self._settle(open_call, late))
-        if self.state is _UP:
+        if self.state is UP:
             if self.reports_out.tick(now):
                 self.counters["reports_retransmitted"] += 1
             if self.reports_in.credit_due(now):

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from zcompute.bus.calls import UP
 from zcompute.bus.counters import Counters
 from zcompute.bus.limits import Limits
-from zcompute.bus.protocol import LinkCore, State
+from zcompute.bus.protocol import LinkCore
 from zcompute.bus.sockets import BLOCKED, GONE
 from zcompute.bus.turn import Turn
-
-_UP = State.UP
 
 FRAMES_PER_FLUSH = 16
 OVERLAP_ENVELOPES_MIN = 32
@@ -89,7 +88,7 @@ class Sender:
             frame = self._held
             all_taken = False
             if frame is None:
-                if core.state is not _UP:
+                if core.state is not UP:
                     return
                 frame = core.take_frame(time.monotonic())
                 all_taken = self._outgoing.drained
