@@ -43,6 +43,7 @@ class Peer:
         self.report_seq = time.time_ns() // 1000
         self.unacked = {}  # (key, seq) -> payload
         self.verdicts = {}
+        self.lanes, self.again = {}, deque()  # key -> the conductor's lane; (when, name) of what is to be sent again
         self.done = []  # methods that the conductor has called
         self.grants = {}  # instance -> reporter generation
         self.beaten_at = 0.0
@@ -85,8 +86,12 @@ class Peer:
             link_number, received, limit = fields[:3]
             if link_number == self.link_number:
                 self.received, self.limit = received, max(self.limit, limit)
-            for key, seq, verdict, *_ in fields[3] if kind == ACK else ():
+            for key, seq, verdict, _, lane, retry_after_ms, *_ in fields[3] if kind == ACK else ():
                 self.acks += link_number == self.link_number
+                self.lanes[key] = lane or self.lanes.get(key, 0)
+                if verdict == "busy":  # its lane takes no more now: again, and nothing of this key before
+                    self.again.append((time.monotonic() + retry_after_ms / 1000, (key, seq)))
+                    continue
                 self.unacked.pop((key, seq), None)
                 self.verdicts[(key, seq)] = verdict
             self.arrived.append(envelope)
@@ -105,6 +110,8 @@ class Peer:
             if time.monotonic() > deadline:
                 raise SystemExit(f"not within {WAIT_S} s: {what}")
             self.turn()
+            if self.again and time.monotonic() >= self.again[0][0]:
+                self.send_reports([self.again.popleft()[1]])
 
     def of_kind(self, kind):
         for envelope in self.arrived:
@@ -193,14 +200,15 @@ class Peer:
     def run(self):
         self.refusals()
         welcome = self.come_up()
-        say("welcome", peer=welcome[4], role=welcome[6], interfaces=welcome[10], credit=welcome[13])
+        say("welcome", peer=welcome[4], role=welcome[6], interfaces=welcome[10], credit=welcome[13], lane=welcome[14])
         self.until(lambda: self.map, "the map")
         say("event", topic="map", mine=self.map["owners"][partition_of(self.host)])
         self.calls()
         self.take_up()
         say("ready", epoch=self.epoch)
         self.until(lambda: "compute.spawn" in self.done and not self.unacked, "a build")
-        say("built", verdicts=list(self.verdicts.values()), limit=self.limit, acks=self.acks)
+        lanes = list(self.lanes.values())
+        say("built", verdicts=list(self.verdicts.values()), limit=self.limit, acks=self.acks, lanes=lanes)
         self.report_dialogs()
         self.bad_frames()
         self.expired()

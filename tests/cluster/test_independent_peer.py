@@ -130,6 +130,8 @@ def test_a_peer_written_from_the_document_completes_every_dialog(region: Region)
         wait_until(lambda: status_of(region, server_id) == "ACTIVE", "ACTIVE", WAIT_S, found=lambda: peer.said[-2:])
         built = peer.wait("built")
         assert set(built["verdicts"]) == {"applied"}
+        assert peer.wait("welcome")["lane"] > 0
+        assert all(lane > 0 for lane in built["lanes"])
         assert built["limit"] == peer.wait("welcome")["credit"] + built["acks"]
 
         nak, credit = peer.wait("nak"), peer.wait("credit")

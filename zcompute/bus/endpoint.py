@@ -332,6 +332,7 @@ class Endpoint:
             topics=self._topics,
             attributes=encode_attributes(attributes, self.limits),
             report_credit=self.limits.report_credit,
+            lane_credit=self.limits.lane_credit,
         )
 
     def down_reason(self, link: Link) -> str:

@@ -31,12 +31,19 @@ class Report(msgspec.Struct, array_like=True, gc=False):
 
 
 class Ack(msgspec.Struct, array_like=True, gc=False):
-    """The durable outcome of one report, in any order."""
+    """The durable outcome of one report, in any order; or the word that it has none yet and has to come again.
+
+    Since 1.1: the receiver's lane for the key (0: not said), when a report that has to come again is welcome (0: not
+    said), and the version of what the verdict was decided by (not_owner: the map's).
+    """
 
     key: Key
     seq: Count
     verdict: Name
     detail: Annotated[str, Meta(max_length=2000)] = ""
+    lane: Count = 0
+    retry_after_ms: Count = 0
+    version: Count = 0
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1):
@@ -55,6 +62,7 @@ class Hello(msgspec.Struct, array_like=True, tag=1):
     topics: Annotated[list[Name], Meta(max_length=256)]
     attributes: bytes
     report_credit: Count
+    lane_credit: Count = 0  # since 1.1; 0: no lanes
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=2):
@@ -73,6 +81,7 @@ class Welcome(msgspec.Struct, array_like=True, tag=2):
     topics: Annotated[list[Name], Meta(max_length=256)]
     attributes: bytes
     report_credit: Count
+    lane_credit: Count = 0  # since 1.1; 0: no lanes
 
 
 class Call(msgspec.Struct, array_like=True, tag=3, gc=False):

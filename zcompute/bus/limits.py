@@ -30,6 +30,9 @@ class Limits:
     report_credit: int = 1_000  # reports that a peer may have here without a durable ack
     report_batch: int = 64  # reports of one envelope
     unacked_reports_max: int = 10_000  # kept for resending
+    lane_credit: int = 0  # of them, of one lane here; 0: there are no lanes. At most report_credit / (2 * lanes), so
+    # that all lanes together leave half of the credit, which is what keys of unknown lane may hold at a sender
+    lane_keys_max: int = 20_000  # keys whose lane a sender remembers
     acks_per_envelope_max: int = 1_024
 
     # Streams

@@ -149,6 +149,18 @@ class Link:
         """Reports that may be sent now."""
         return self.core.reports_out.credit if self.up else 0
 
+    def lane_of(self, key: str) -> int:
+        """The peer's lane for the reports of a key, 0 for one that it has not named yet."""
+        return self.core.reports_out.lanes.lane_of(key)
+
+    def lane_room(self, lane: int) -> int:
+        """Reports of this lane of the peer that may be sent now; all of `report_credit` where it has no lanes."""
+        return self.core.reports_out.lane_room(lane) if self.up else 0
+
+    def may_report(self, key: str) -> bool:
+        """Whether a report of this key may be sent now."""
+        return self.lane_room(self.lane_of(key)) > 0
+
     def wait_up(self, timeout_ms: int) -> bool:
         """Wait until the link is up; False when it is not within the time."""
         return bool(self._up.wait(timeout_ms / 1000))
@@ -211,7 +223,7 @@ class Link:
         self.flush_soon()
 
     def report(self, reports: list[Report]) -> int:
-        """Queue up to `report_credit` reports; returns how many were taken.
+        """Queue up to `report_credit` reports, and up to the first whose lane has no room; returns how many were taken.
 
         The bus resends what is not durably acknowledged for as long as both incarnations live. Raises FrameRefused
         for a report over `payload_bytes_max`.
@@ -225,9 +237,22 @@ class Link:
         return taken
 
     def ack(self, acks: list[Ack]) -> None:
-        """Tell the durable outcome of reports, in any order; gives the sender its credit back."""
+        """Tell the durable outcome of reports, in any order; gives the sender its credit back.
+
+        An ack that names a lane lets the sender count the key's next reports there (`Limits.lane_credit`).
+        """
         self.core.ack(acks)
         self._settle_queue()
+
+    def admit_report(self, lane: int) -> bool:
+        """Take a report of the peer's into a lane, until `settle_report`; False when the lane has `lane_credit` of this
+        peer's. It is then to be answered at once, with the lane and a time to come again, and disturbs no other lane.
+        """
+        return self.core.reports_in.lanes.admit(lane)
+
+    def settle_report(self, lane: int) -> None:
+        """A report that was admitted has left the lane; told once for each, whatever became of it and of the link."""
+        self.core.reports_in.lanes.settle(lane)
 
     def event(self, topic: str, key: str, version: int, payload: bytes | msgspec.Struct) -> None:
         """Queue a state event to this peer; the newest version per (topic, key) replaces what still waits.

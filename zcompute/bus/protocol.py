@@ -121,7 +121,7 @@ class LinkCore(Calls):
         self.peer = peer
         self.peer_minor = greeting.protocol_minor
         self.state = UP
-        resent = self.reports_out.open(self.link_number, greeting.report_credit, same_peer=same)
+        resent = self.reports_out.open(self.link_number, greeting.report_credit, greeting.lane_credit, same_peer=same)
         self.reports_in.open(self.link_number)
         self.counters["reports_resent"] += resent
         self._calls_settled = True

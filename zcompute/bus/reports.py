@@ -2,12 +2,14 @@
 
 A report is kept until its durable ack. Within a link number the reports carry consecutive sequences from 0; the
 receiver's cumulative `received` means only that they arrived. Credit is absolute (as in QUIC's MAX_DATA): the sender
-may use sequences below `limit`, so a lost or repeated credit does no harm.
+may use sequences below `limit`, so a lost or repeated credit does no harm. Within it each lane of the receiver has a
+credit of its own, counted in unacknowledged reports.
 """
 
 from collections import deque
 
 from zcompute.bus.envelope import Ack, AckBatch, Credit, Nak, Report, ReportBatch
+from zcompute.bus.lanes import ReceiverLanes, SenderLanes
 from zcompute.bus.limits import Limits
 
 REPORT_OVERHEAD_BYTES = 64
@@ -18,6 +20,7 @@ class ReportSender:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.lanes = SenderLanes(limits)
         self.unacked: dict[tuple[str, int], Report] = {}
         self._fresh: deque[Report] = deque()
         self._window: dict[int, Report] = {}
@@ -45,10 +48,11 @@ class ReportSender:
         """True while the retransmission timer is needed."""
         return bool(self._window)
 
-    def open(self, link_number: int, credit: int, *, same_peer: bool) -> int:
+    def open(self, link_number: int, credit: int, lane_credit: int = 0, *, same_peer: bool) -> int:
         """Begin a link number; returns how many reports will be resent. Another incarnation's reports are dropped."""
         if not same_peer:
             self.unacked.clear()
+        self.lanes.open(lane_credit, credit, (key for key, _ in self.unacked), same_peer=same_peer)
         self._fresh = deque(self.unacked.values())
         self._on_way = set(self.unacked)
         self._window.clear()
@@ -65,7 +69,7 @@ class ReportSender:
         self._base = self._cursor = self._next = self._limit = 0
 
     def offer(self, reports: list[Report]) -> int:
-        """Take reports up to the credit; returns how many.
+        """Take reports up to the credit, and up to the first whose lane has none; returns how many.
 
         One that is on its way is not queued twice; one that has arrived and whose ack is missing goes again: the
         application missed its answer for too long.
@@ -74,6 +78,8 @@ class ReportSender:
         for report in reports[: self.credit]:
             name = (report.key, report.seq)
             if name not in self._on_way:
+                if name not in self.unacked and not self.lanes.take(report.key):
+                    break
                 self._on_way.add(name)
                 self.unacked[name] = report
                 self._fresh.append(report)
@@ -130,8 +136,14 @@ class ReportSender:
         return True
 
     def on_ack(self, ack: Ack) -> None:
-        """A durable outcome arrived: the report needs no resending any more."""
-        self.unacked.pop((ack.key, ack.seq), None)
+        """An outcome arrived: the report needs no resending by us any more."""
+        if self.unacked.pop((ack.key, ack.seq), None) is not None:
+            self.lanes.give_back(ack.key)
+        self.lanes.learn(ack.key, ack.lane)
+
+    def lane_room(self, lane: int) -> int:
+        """Reports of this lane that may be offered now."""
+        return min(self.credit, self.lanes.room(lane)) if self.lanes.credit else self.credit
 
     def tick(self, now: float) -> bool:
         """Go back to the window's start when nothing was confirmed for `retransmit_ms`; True when that happened."""
@@ -147,6 +159,7 @@ class ReportReceiver:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.lanes = ReceiverLanes(limits)
         self._link_number = 0
         self.expected = 0
         self._acked = 0

@@ -19,6 +19,15 @@ LINKS_PER_PAGE_MAX = 1_000
 STRANGERS_SHOWN_MAX = 100
 
 
+class LaneStat(msgspec.Struct, kw_only=True):
+    """Reports of one link in one lane: of the peer's lanes those that we sent, of ours those that we owe an answer."""
+
+    lane: int  # 0: keys whose lane the peer has not named yet
+    unacked: int = 0  # ours that have no answer
+    credit: int = 0  # how many more we may send
+    owed: int = 0  # the peer's, in this lane of ours
+
+
 class LinkStat(msgspec.Struct, kw_only=True):
     """One link. `queued` and its kin wait here to be sent; `open_calls` are ours, `serving_calls` the peer's."""
 
@@ -44,6 +53,7 @@ class LinkStat(msgspec.Struct, kw_only=True):
     reports_unacked: int = 0  # ours that have no durable ack
     report_credit: int = 0  # how many more we may send
     reports_owed: int = 0  # the peer's that we have not acked as durable
+    lanes: list[LaneStat] = msgspec.field(default_factory=list)  # those with anything unanswered, by number
     inbox: int = 0  # reports, acks and events that arrived and were not told to the application
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -163,6 +173,7 @@ def link_stat(link: "Link", dialled: bool, refused: dict[str, int], now: float) 
         reports_unacked=len(core.reports_out.unacked),
         report_credit=link.report_credit,
         reports_owed=core.reports_in.unacked,
+        lanes=lane_stats(link),
         inbox=len(link.inbox),
         bytes_sent=link.sender.bytes_sent,
         bytes_received=core.bytes_received,
@@ -178,6 +189,18 @@ def link_stat(link: "Link", dialled: bool, refused: dict[str, int], now: float) 
         stat.serving_oldest_ms = _ms(now - arrived_at)
         break
     return stat
+
+
+def lane_stats(link: "Link") -> list[LaneStat]:
+    """The lanes of a link with reports that are not answered."""
+    unacked = link.core.reports_out.lanes.unacked
+    owed = link.core.reports_in.lanes.owed
+    return [
+        LaneStat(
+            lane=lane, unacked=unacked[lane], credit=link.lane_room(lane) if lane in unacked else 0, owed=owed[lane]
+        )
+        for lane in sorted({*unacked, *owed})
+    ]
 
 
 def method_stats(methods: Iterable["Served"], links: Iterable["Link"], now: float) -> list[MethodStat]:

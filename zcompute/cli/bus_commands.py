@@ -43,6 +43,22 @@ def link_rows(stat: EndpointStat) -> list[Row]:
     ]
 
 
+def lane_rows(stat: EndpointStat) -> list[Row]:
+    """A row per link and lane with reports that are not answered: which lane of whom is slow."""
+    return [
+        {
+            "service": stat.service_id,
+            "peer": link.service_id or link.address,
+            "lane": lane.lane,
+            "unacked": lane.unacked,
+            "credit": lane.credit,
+            "owed": lane.owed,
+        }
+        for link in stat.links
+        for lane in link.lanes
+    ]
+
+
 def method_rows(stat: EndpointStat) -> list[Row]:
     """A row per method served."""
     return [
@@ -104,7 +120,7 @@ def service_rows(stat: EndpointStat) -> list[Row]:
     ]
 
 
-VIEWS = {"link": link_rows, "method": method_rows, "pool": pool_rows, "service": service_rows}
+VIEWS = {"link": link_rows, "lane": lane_rows, "method": method_rows, "pool": pool_rows, "service": service_rows}
 
 
 def refused_text(refused: dict[str, int]) -> str:

@@ -1,165 +1,261 @@
 """Which report goes to which owner, and when: pure, time is passed in (seconds of a monotonic clock).
 
-Per owner at most one frame is unanswered; what comes meanwhile goes with the next. A report without a verdict (the
-frame or its answer was lost) goes again after ``answer_ms_max``; ``not_yet`` and ``not_owner`` put it back for a while.
-A frame that waits for stragglers longer than ``straggler_ms`` does not hold back the rest.
+Per instance one report is unanswered at a time, per owner and lane of the owner one frame: what comes meanwhile waits,
+and folds in the outbox, and goes with the next. A lane that is slow, or says busy, holds up its own instances only. A
+report without a verdict (the frame or its answer was lost) goes again after ``answer_ms_max``, later and later;
+``busy`` and ``not_owner`` put the instance back for a while, ``not_yet`` the report alone. A frame that waits for
+stragglers longer than ``straggler_ms`` does not hold back the rest of its lane.
 """
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from itertools import count
 
+from zcompute.bus import Ack
+from zcompute.compute.line import Frame, Item, Line, Pace
 from zcompute.compute.outbox import Entry
 from zcompute.compute.settings import Settings
-from zcompute.objects.report import FINAL_VERDICTS, VERDICT_INVALID, VERDICT_NOT_OWNER
+from zcompute.objects.report import (
+    FINAL_VERDICTS,
+    VERDICT_BUSY,
+    VERDICT_INVALID,
+    VERDICT_NOT_OWNER,
+)
 
-
-@dataclass
-class _Item:
-    entry: Entry
-    owner: str
-    due: float | None = None  # None: queued; else not before, or in flight until
-    refused_times: int = 0
-    invalid_times: int = 0
-
-
-@dataclass
-class _Frame:
-    """What is unanswered at one owner."""
-
-    seqs: set[int]
-    sent_at: float
+DOUBLINGS_MAX = 10
+ROOM_MAX = 1_000_000
 
 
 class Dispatch:
     """The state of every owed report. ``owner_of`` maps an instance's uuid to a service id ("" = nobody)."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lane_of: Callable[[str, str], int] = lambda owner, key: 0) -> None:
         self._settings = settings
+        self._lane_of = lane_of
         self._owner_of: Callable[[str], str] = lambda _: ""
-        self._items: dict[int, _Item] = {}
-        self._queues: dict[str, dict[int, None]] = {}
-        self._frames: dict[str, _Frame] = {}
-        self._timers: list[tuple[float, int]] = []
+        self._items: dict[int, Item] = {}
+        self._lines: dict[str, Line] = {}
+        self._queues: dict[str, dict[int, dict[str, Line]]] = {}  # by owner, lane and key
+        self._frames: dict[tuple[str, int], Frame] = {}
+        self._paces: dict[tuple[str, int], Pace] = {}
+        self._timers: list[tuple[float, int, Line]] = []
+        self._timer_numbers = count()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, entry: Entry) -> None:
         """A new entry of the outbox."""
-        item = _Item(entry, self._owner_of(entry.key))
-        self._items[entry.seq] = item
-        self._queue(item)
+        line = self._lines.get(entry.key)
+        if line is None:
+            line = self._lines[entry.key] = Line(entry.key, self._owner_of(entry.key))
+        self._items[entry.seq] = Item(entry, line)
+        line.add(entry.seq)
+        self._settle(line)
 
     def discard(self, seq: int) -> None:
-        """An entry that was folded or retracted."""
+        """An entry that was folded or retracted. If it is on its way, its line still waits for the answer."""
         item = self._items.pop(seq, None)
-        if item is not None and item.due is None:
-            del self._queues[item.owner][seq]
+        if item is not None:
+            item.line.remove(seq)
+            self._settle(item.line)
 
     def remap(self, owner_of: Callable[[str], str]) -> None:
-        """A new map: whatever changed its owner goes to the new one at once."""
+        """A new map: whatever changed its owner goes to the new one at once, in the order of its line."""
         self._owner_of = owner_of
-        for item in self._items.values():
-            owner = owner_of(item.entry.key)
-            if owner != item.owner:
-                if item.due is None:
-                    del self._queues[item.owner][item.entry.seq]
-                item.owner, item.refused_times = owner, 0
-                self._queue(item)
+        for line in list(self._lines.values()):
+            owner = owner_of(line.key)
+            if owner != line.owner:
+                self._unqueue(line)
+                self._unsend(line)
+                line.owner, line.refused_times = owner, 0
+                for seq in list(line.parked):
+                    self._unpark(line, seq)
+                self._settle(line)
 
-    def take(self, owner: str, now: float, room: int) -> list[Entry]:
-        """The next frame for this owner, at most ``room`` reports; they count as sent at ``now``."""
-        queue = self._queues.get(owner)
-        if not queue or room <= 0 or not self._gate_open(owner, now):
-            return []
-        seqs = sorted(queue)[: min(room, self._settings.frame_reports_max)]
-        self._frames[owner] = _Frame(set(seqs), now)
-        taken = []
-        for seq in seqs:
-            del queue[seq]
-            item = self._items[seq]
-            self._wait(item, now + self._settings.answer_ms_max / 1000)
-            taken.append(item.entry)
+    def take(
+        self, owner: str, now: float, room: int, lane_room: Callable[[int], int] = lambda lane: ROOM_MAX
+    ) -> list[Entry]:
+        """The next reports for this owner, at most ``room`` and ``lane_room`` of each lane; sent at ``now``."""
+        taken: list[Entry] = []
+        lanes = self._queues.get(owner, {})
+        for lane in list(lanes):
+            if room <= len(taken):
+                break
+            if not self._gate_open(owner, lane, now):
+                continue
+            most = min(room - len(taken), self._settings.frame_reports_max, lane_room(lane))
+            if (owner, lane) in self._paces:
+                most = min(most, 1)
+            if most > 0:
+                lines = list(lanes[lane].values())[:most]
+                taken += self._send(owner, lane, lines, now)
+                if lane in lanes:  # another is first the next time
+                    lanes[lane] = lanes.pop(lane)
         return taken
+
+    def _send(self, owner: str, lane: int, lines: list[Line], now: float) -> list[Entry]:
+        frame = self._frames[owner, lane] = Frame({line.waiting[0] for line in lines}, now)
+        entries = []
+        for line in lines:
+            self._unqueue(line)
+            line.sent, line.frame = line.waiting[0], frame
+            again_ms = self._settings.answer_ms_max << min(line.sent_times, DOUBLINGS_MAX)
+            line.sent_times += 1
+            self._wait(line, now + min(again_ms, self._settings.answer_again_ms_max) / 1000)
+            entries.append(self._items[line.sent].entry)
+        return entries
 
     def untake(self, owner: str, entries: Iterable[Entry]) -> None:
         """The link did not take these after all."""
-        frame = self._frames.get(owner)
         for entry in entries:
-            if frame is not None:
-                frame.seqs.discard(entry.seq)
-            item = self._items.get(entry.seq)
-            if item is not None and item.due is not None and item.owner == owner:
-                self._queue(item)
+            line = self._lines.get(entry.key)
+            if line is not None and line.owner == owner and line.sent == entry.seq:
+                line.sent_times -= 1
+                self._unsend(line)
+                self._settle(line)
 
-    def answered(self, owner: str, seq: int, verdict: str, now: float) -> bool:
-        """A verdict came. True: it is final, the outbox may forget the entry. Unknown sequences are no news."""
-        frame = self._frames.get(owner)
-        if frame is not None:
-            frame.seqs.discard(seq)
-        item = self._items.get(seq)
-        if item is None:
+    def answered(self, owner: str, ack: Ack, now: float) -> bool:
+        """An answer came. True: it is final, the outbox may forget the entry. Unknown sequences are no news."""
+        line = self._lines.get(ack.key)
+        if line is None:
             return False
-        if verdict == VERDICT_INVALID:
+        was_sent = line.owner == owner and line.sent == ack.seq
+        if line.owner == owner:
+            self._pace(owner, ack.lane or line.lane, ack, now)
+        if was_sent:
+            self._unsend(line)
+            line.sent_times = 0
+        final = self._judged(line, owner, ack, now, was_sent)
+        self._settle(line)
+        return final
+
+    def _judged(self, line: Line, owner: str, ack: Ack, now: float, was_sent: bool) -> bool:
+        item = self._items.get(ack.seq)
+        if item is None or item.line is not line:
+            return False
+        if ack.verdict == VERDICT_INVALID:
             # The bus may have resent it over a link whose epochs the peer had not seen again yet.
             item.invalid_times += 1
-        if verdict in FINAL_VERDICTS and (
-            verdict != VERDICT_INVALID or item.invalid_times >= self._settings.invalid_times_max
+        if ack.verdict in FINAL_VERDICTS and (
+            ack.verdict != VERDICT_INVALID or item.invalid_times >= self._settings.invalid_times_max
         ):
-            self.discard(seq)
+            line.refused_times = 0
+            self.discard(ack.seq)
             return True
-        if item.owner == owner:
-            if item.due is None:
-                del self._queues[owner][seq]
-            self._wait(item, now + self._delay_s(item, verdict))
+        if line.owner != owner or not was_sent or ack.verdict == VERDICT_BUSY:
+            return False  # another's word, or a late one; a busy lane holds all its lines itself
+        if ack.verdict in (VERDICT_NOT_OWNER, VERDICT_INVALID):
+            settings = self._settings
+            delay_ms = min(settings.refused_ms_max, settings.refused_ms_min << min(line.refused_times, DOUBLINGS_MAX))
+            line.refused_times += 1
+            self._wait(line, now + delay_ms / 1000)
+        else:
+            due = now + self._settings.not_yet_ms / 1000
+            line.waiting.remove(ack.seq)
+            line.parked[ack.seq] = due
+            self._push(due, line)
         return False
 
     def link_lost(self, owner: str) -> None:
-        """The owner's process is another now: nothing that was sent to it will be answered."""
-        frame = self._frames.pop(owner, None)
-        for seq in frame.seqs if frame is not None else ():
-            item = self._items.get(seq)
-            if item is not None and item.owner == owner and item.due is not None:
-                self._queue(item)
+        """The owner's process is another now: nothing that was sent to it will be answered, its lanes are others."""
+        for name in [name for name in self._paces if name[0] == owner]:
+            del self._paces[name]
+        for line in list(self._lines.values()):
+            if line.owner == owner:
+                if line.sent:
+                    self._unsend(line)
+                line.sent_times = 0
+                self._settle(line)
 
     def tick(self, now: float) -> float | None:
         """Queue what is due; answers when to come again (None: nothing waits)."""
-        while self._timers and self._timers[0][0] <= now:
-            due, seq = heapq.heappop(self._timers)
-            item = self._items.get(seq)
-            if item is not None and item.due == due:
-                self._queue(item)
+        while self._timers:
+            due, _, line = self._timers[0]
+            waits = due == line.due or due in line.parked.values()
+            if waits and due > now:
+                break
+            heapq.heappop(self._timers)
+            if waits:
+                self._come_due(line, now)
         nexts = [self._timers[0][0]] if self._timers else []
-        nexts += [
-            frame.sent_at + self._settings.straggler_ms / 1000
-            for owner, frame in self._frames.items()
-            if frame.seqs and self._queues.get(owner) and not self._gate_open(owner, now)
-        ]
+        for owner, lanes in self._queues.items():
+            for lane in lanes:
+                opens = self._opens_at(owner, lane)
+                if opens > now:
+                    nexts.append(opens)
         return min(nexts, default=None)
 
     def owners(self) -> list[str]:
         """Owners for whom something is queued."""
-        return [owner for owner, queue in self._queues.items() if queue and owner]
+        return [owner for owner, lanes in self._queues.items() if lanes and owner]
 
     # -- states ----------------------------------------------------------------------------------------------------
 
-    def _gate_open(self, owner: str, now: float) -> bool:
-        frame = self._frames.get(owner)
-        return frame is None or not frame.seqs or now - frame.sent_at >= self._settings.straggler_ms / 1000
+    def _opens_at(self, owner: str, lane: int) -> float:
+        """When something may go to this lane, as far as its frame and its pace are concerned."""
+        frame, pace = self._frames.get((owner, lane)), self._paces.get((owner, lane))
+        by_frame = frame.sent_at + self._settings.straggler_ms / 1000 if frame is not None and frame.seqs else 0.0
+        return max(by_frame, pace.held_until) if pace is not None else by_frame
 
-    def _queue(self, item: _Item) -> None:
-        item.due = None
-        self._queues.setdefault(item.owner, {})[item.entry.seq] = None
+    def _gate_open(self, owner: str, lane: int, now: float) -> bool:
+        return now >= self._opens_at(owner, lane)
 
-    def _wait(self, item: _Item, due: float) -> None:
-        item.due = due
-        heapq.heappush(self._timers, (due, item.entry.seq))
+    def _pace(self, owner: str, lane: int, ack: Ack, now: float) -> None:
+        """Busy slows the lane down, more each time it is asked in vain; anything else says that it works."""
+        if ack.verdict != VERDICT_BUSY:
+            self._paces.pop((owner, lane), None)
+            return
+        pace = self._paces.setdefault((owner, lane), Pace())
+        if now >= pace.held_until:  # else another report of the same frame
+            delay_ms = (ack.retry_after_ms or self._settings.busy_ms_min) << min(pace.times, DOUBLINGS_MAX)
+            pace.held_until = now + min(delay_ms, self._settings.busy_ms_max) / 1000
+            pace.times += 1
 
-    def _delay_s(self, item: _Item, verdict: str) -> float:
-        settings = self._settings
-        if verdict not in (VERDICT_NOT_OWNER, VERDICT_INVALID):
-            return settings.not_yet_ms / 1000
-        delay_ms = min(settings.refused_ms_max, settings.refused_ms_min << min(item.refused_times, 10))
-        item.refused_times += 1
-        return delay_ms / 1000
+    def _settle(self, line: Line) -> None:
+        """Have the line in the queue where it belongs, or in none; a line that is over is forgotten."""
+        if line.queued and not (line.ready and line.lane == self._lane_of(line.owner, line.key)):
+            self._unqueue(line)
+        if line.ready and not line.queued:
+            line.lane = self._lane_of(line.owner, line.key)
+            line.queued = True
+            self._queues.setdefault(line.owner, {}).setdefault(line.lane, {})[line.key] = line
+        elif line.over:
+            self._lines.pop(line.key, None)
+
+    def _unqueue(self, line: Line) -> None:
+        if line.queued:
+            line.queued = False
+            lanes = self._queues[line.owner]
+            del lanes[line.lane][line.key]
+            if not lanes[line.lane]:
+                del lanes[line.lane]
+            if not lanes:
+                del self._queues[line.owner]
+
+    def _unsend(self, line: Line) -> None:
+        """Nothing of it is on its way (any more), and nothing keeps it waiting."""
+        frame, line.frame, line.due = line.frame, None, None
+        if frame is not None:
+            frame.seqs.discard(line.sent)
+            if not frame.seqs and self._frames.get((line.owner, line.lane)) is frame:
+                del self._frames[line.owner, line.lane]
+        line.sent = 0
+
+    def _unpark(self, line: Line, seq: int) -> None:
+        del line.parked[seq]
+        line.add(seq)
+
+    def _wait(self, line: Line, due: float) -> None:
+        line.due = due
+        self._push(due, line)
+
+    def _push(self, due: float, line: Line) -> None:
+        heapq.heappush(self._timers, (due, next(self._timer_numbers), line))
+
+    def _come_due(self, line: Line, now: float) -> None:
+        for seq in [seq for seq, due in line.parked.items() if due <= now]:
+            self._unpark(line, seq)
+        if line.due is not None and line.due <= now:
+            self._unsend(line)
+        self._settle(line)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
 from gevent.event import Event
 
 from zcompute.bus import Ack, BusError, Link, Report
@@ -14,7 +15,6 @@ from zcompute.log import REPEATED
 from zcompute.objects.report import (
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
-    VERDICT_NOT_YET,
     VERDICT_NOT_YOURS,
     Observation,
     StepResult,
@@ -30,11 +30,11 @@ class Reporter:
 
     def __init__(self, outbox: Outbox, settings: Settings) -> None:
         self._outbox = outbox
-        self._dispatch = Dispatch(settings)
+        self._dispatch = Dispatch(settings, self._lane_of)
         self._links: dict[str, Link] = {}
         self._released: set[str] = set()
         self._wake = Event()
-        self.on_not_owner: Callable[[Link], None] = lambda _: None
+        self.on_not_owner: Callable[[Link, int], None] = lambda link, map_version: None
 
     # -- what is owed ----------------------------------------------------------------------------------------------
 
@@ -111,7 +111,8 @@ class Reporter:
         for ack in acks:
             # The bus resends over a link that is not attached again yet: being refused there says nothing.
             early = ack.verdict == VERDICT_INVALID and not ready
-            if self._dispatch.answered(peer.service_id, ack.seq, VERDICT_NOT_YET if early else ack.verdict, now):
+            heard = msgspec.structs.replace(ack, verdict=VERDICT_NOT_OWNER) if early else ack
+            if self._dispatch.answered(peer.service_id, heard, now):
                 final.append(ack.seq)
             if early:
                 log.info("report came before its host was attached instance=%s", ack.key, extra=REPEATED)
@@ -119,7 +120,7 @@ class Reporter:
                 log.warning("report refused instance=%s verdict=%s detail=%s", ack.key, ack.verdict, ack.detail)
             elif ack.verdict == VERDICT_NOT_OWNER and not asked:
                 asked = True
-                self.on_not_owner(link)
+                self.on_not_owner(link, ack.version)
         if final:
             self._outbox.forget(final)
         self._wake.set()
@@ -143,8 +144,12 @@ class Reporter:
                 self._send(owner, link, now)
         return self._dispatch.tick(now)
 
+    def _lane_of(self, owner: str, key: str) -> int:
+        link = self._links.get(owner)
+        return 0 if link is None else link.lane_of(key)
+
     def _send(self, owner: str, link: Link, now: float) -> None:
-        entries = self._dispatch.take(owner, now, link.report_credit)
+        entries = self._dispatch.take(owner, now, link.report_credit, link.lane_room)
         if not entries:
             return
         taken = 0

@@ -92,7 +92,7 @@ class ComputeService:
         links.on_refused = hosts.refused
         hosts.on_begun = self._host_begun
         hosts.on_silent = self._host_silent
-        self.reporter.on_not_owner = links.refresh
+        self.reporter.on_not_owner = self._not_owner
         endpoint.on_acks(self.reporter.acks)
         Commands(
             self._driver, hosts, self._fences, self._generations, self._workers, self._steps, self.reporter, settings
@@ -125,6 +125,11 @@ class ComputeService:
     def _map_learnt(self, cell_map: PartitionMap) -> None:
         self._fences.raise_all(cell_map.epochs)
         self.reporter.remap(cell_map.owner_of)
+
+    def _not_owner(self, link: Link, map_version: int) -> None:
+        """Someone who is not the owner was taken for it: unless by the same map, its own one says more."""
+        if self._links is not None and map_version != self._links.map.version:
+            self._links.refresh(link)
 
     def _link_ready(self, service_id: str, link: Link, same_process: bool) -> None:
         self.reporter.link_ready(service_id, link, same_process)

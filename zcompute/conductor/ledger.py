@@ -92,6 +92,11 @@ class Ledger:
         """The number of the partition's last committed notification. Raises NotOwner."""
         return self._holding(partition).lane.last_n[partition]
 
+    def lane_of(self, partition: int) -> int:
+        """The number of the lane that writes the partition's changes, 0 when they are not decided here now."""
+        held = self._held.get(partition)
+        return 0 if held is None or held.leaving else held.lane.lane_id
+
     def now_us(self) -> int:
         """The primary's UTC time in microseconds, as far as it is known here."""
         return self._now_us()

@@ -8,7 +8,7 @@ import time
 import gevent
 from gevent.event import Event
 
-from zcompute.bus import BusConfigError, Endpoint, Keyring, Peer, register_error
+from zcompute.bus import BusConfigError, Endpoint, Keyring, Limits, Peer, register_error
 from zcompute.bus.errors import Unavailable
 from zcompute.conductor.doors import Doors, doors_of
 from zcompute.conductor.errors import ConductorError
@@ -30,6 +30,7 @@ START_S_MAX = 15.0
 STOP_S_MAX = 2.5
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 5.0
+LIMITS = Limits(lane_credit=100)  # 4 lanes at most: 400 of a link's 1,000, and 500 for keys of unknown lane
 LONG_LIFE_S = 30.0  # a life of so long resets the back-off
 
 
@@ -128,6 +129,7 @@ class ConductorService:
         endpoint = Endpoint(
             self._identity,
             keyring=self._keyring,
+            limits=LIMITS,
             admit=self._admit,
             topics=(TOPIC_MAP, TOPIC_EPOCHS),
             attributes=attributes,

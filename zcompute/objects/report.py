@@ -10,8 +10,10 @@ VERDICT_NOT_YET = "not_yet"
 VERDICT_NOT_OWNER = "not_owner"
 VERDICT_NOT_YOURS = "not_yours"
 VERDICT_INVALID = "invalid"
+VERDICT_BUSY = "busy"
 
-# The agent's outbox forgets a report on these; on the others (not_yet, not_owner) it keeps it and sends again.
+# The agent's outbox forgets a report on these; on the others it keeps it and sends again: not_yet (its grant is not
+# there yet), not_owner, busy (the lane is full: not decided at all).
 FINAL_VERDICTS = frozenset(
     {VERDICT_APPLIED, VERDICT_ALREADY_THERE, VERDICT_STALE, VERDICT_SUPERSEDED, VERDICT_NOT_YOURS, VERDICT_INVALID}
 )

@@ -2,11 +2,13 @@ import random
 
 import pytest
 
+from zcompute.bus import Ack
 from zcompute.compute.dispatch import Dispatch
 from zcompute.compute.outbox import Entry
 from zcompute.compute.settings import Settings
 from zcompute.objects.report import (
     VERDICT_APPLIED,
+    VERDICT_BUSY,
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
     VERDICT_NOT_YET,
@@ -15,10 +17,15 @@ from zcompute.objects.report import (
 
 LIMITS = Settings(frame_reports_max=3)
 MANY = 1000
+VERDICTS = [VERDICT_APPLIED, VERDICT_NOT_YET, VERDICT_NOT_OWNER, VERDICT_BUSY]
 
 
-def entry(seq: int, key: str = "a") -> Entry:
-    return Entry(seq, key, "node1", b"")
+def entry(seq: int, key: str = "") -> Entry:
+    return Entry(seq, key or f"i{seq}", "node1", b"")
+
+
+def ack(seq: int, verdict: str, key: str = "", **more: int) -> Ack:
+    return Ack(key or f"i{seq}", seq, verdict, **more)
 
 
 def made(*entries: Entry, owner: str = "k1") -> Dispatch:
@@ -39,9 +46,9 @@ def test_one_frame_is_unanswered_at_a_time_and_the_next_is_in_order() -> None:
     dispatch.add(entry(6))
     assert dispatch.take("k1", 0.01, MANY) == []
     for seq in (1, 2):
-        assert dispatch.answered("k1", seq, VERDICT_APPLIED, 0.02)
+        assert dispatch.answered("k1", ack(seq, VERDICT_APPLIED), 0.02)
     assert dispatch.take("k1", 0.02, MANY) == []
-    assert dispatch.answered("k1", 3, VERDICT_STALE, 0.02)
+    assert dispatch.answered("k1", ack(3, VERDICT_STALE), 0.02)
     assert seqs(dispatch.take("k1", 0.03, MANY)) == [4, 5, 6]
 
 
@@ -54,7 +61,7 @@ def test_credit_bounds_a_frame() -> None:
 def test_a_straggler_does_not_hold_back_the_rest() -> None:
     dispatch = made(*(entry(n) for n in range(1, 5)))
     dispatch.take("k1", 0.0, MANY)
-    dispatch.answered("k1", 1, VERDICT_APPLIED, 0.01)
+    dispatch.answered("k1", ack(1, VERDICT_APPLIED), 0.01)
     due = dispatch.tick(0.01) or 0.0
     assert due == pytest.approx(LIMITS.straggler_ms / 1000)
     assert seqs(dispatch.take("k1", due, MANY)) == [4]
@@ -72,7 +79,7 @@ def test_a_report_without_a_verdict_goes_again() -> None:
 def test_not_yet_is_kept_and_tried_again_each_second() -> None:
     dispatch = made(entry(1))
     dispatch.take("k1", 0.0, MANY)
-    assert not dispatch.answered("k1", 1, VERDICT_NOT_YET, 0.5)
+    assert not dispatch.answered("k1", ack(1, VERDICT_NOT_YET), 0.5)
     assert dispatch.tick(1.4) == 1.5
     assert dispatch.take("k1", 1.4, MANY) == []
     dispatch.tick(1.5)
@@ -84,7 +91,7 @@ def test_not_owner_backs_off_and_goes_to_the_new_owner_at_once() -> None:
     now, waits = 0.0, []
     for _ in range(8):
         assert seqs(dispatch.take("k1", now, MANY)) == [1]
-        assert not dispatch.answered("k1", 1, VERDICT_NOT_OWNER, now)
+        assert not dispatch.answered("k1", ack(1, VERDICT_NOT_OWNER), now)
         due = dispatch.tick(now)
         assert due is not None
         waits.append(round((due - now) * 1000))
@@ -92,12 +99,12 @@ def test_not_owner_backs_off_and_goes_to_the_new_owner_at_once() -> None:
         dispatch.tick(now)
     assert waits == [50, 100, 200, 400, 800, 1000, 1000, 1000]
     dispatch.take("k1", now, MANY)
-    dispatch.answered("k1", 1, VERDICT_NOT_OWNER, now)
+    dispatch.answered("k1", ack(1, VERDICT_NOT_OWNER), now)
     dispatch.remap(lambda _: "k2")
     assert dispatch.owners() == ["k2"]
     assert seqs(dispatch.take("k2", now, MANY)) == [1]
-    assert not dispatch.answered("k1", 1, VERDICT_NOT_OWNER, now)
-    assert dispatch.answered("k2", 1, VERDICT_APPLIED, now)
+    assert not dispatch.answered("k1", ack(1, VERDICT_NOT_OWNER), now)
+    assert dispatch.answered("k2", ack(1, VERDICT_APPLIED), now)
     assert len(dispatch) == 0
 
 
@@ -105,20 +112,102 @@ def test_invalid_is_believed_after_some_times_only() -> None:
     dispatch, now = made(entry(1)), 0.0
     for times in range(1, LIMITS.invalid_times_max + 1):
         assert seqs(dispatch.take("k1", now, MANY)) == [1]
-        assert dispatch.answered("k1", 1, VERDICT_INVALID, now) == (times == LIMITS.invalid_times_max)
+        assert dispatch.answered("k1", ack(1, VERDICT_INVALID), now) == (times == LIMITS.invalid_times_max)
         now += 1.0
         dispatch.tick(now)
     assert len(dispatch) == 0
 
 
 def test_a_folded_report_in_flight_is_no_news_when_answered() -> None:
-    dispatch = made(entry(1))
+    dispatch = made(entry(1, "a"))
     dispatch.take("k1", 0.0, MANY)
     dispatch.discard(1)
-    dispatch.add(entry(2))
-    assert dispatch.take("k1", 0.01, MANY) == []
-    assert not dispatch.answered("k1", 1, VERDICT_APPLIED, 0.02)
-    assert seqs(dispatch.take("k1", 0.03, MANY)) == [2]
+    dispatch.add(entry(2, "a"))
+    assert dispatch.take("k1", LIMITS.straggler_ms / 1000, MANY) == []
+    assert not dispatch.answered("k1", ack(1, VERDICT_APPLIED, "a"), 0.3)
+    assert seqs(dispatch.take("k1", 0.3, MANY)) == [2]
+
+
+def test_one_report_of_an_instance_is_unanswered_whatever_is_refused() -> None:
+    dispatch = made(*(entry(n, "a") for n in range(1, 4)))
+    now = 0.0
+    for verdict in (VERDICT_NOT_OWNER, VERDICT_BUSY, VERDICT_INVALID):
+        assert seqs(dispatch.take("k1", now, MANY)) == [1]
+        assert dispatch.take("k1", now + 1.0, MANY) == []
+        assert not dispatch.answered("k1", ack(1, verdict, "a"), now + 1.0)
+        assert dispatch.take("k1", now + 1.0, MANY) == []
+        now += 3.0
+        dispatch.tick(now)
+    for seq in (1, 2, 3):
+        assert seqs(dispatch.take("k1", now, MANY)) == [seq]
+        assert dispatch.answered("k1", ack(seq, VERDICT_APPLIED, "a"), now)
+
+
+def test_what_waits_for_a_grant_lets_what_brings_it_pass() -> None:
+    dispatch = made(entry(1, "a"), entry(2, "a"))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.answered("k1", ack(1, VERDICT_NOT_YET, "a"), 0.1)
+    assert seqs(dispatch.take("k1", 0.1, MANY)) == [2]
+    assert dispatch.answered("k1", ack(2, VERDICT_APPLIED, "a"), 0.2)
+    dispatch.tick(1.2)
+    assert seqs(dispatch.take("k1", 1.2, MANY)) == [1]
+
+
+def test_a_slow_lane_holds_up_its_own_instances_only() -> None:
+    lanes = {f"i{n}": 1 + n % 2 for n in range(1, 9)}
+    dispatch = made(*(entry(n) for n in range(1, 9)))
+    dispatch._lane_of = lambda owner, key: lanes[key]
+    dispatch.link_lost("k1")
+    assert seqs(dispatch.take("k1", 0.0, MANY, {1: 2, 2: MANY}.__getitem__)) == [1, 3, 5, 2, 4]
+    for seq in (1, 3, 5):
+        assert dispatch.answered("k1", ack(seq, VERDICT_APPLIED, lane=2), 0.01)
+    assert seqs(dispatch.take("k1", 0.01, MANY, {1: 0, 2: MANY}.__getitem__)) == [7]
+    assert dispatch.take("k1", 1.0, MANY, {1: 0, 2: MANY}.__getitem__) == []
+
+
+def test_a_busy_lane_is_asked_by_one_report_later_and_later_until_it_takes_one() -> None:
+    dispatch = made(*(entry(n) for n in range(1, 7)))
+    dispatch.take("k1", 0.0, MANY)
+    for seq in (1, 2, 3):
+        dispatch.answered("k1", ack(seq, VERDICT_BUSY, retry_after_ms=200), 0.0)
+    now, waits = 0.0, []
+    for _ in range(6):
+        due = dispatch.tick(now)
+        assert due is not None
+        waits.append(round((due - now) * 1000))
+        now = due
+        dispatch.tick(now)
+        (one,) = dispatch.take("k1", now, MANY)
+        dispatch.answered("k1", ack(one.seq, VERDICT_BUSY, retry_after_ms=200), now)
+    assert waits == [200, 400, 800, 1600, 2000, 2000]
+    now += 2.0
+    (one,) = dispatch.take("k1", now, MANY)
+    assert dispatch.answered("k1", ack(one.seq, VERDICT_APPLIED), now)
+    assert len(dispatch.take("k1", now, MANY)) == 3
+
+
+def test_an_instance_whose_lane_becomes_known_waits_in_that_lane() -> None:
+    lanes: dict[str, int] = {}
+    dispatch = made(entry(1), entry(2))
+    dispatch._lane_of = lambda owner, key: lanes.get(key, 0)
+    dispatch.take("k1", 0.0, 1)
+    lanes["i1"] = 7
+    dispatch.answered("k1", ack(1, VERDICT_BUSY, lane=7, retry_after_ms=500), 0.0)
+    assert seqs(dispatch.take("k1", 0.0, MANY)) == [2]
+    dispatch.answered("k1", ack(2, VERDICT_APPLIED), 0.1)
+    assert dispatch.take("k1", 0.4, MANY) == []
+    assert seqs(dispatch.take("k1", 0.5, MANY, {7: 1}.__getitem__)) == [1]
+
+
+def test_a_report_that_nobody_answers_goes_again_later_and_later() -> None:
+    dispatch, now, waits = made(entry(1)), 0.0, []
+    for _ in range(6):
+        assert seqs(dispatch.take("k1", now, MANY)) == [1]
+        due = dispatch.tick(now) or 0.0
+        waits.append(due - now)
+        now = due
+        dispatch.tick(now)
+    assert waits == [5, 10, 20, 40, 60, 60]
 
 
 def test_a_process_that_died_answers_nothing_and_all_of_it_goes_again() -> None:
@@ -132,7 +221,7 @@ def test_what_a_link_did_not_take_is_queued_again() -> None:
     dispatch = made(entry(1), entry(2))
     taken = dispatch.take("k1", 0.0, MANY)
     dispatch.untake("k1", taken[1:])
-    assert dispatch.answered("k1", 1, VERDICT_APPLIED, 0.0)
+    assert dispatch.answered("k1", ack(1, VERDICT_APPLIED), 0.0)
     assert seqs(dispatch.take("k1", 0.0, MANY)) == [2]
 
 
@@ -151,7 +240,7 @@ def test_every_report_ends_whatever_happens_on_the_way(seed: int) -> None:
     dispatch = Dispatch(LIMITS)
     dispatch.remap(lambda key: owners[key])
     now, seq, owed = 0.0, 0, set[int]()
-    flying: list[tuple[str, int]] = []
+    flying: list[tuple[str, Entry]] = []
     for turn in range(4000):
         now += 0.01
         calm = turn > 2000
@@ -170,14 +259,12 @@ def test_every_report_ends_whatever_happens_on_the_way(seed: int) -> None:
             dispatch.remap(lambda key: owners[key])
         dispatch.tick(now)
         for owner in dispatch.owners():
-            flying += [(owner, one.seq) for one in dispatch.take(owner, now, 5)]
-        for owner, number in dice.sample(flying, (len(flying) + 1) // 2):
-            flying.remove((owner, number))
+            flying += [(owner, one) for one in dispatch.take(owner, now, 5)]
+        for owner, one in dice.sample(flying, (len(flying) + 1) // 2):
+            flying.remove((owner, one))
             if calm or dice.random() < 0.8:
-                verdict = (
-                    VERDICT_APPLIED if calm else dice.choice([VERDICT_APPLIED, VERDICT_NOT_YET, VERDICT_NOT_OWNER])
-                )
-                if dispatch.answered(owner, number, verdict, now):
-                    owed.remove(number)
+                verdict = VERDICT_APPLIED if calm else dice.choice(VERDICTS)
+                if dispatch.answered(owner, ack(one.seq, verdict, one.key), now):
+                    owed.remove(one.seq)
     assert owed == set()
     assert len(dispatch) == 0

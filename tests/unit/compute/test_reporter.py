@@ -16,7 +16,7 @@ def owing(tmp_path: Path) -> tuple[Reporter, Any]:
     reporter.remap(lambda _: "k1")
     reporter.report(Observation(instance_uuid="a", host="node1", generation=1, power_state=1))
     reporter.release("node1")
-    return reporter, SimpleNamespace(peer=SimpleNamespace(service_id="k1"), name="k1", up=True)
+    return reporter, SimpleNamespace(peer=SimpleNamespace(service_id="k1"), name="k1", up=True, lane_of=lambda key: 0)
 
 
 def refuse(reporter: Reporter, link: Any) -> None:

@@ -19,6 +19,7 @@ from zcompute.db.tables import INSTANCES, TASKS
 from zcompute.log import REPEATED
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import (
+    VERDICT_BUSY,
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
     VERDICT_NOT_YET,
@@ -32,11 +33,17 @@ log = logging.getLogger(__name__)
 
 _decode = msgspec.msgpack.Decoder(ReportBody).decode
 
+LANE_RETRY_MS = 200  # when a report that its lane had no room for may come again
+
 Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they changed
 
 
 class Reports:
-    """The receiver of report frames. ``received`` never blocks: answers leave when tickets are done."""
+    """The receiver of report frames. ``received`` never blocks: answers leave when tickets are done.
+
+    A link has so much room in each lane (``Limits.lane_credit``); what is beyond is answered ``busy`` at once, whoever
+    sends too much for a lane that is slow, so no report of another lane ever waits behind it.
+    """
 
     def __init__(self, env: ConductorEnv, engine: TaskEngine, attachments: Attachments, settings: TaskSettings) -> None:
         self._ledger = env.ledger
@@ -82,23 +89,36 @@ class Reports:
 
     def _submit(self, link: Link, report: Report, body: Observation | StepResult, epoch: int) -> None:
         uuid = body.instance_uuid
+        partition = partition_of(uuid)
+        lane = self._ledger.lane_of(partition)
+        if lane and not link.admit_report(lane):
+            self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
+            return
         try:
             if isinstance(body, Observation):
                 ticket = self._ledger.submit(
-                    partition_of(uuid), [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, report.seq)
+                    partition, [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, report.seq)
                 )
             else:
                 ticket = self._ledger.submit(
-                    partition_of(uuid),
-                    [(INSTANCES, (uuid,)), (TASKS, (body.task_id,))],
-                    partial(self._end_step, body),
+                    partition, [(INSTANCES, (uuid,)), (TASKS, (body.task_id,))], partial(self._end_step, body)
                 )
-        except NotOwner:
-            self._answer(link, report, VERDICT_NOT_OWNER)
-        except Busy as error:
-            self._answer(link, report, VERDICT_NOT_YET, str(error))
+        except (NotOwner, Busy) as error:
+            self._settle(link, lane)
+            self._put_off(link, report, lane, error)
         else:
-            ticket.on_done(partial(self._done, link, report))
+            ticket.on_done(partial(self._done, link, report, lane))
+
+    def _settle(self, link: Link, lane: int) -> None:
+        if lane:
+            link.settle_report(lane)
+
+    def _put_off(self, link: Link, report: Report, lane: int, error: NotOwner | Busy) -> None:
+        """Nothing was decided, or nobody knows: it is to come again, here or at the owner that the map names."""
+        if isinstance(error, NotOwner):
+            self._answer(link, report, VERDICT_NOT_OWNER, version=self._ledger.map.version)
+        else:
+            self._answer(link, report, VERDICT_BUSY, str(error), lane=lane, retry_after_ms=error.retry_after_ms)
 
     # -- decide functions: no I/O, no yield -------------------------------------------------------------------------
 
@@ -120,14 +140,14 @@ class Reports:
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
-    def _done(self, link: Link, report: Report, ticket: Ticket) -> None:
+    def _done(self, link: Link, report: Report, lane: int, ticket: Ticket) -> None:
+        self._settle(link, lane)
         error = ticket.error
-        if isinstance(error, NotOwner):
-            self._answer(link, report, VERDICT_NOT_OWNER)
+        if isinstance(error, NotOwner | Busy):
+            self._put_off(link, report, lane, error)
         elif error is not None:
-            if not isinstance(error, Busy):
-                log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
-            self._answer(link, report, VERDICT_NOT_YET, str(error))
+            log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
+            self._answer(link, report, VERDICT_NOT_YET, str(error), lane=lane)
         else:
             verdict, detail, snapshot = ticket.result
             if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
@@ -135,14 +155,25 @@ class Reports:
                     "security: report refused from=%s key=%s verdict=%s detail=%s",
                     link.name, report.key, verdict, detail,
                 )  # fmt: skip
-            self._answer(link, report, verdict, detail)
+            self._answer(link, report, verdict, detail, lane=lane)
             if snapshot is not None:
                 self._engine.applied(snapshot)
 
-    def _answer(self, link: Link, report: Report, verdict: str, detail: str = "") -> None:
+    def _answer(
+        self,
+        link: Link,
+        report: Report,
+        verdict: str,
+        detail: str = "",
+        *,
+        lane: int = 0,
+        retry_after_ms: int = 0,
+        version: int = 0,
+    ) -> None:
         if self._stopped:
             return
-        self._acks.setdefault(link, []).append(Ack(report.key, report.seq, verdict, detail))
+        ack = Ack(report.key, report.seq, verdict, detail, lane, retry_after_ms, version)
+        self._acks.setdefault(link, []).append(ack)
         if not self._flushing:
             self._flushing = True
             gevent.spawn(self._flush)

@@ -10,8 +10,9 @@ import msgspec
 from tests.unit.conductor.ledger_fake import FakeDatabase
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import build_request
-from zcompute.bus import Report
+from zcompute.bus import Limits, Report
 from zcompute.bus.errors import DeadlineExceeded, LinkDown
+from zcompute.bus.lanes import ReceiverLanes
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reports import Reports
@@ -46,6 +47,8 @@ class Agent:
         self.generations: dict[str, int] = {}
         self.silent = self.mute = self.broken = False
         self.acks: list[Any] = []
+        self.lanes = ReceiverLanes(Limits(lane_credit=2))
+        self.admit_report, self.settle_report = self.lanes.admit, self.lanes.settle
         self._seq = 0
 
     def call(self, method: Any, request: Any, *, timeout_ms: int) -> Any:
