@@ -127,14 +127,8 @@ class Peer:
         """Say hello; ``changed`` puts other values in the places of its elements."""
         self.link_number += 1
         protocol = [1, 0, self.link_number]
-        who = [
-            self.setting["service_id"],
-            self.incarnation,
-            "compute",
-            self.setting["cell"],
-            "independent",
-            [self.host],
-        ]
+        own = self.setting
+        who = [own["service_id"], self.incarnation, "compute", own["cell"], "independent", [self.host]]
         hello = [HELLO, *protocol, *who, {"compute": [[1, 0], [1, 0]]}, ["map"], msgpack.packb({}), GRANTED]
         for place, value in (changed or {}).items():
             hello[place] = value
