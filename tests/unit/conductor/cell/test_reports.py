@@ -61,7 +61,7 @@ def test_a_stalled_lane_keeps_back_no_other(world: CellWorld) -> None:
     moved = sorted({partition_of(uuid) for uuid in quick})
     for partition in moved:
         world.database.partitions[partition] = (second, 9)
-    world.ledger.gain((partition, 9, lane) for partition in moved)
+    world.ledger.gain((partition, 9, lane, 0) for partition in moved)
     ledger_world.connection.gate.clear()
     for uuid in (*slow, *quick[:2]):
         observe(agent, uuid, 4)
