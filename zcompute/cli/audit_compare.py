@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from zcompute.cli.audit_kinds import (
+    ACTION_STUCK,
     API_DIFFERS,
     CLAIM_LEAKED,
     CLAIM_MISSING,
@@ -55,6 +56,7 @@ def _all_findings(snapshot: Snapshot) -> Iterator[Finding]:
         yield from _claims(cell)
         yield from _used(cell)
         yield from _task_states(cell)
+        yield from _actions(cell)
     yield from _api(snapshot)
 
 
@@ -212,6 +214,14 @@ def _task_states(cell: CellRows) -> Iterator[Finding]:
     for uuid, task in tasks.items():
         if uuid not in uuids:
             yield Finding(TASK_STUCK, uuid, f"{task.kind} at {task.step} without a server")
+
+
+def _actions(cell: CellRows) -> Iterator[Finding]:
+    """A task ends in the same commit as its action; one that was taken over by another too."""
+    under_way = {(task.instance_uuid, task.operation_id or task.id) for task in cell.tasks}
+    for action in cell.actions:
+        if (action.instance_uuid, action.operation_id) not in under_way:
+            yield Finding(ACTION_STUCK, action.instance_uuid, f"{action.action}, operation {action.operation_id}")
 
 
 # -- the API ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ CLAIM_LEAKED = "claim_leaked"
 CLAIM_MISSING = "claim_missing"
 HOST_USED_WRONG = "host_used_wrong"
 TASK_STUCK = "task_stuck"
+ACTION_STUCK = "action_stuck"
 OUTBOX_STUCK = "outbox_stuck"
 BUILD_REQUEST_STUCK = "build_request_stuck"
 API_DIFFERS = "api_differs"
@@ -36,6 +37,7 @@ KINDS: dict[str, str] = {
     CLAIM_MISSING: "a server without the claim that its row names",
     HOST_USED_WRONG: "a host's used amounts differ from the sum of its claims",
     TASK_STUCK: "a task parked, past its deadline or without progress, or a task_state without a task",
+    ACTION_STUCK: "an operation of the history that is under way without its task",
     OUTBOX_STUCK: "a message to the root that is not delivered",
     BUILD_REQUEST_STUCK: "a build request that is not handed off",
     API_DIFFERS: "the API shows something else than the databases",

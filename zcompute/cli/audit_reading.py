@@ -18,6 +18,7 @@ from zcompute.db.tables import (
     BUILD_REQUESTS,
     CLAIMS,
     HOSTS,
+    INSTANCE_ACTIONS,
     INSTANCES,
     MAPPINGS,
     ROOT_OUTBOX,
@@ -43,12 +44,13 @@ class AuditNotMade(CommandError):
     exit_code = exits.USAGE
 
 
-def read_table(store: Store, table: TableCodec[Row]) -> list[Row]:
-    """All rows of a table, page by page. Raises AuditNotMade for more than PAGES_MAX pages."""
+def read_table(store: Store, table: TableCodec[Row], where: Mapping[str, Any] | None = None) -> list[Row]:
+    """All rows of a table whose columns equal ``where``, page by page. Raises AuditNotMade for more than PAGES_MAX
+    pages."""
     rows: list[Row] = []
     after: tuple[Any, ...] | None = None
     for _ in range(PAGES_MAX):
-        page = store.scan(table, limit=PAGE_ROWS, after=after)
+        page = store.scan(table, where=where, limit=PAGE_ROWS, after=after)
         rows.extend(page)
         if len(page) < PAGE_ROWS:
             return rows
@@ -69,6 +71,7 @@ def read_root(store: Store) -> RootRows:
 def read_cell(store: Store) -> CellRows:
     """A cell's tables."""
     return CellRows(
+        actions=read_table(store, INSTANCE_ACTIONS, {"finished_at_us": None}),
         tasks=read_table(store, TASKS),
         outbox=read_table(store, ROOT_OUTBOX),
         claims=read_table(store, CLAIMS),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from zcompute.compute.virt.fake_log import OP_SPAWN, DomainLine
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Usage
 from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.task import Task
@@ -23,7 +24,8 @@ class RootRows:
 
 @dataclass(frozen=True)
 class CellRows:
-    """One cell's database. ``now_us`` is its UTC time. Deleted instances are among the instances."""
+    """One cell's database. ``now_us`` is its UTC time. Deleted instances are among the instances; ``actions`` are
+    those under way."""
 
     now_us: int = 0
     instances: list[Instance] = field(default_factory=list)
@@ -31,6 +33,7 @@ class CellRows:
     claims: list[Claim] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     outbox: list[OutboxEntry] = field(default_factory=list)
+    actions: list[InstanceAction] = field(default_factory=list)
 
     def living(self) -> list[Instance]:
         """Those that are not deleted."""

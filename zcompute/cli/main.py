@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
     "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
     "keys": ("zcompute.cli.keys_commands:keys", "Create, list, rotate and revoke keys."),
+    "notifications": (
+        "zcompute.cli.notifications_commands:notifications",
+        "Follow what is told of a cell's changes.",
+    ),
     "scheduler": ("zcompute.cli.services:scheduler", "Run one scheduler."),
     "server": ("zcompute.cli.listings:server", "Look at servers."),
     "service": ("zcompute.cli.listings:service", "Look at services."),

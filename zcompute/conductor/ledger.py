@@ -57,6 +57,7 @@ class Ledger:
         self.map = PartitionMap(cell=cell)
         self.ended = ""
         self.decisions = 0
+        self._publisher = f"conductor:{cell}"
         self._limits = limits
         self._now_us = now_us
         self._cache = RowCache(limits.cache_rows_max, limits.evict_scan_max)
@@ -244,6 +245,7 @@ class Ledger:
     def _note(self, notification: Notification, change: Change) -> Note:
         """A change is never refused for what is told of it: a payload over the limit is left out, and that is said."""
         notification.created_at_us = change.now_us
+        notification.publisher_id = notification.publisher_id or self._publisher
         body = pack(notification)
         if len(body) > self._limits.notification_bytes_max:
             notification.payload, notification.truncated = b"", True

@@ -224,6 +224,7 @@ _table(
     "instance_action_events",
     _key("instance_uuid", ident(36)),
     _key("operation_id", ident(255)),
+    _key("task_id", ident(64)),
     _key("event", ident(64)),
     _key("attempt", sa.Integer()),
     _partition(),

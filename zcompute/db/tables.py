@@ -336,9 +336,9 @@ INSTANCE_ACTIONS: TableCodec[InstanceAction] = TableCodec(
 INSTANCE_ACTION_EVENTS: TableCodec[InstanceActionEvent] = TableCodec(
     "instance_action_events",
     InstanceActionEvent,
-    ("instance_uuid", "operation_id", "event", "attempt"),
+    ("instance_uuid", "operation_id", "task_id", "event", "attempt"),
     _plain(
-        "instance_uuid", "operation_id", "event", "attempt", "host",
+        "instance_uuid", "operation_id", "task_id", "event", "attempt", "host",
         "started_at_us", "finished_at_us", "result", "message",
     ),
     attrgetter("instance_uuid"),

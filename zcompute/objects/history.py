@@ -24,10 +24,14 @@ class InstanceAction(VersionedObject):
 
 
 class InstanceActionEvent(VersionedObject):
-    """One step of an operation that has ended, as Nova's instance action event; written once, at its end."""
+    """One step of an operation that has ended, as Nova's instance action event; written once, at its end.
+
+    Unique by operation, task (an operation comes back as a new task when another cell refused it), step and attempt.
+    """
 
     instance_uuid: str
     operation_id: str
+    task_id: str
     event: str
     attempt: int = 0
     host: str = ""

@@ -14,6 +14,7 @@ from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import CellCapacity, CellInfo, ServiceInfo
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
 from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import HostInventory, HostState
 from zcompute.objects.instance import Instance, ServerSpec
 from zcompute.objects.interface import Interface as Interface
@@ -173,6 +174,17 @@ class InstanceListReply(msgspec.Struct, kw_only=True):
     instances: list[Instance]
 
 
+class InstanceActionsReply(msgspec.Struct, kw_only=True):
+    """What was done with an instance, newest first: its operations, and the steps of them that have ended.
+
+    ``under_way`` is the step of the operation that has not ended, its event without an end.
+    """
+
+    actions: list[InstanceAction]
+    events: list[InstanceActionEvent]
+    under_way: InstanceActionEvent | None = None
+
+
 class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
     uuid: str
     project_id: str
@@ -330,6 +342,9 @@ INSTANCE_BUILD = INSTANCE_INTERFACE.method("build", BuildRequestMessage, Empty, 
 INSTANCE_GET = INSTANCE_INTERFACE.method("get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
 INSTANCE_LIST = INSTANCE_INTERFACE.method("list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
 INSTANCE_DELETE = INSTANCE_INTERFACE.method("delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
+INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
+    "actions", InstanceGetRequest, InstanceActionsReply, _API_OR_CONDUCTOR, "reads"
+)
 SERVICE_LIST = SERVICE_INTERFACE.method("list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
 
 SERVERS_CREATE = SERVERS_INTERFACE.method("create", ServersCreateRequest, ServersCreateReply, _API)

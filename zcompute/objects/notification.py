@@ -17,7 +17,8 @@ _STORED = msgspec.msgpack.Decoder(tuple[str, int, int, dict[str, Any]])
 
 
 class Notification(VersionedObject):
-    """One event as Nova's versioned notifications have it. ``payload`` is a packed object of its own version.
+    """One event as Nova's versioned notifications have it. ``payload`` is a packed object of its own version
+    (zcompute.objects.notification_payloads); publisher and time are filled in by the ledger.
 
     ``truncated``: the payload was over the limit of a notification and is left out.
     """
@@ -25,7 +26,7 @@ class Notification(VersionedObject):
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
 
     event_type: str
-    publisher_id: str
+    publisher_id: str = ""
     priority: str = PRIORITY_INFO
     created_at_us: int = 0
     request_id: str = ""
@@ -64,6 +65,25 @@ class UsageAudit(VersionedObject):
     period_at_us: int = 0
     after_uuid: str = ""
     revision: int = 1
+
+
+def document(cell: str, partition_id: int, n: int, body: Notification) -> dict[str, Any]:
+    """A notification as notifiers give it away, for JSON. (cell, partition, n) is its name: a repeat has the same."""
+    return {
+        "cell": cell,
+        "partition": partition_id,
+        "n": n,
+        "event_type": body.event_type,
+        "priority": body.priority,
+        "publisher_id": body.publisher_id,
+        "created_at_us": body.created_at_us,
+        "request_id": body.request_id,
+        "user_id": body.user_id,
+        "project_id": body.project_id,
+        "instance_uuid": body.instance_uuid,
+        "payload": payload_document(body.payload),
+        "truncated": body.truncated,
+    }
 
 
 def payload_document(payload: bytes) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class TaskBody(VersionedObject):
     the host of the attempt under way; ``named_hosts`` every host that a command or claim of this task may have
     reached: a new owner adopts the instance at those that were commanded; ``destroyed`` those of them that have
     answered that nothing is left; ``release`` are claims to be released before the end; ``reschedules`` counts how
-    often all candidates were used up; ``refused`` says why, by host."""
+    often all candidates were used up; ``refused`` says why, by host; ``step_began_at_us`` is of the present step and
+    attempt."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)
@@ -36,6 +37,7 @@ class TaskBody(VersionedObject):
     reschedules: int = 0
     result: str = ""
     fault: Fault | None = None
+    step_began_at_us: int = 0
 
 
 class Task(VersionedObject):

@@ -182,7 +182,7 @@ def test_a_purge_goes_through_the_lane(world: World) -> None:
 
 
 def event(**fields: Any) -> InstanceActionEvent:
-    return InstanceActionEvent(instance_uuid=UUID, operation_id="op", event="compute_spawn", **fields)
+    return InstanceActionEvent(instance_uuid=UUID, operation_id="op", task_id="t", event="compute_spawn", **fields)
 
 
 def test_an_appended_row_is_inserted_unread_and_a_repeat_fails_alone(world: World) -> None:

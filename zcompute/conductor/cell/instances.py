@@ -4,6 +4,7 @@ import logging
 import uuid as uuids
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,8 +18,9 @@ from zcompute.conductor.tasks.build_walk import begin_build
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.delete_walk import accept_delete
 from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.settings import TaskSettings
-from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import InstanceNotFound
@@ -36,6 +38,13 @@ from zcompute.objects.partition import partition_of
 log = logging.getLogger(__name__)
 
 TASK_READS_MAX = 5
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """What a decision found missing: it is made again with these rows read."""
+
+    keys: Keys
 
 
 def new_task_id() -> str:
@@ -104,7 +113,8 @@ class Instances:
             decision = begin_build(request, task_id, change.now_us, deadline_s)
             return apply(change, Snapshot(instance, None), decision)
 
-        keys: Keys = [(INSTANCES, (request.uuid,)), (TASKS, (task_id,))]
+        operation = (INSTANCE_ACTIONS, (request.uuid, request.operation_id or task_id))
+        keys: Keys = [(INSTANCES, (request.uuid,)), (TASKS, (task_id,)), operation]
         ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
         ticket.on_done(self._committed)
         ticket.wait(self._timeout_ms(context))
@@ -120,32 +130,34 @@ class Instances:
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
         self._engine.check_room()
         fresh_id = self._make_task_id()
-        known_id = self._engine.task_id(request.uuid)
+        known = self._engine.task_keys(request.uuid)
         for _ in range(TASK_READS_MAX):
             try:
-                missing = self._delete_with(request, fresh_id, known_id, context)
+                unread = self._delete_with(request, fresh_id, known, context)
             except InstanceNotFound:
                 if (request.uuid, request.operation_id) not in self._accepted:
                     raise
-                missing = None
-            if missing is None:
+                unread = None
+            if unread is None:
                 return Empty()
-            known_id = missing
+            known = unread.keys
         raise Busy(f"the task of instance {request.uuid} keeps changing: try again", retry_after_ms=100)
 
     def _delete_with(
-        self, request: InstanceDeleteRequest, fresh_id: str, known_id: str | None, context: Any
-    ) -> str | None:
-        """Decide with the task read under ``known_id``; returns the id that must be read when it is another."""
+        self, request: InstanceDeleteRequest, fresh_id: str, known: Keys, context: Any
+    ) -> "_Unread | None":
+        """Decide with the task's rows read under the ``known`` keys; returns those that must be read beside them."""
         uuid = request.uuid
         deadline_s = self._task_settings.delete_deadline_s
 
-        def decide(change: Change) -> Snapshot | str | None:
+        def decide(change: Change) -> Snapshot | _Unread | None:
             instance = change.get(INSTANCES, (uuid,))
             task_id = None if instance is None else instance.task_id
-            if task_id is not None and task_id != known_id:
-                return task_id
+            if task_id is not None and not change.loaded(TASKS, (task_id,)):
+                return _Unread([(TASKS, (task_id,))])
             task = change.get(TASKS, (task_id,)) if task_id is not None else None
+            if task is not None and not change.loaded(*action_key(task)):
+                return _Unread([(TASKS, (task.id,)), action_key(task)])
             decision = accept_delete(
                 instance,
                 task,
@@ -158,17 +170,16 @@ class Instances:
             )
             return None if decision is None else apply(change, Snapshot(instance, task), decision)
 
-        keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (fresh_id,))]
-        if known_id is not None:
-            keys = [*keys, (TASKS, (known_id,))]
+        operation = (INSTANCE_ACTIONS, (uuid, request.operation_id or fresh_id))
+        keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (fresh_id,)), operation, *known]
         ticket = self._ledger.submit(partition_of(uuid), keys, decide)
         ticket.on_done(self._committed)
         ticket.on_done(lambda done: self._remember(request, done))
         result = ticket.wait(self._timeout_ms(context))
-        return result if isinstance(result, str) else None
+        return result if isinstance(result, _Unread) else None
 
     def _remember(self, request: InstanceDeleteRequest, ticket: Ticket) -> None:
-        if ticket.error is None and not isinstance(ticket.result, str):
+        if ticket.error is None and not isinstance(ticket.result, _Unread):
             self._accepted[(request.uuid, request.operation_id)] = None
             if len(self._accepted) > self._settings.accepted_deletes_max:
                 self._accepted.popitem(last=False)

@@ -8,8 +8,9 @@ from zcompute.bus import Endpoint
 from zcompute.bus.errors import Unavailable
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.tasks.history import step_under_way
 from zcompute.db.errors import StoreError
-from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.db.tables import HOSTS, INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.log import REPEATED
 from zcompute.objects.cell import ServiceInfo
 from zcompute.objects.errors import InstanceNotFound
@@ -17,9 +18,11 @@ from zcompute.objects.host import HOST_UP, Host
 from zcompute.objects.instance import VM_DELETED
 from zcompute.objects.methods import (
     INSTANCE_GET,
+    INSTANCE_HISTORY,
     INSTANCE_LIST,
     SERVICE_LIST,
     Empty,
+    InstanceActionsReply,
     InstanceGetRequest,
     InstanceListReply,
     InstanceQuery,
@@ -106,6 +109,7 @@ class Reads:
         """What may be asked of any conductor of the cell."""
         return [
             (INSTANCE_GET, unavailable_without_database(self.instance_get)),
+            (INSTANCE_HISTORY, unavailable_without_database(self.instance_actions)),
             (INSTANCE_LIST, unavailable_without_database(self.instance_list)),
             (SERVICE_LIST, unavailable_without_database(self.service_list)),
         ]
@@ -118,6 +122,23 @@ class Reads:
         if hidden or instance is None or request.project_id not in (None, instance.project_id):
             raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
         return InstanceReply(instance=instance)
+
+    def instance_actions(self, request: InstanceGetRequest, context: Any) -> InstanceActionsReply:
+        """The history of an instance, of a deleted one too. Raises InstanceNotFound for one that was never here, or
+        is another project's. At most history_rows_max actions and events."""
+        store, limit = self._env.store, self._settings.history_rows_max
+        key, where = (request.uuid,), {"instance_uuid": request.uuid}
+        tasks = store.scan(TASKS, where=where, limit=1)
+        instance = store.fetch(INSTANCES, [key]).get(key)
+        if instance is None or request.project_id not in (None, instance.project_id):
+            raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
+        actions = store.scan(INSTANCE_ACTIONS, where=where, limit=limit)
+        events = store.scan(INSTANCE_ACTION_EVENTS, where=where, limit=limit)
+        return InstanceActionsReply(
+            actions=sorted(actions, key=lambda action: -action.started_at_us),
+            events=sorted(events, key=lambda event: -event.finished_at_us),
+            under_way=step_under_way(tasks[0]) if tasks else None,
+        )
 
     def instance_list(self, request: InstanceQuery, context: Any) -> InstanceListReply:
         """A page, newest first; at most list_rows_max whatever was asked for."""

@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from typing import Any
 
 import gevent
 import msgspec
@@ -10,12 +11,13 @@ from zcompute.bus import Ack, Link, Report
 from zcompute.bus.errors import Busy, NotOwner
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.observations import judge_observation, judge_step_result
-from zcompute.conductor.change import Change, Ticket
+from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.settings import TaskSettings
-from zcompute.db.tables import INSTANCES, TASKS
+from zcompute.db.tables import INSTANCES, TASKS, Key, TableCodec
 from zcompute.log import REPEATED
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import (
@@ -36,6 +38,7 @@ _decode = msgspec.msgpack.Decoder(ReportBody).decode
 LANE_RETRY_MS = 200  # when a report that its lane had no room for may come again
 
 Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they changed
+Unread = tuple[TableCodec[Any], Key]  # a row that the decision needs beside those that were read
 
 
 class Reports:
@@ -87,7 +90,14 @@ class Reports:
         log.info("report before its host is attached from=%s host=%s", link.name, host, extra=REPEATED)
         self._answer(link, report, VERDICT_INVALID, f"host {host} is not attached to this link")
 
-    def _submit(self, link: Link, report: Report, body: Observation | StepResult, epoch: int) -> None:
+    def _submit(
+        self,
+        link: Link,
+        report: Report,
+        body: Observation | StepResult,
+        epoch: int,
+        unread: Unread | None = None,
+    ) -> None:
         uuid = body.instance_uuid
         partition = partition_of(uuid)
         lane = self._ledger.lane_of(partition)
@@ -100,14 +110,14 @@ class Reports:
                     partition, [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, report.seq)
                 )
             else:
-                ticket = self._ledger.submit(
-                    partition, [(INSTANCES, (uuid,)), (TASKS, (body.task_id,))], partial(self._end_step, body)
-                )
+                known = self._engine.task_keys(uuid) if unread is None else [unread]
+                keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (body.task_id,)), *known]
+                ticket = self._ledger.submit(partition, keys, partial(self._end_step, body))
         except (NotOwner, Busy) as error:
             self._settle(link, lane)
             self._put_off(link, report, lane, error)
         else:
-            ticket.on_done(partial(self._done, link, report, lane))
+            ticket.on_done(partial(self._done, link, report, lane, body, epoch))
 
     def _settle(self, link: Link, lane: int) -> None:
         if lane:
@@ -131,16 +141,20 @@ class Reports:
             change.put(INSTANCES, observed)
         return judged.verdict, judged.detail, None
 
-    def _end_step(self, body: StepResult, change: Change) -> Judged:
+    def _end_step(self, body: StepResult, change: Change) -> Judged | Unread:
         former = Snapshot(change.get(INSTANCES, (body.instance_uuid,)), change.get(TASKS, (body.task_id,)))
         judged = judge_step_result(former.instance, former.task, body, change.now_us, self._settings.ending_s_max)
         if judged.decision is None:
             return judged.verdict, judged.detail, None
+        if former.task is not None and not change.loaded(*action_key(former.task)):
+            return action_key(former.task)
         return judged.verdict, judged.detail, apply(change, former, judged.decision)
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
-    def _done(self, link: Link, report: Report, lane: int, ticket: Ticket) -> None:
+    def _done(
+        self, link: Link, report: Report, lane: int, body: Observation | StepResult, epoch: int, ticket: Ticket
+    ) -> None:
         self._settle(link, lane)
         error = ticket.error
         if isinstance(error, NotOwner | Busy):
@@ -148,6 +162,8 @@ class Reports:
         elif error is not None:
             log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
             self._answer(link, report, VERDICT_NOT_YET, str(error), lane=lane)
+        elif len(ticket.result) == 2:  # a task that the engine has not read yet, soon after a gain
+            self._submit(link, report, body, epoch, ticket.result)
         else:
             verdict, detail, snapshot = ticket.result
             if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):

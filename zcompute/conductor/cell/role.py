@@ -19,6 +19,7 @@ from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import ConductorError
+from zcompute.conductor.notices import tell_of_rows
 from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
@@ -98,6 +99,7 @@ class CellRole:
         self._claims.start()
         self.engine.start()
         self._registration.start()
+        env.ledger.on_decided(tell_of_rows)
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
         gevent.spawn(self._gained, env.ledger.owned())

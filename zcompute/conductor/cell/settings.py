@@ -30,4 +30,5 @@ class CellSettings:
     outbox_retry_ms_max: int = 5000
     outbox_rows_max: int = 100_000
     list_rows_max: int = 1000
+    history_rows_max: int = 1000
     services_max: int = 20_000

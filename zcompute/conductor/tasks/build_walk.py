@@ -6,10 +6,11 @@ journal of the spawn (host, reporter generation and claim in force, all in one),
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
-from zcompute.conductor.tasks.decision import Decision, make_fault
+from zcompute.conductor.tasks.decision import CREATE_END, CREATE_ERROR, CREATE_START, Decision, make_fault
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.instance import (
@@ -95,6 +96,7 @@ def begin_spawn(instance: Instance, task: Task) -> Decision:
             task_state=TASK_SPAWNING,
         ),
         task=msgspec.structs.replace(task, step=STEP_SPAWN),
+        events=(CREATE_START,),
     )
 
 
@@ -110,7 +112,7 @@ def spawn_ended(instance: Instance, task: Task, result: StepResult, now_us: int,
             launched_at_us=now_us,
             fault=None,
         )
-        return Decision(instance=active, ended=True)
+        return Decision(instance=active, ended=True, events=(CREATE_END,))
     reason = result.message or "the hypervisor could not build it"
     if task.state == TASK_PARKED:
         return abandon(instance, task, reason, now_us, ending_s)
@@ -121,7 +123,7 @@ def spawn_given_up(instance: Instance, task: Task, reason: str) -> Decision:
     """Nothing is or will be on the host: its claim is owed back, the next candidate is tried."""
     decision = _next_attempt(task, reason, (_claim_of(task),))
     homeless = msgspec.structs.replace(instance, host=None, claim=None, task_state=TASK_SCHEDULING)
-    return Decision(instance=homeless, task=decision.task)
+    return Decision(instance=homeless, task=decision.task, events=(CREATE_ERROR,), failed=reason)
 
 
 def host_lost(instance: Instance, task: Task, now_us: int) -> Decision:
@@ -154,6 +156,8 @@ def abandon(instance: Instance, task: Task, reason: str, now_us: int, ending_s: 
             body=body,
             deadline_at_us=now_us + ending_s * 1_000_000,
         ),
+        events=() if instance.vm_state == VM_ERROR else (CREATE_ERROR,),  # told when it parked
+        failed=reason,
     )
 
 
@@ -199,7 +203,7 @@ def refuse_build(instance: Instance, task: Task, cell: str, reason: str, now_us:
     waiting = msgspec.structs.replace(
         instance, vm_state=VM_BUILDING, task_state=TASK_SCHEDULING, task_id=None, host=None, claim=None
     )
-    return Decision(instance=waiting, ended=True, outbox=entry)
+    return Decision(instance=waiting, ended=True, outbox=entry, failed=reason)
 
 
 def refusal_pending(instance: Instance) -> bool:
@@ -233,6 +237,6 @@ def _next_attempt(task: Task, reason: str, release: Sequence[ClaimName]) -> Deci
         release=[*body.release, *release],
     )
     if body.candidates:
-        return begin_attempt(msgspec.structs.replace(task, body=body), body.candidates)
+        return replace(begin_attempt(msgspec.structs.replace(task, body=body), body.candidates), failed=reason)
     body = msgspec.structs.replace(body, reschedules=body.reschedules + 1)
-    return Decision(task=msgspec.structs.replace(task, step=STEP_SCHEDULE, body=body))
+    return Decision(task=msgspec.structs.replace(task, step=STEP_SCHEDULE, body=body), failed=reason)

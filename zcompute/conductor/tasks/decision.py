@@ -5,22 +5,36 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from zcompute.conductor.change import Change
+from zcompute.conductor.notices import instance_event
+from zcompute.conductor.tasks.history import record
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.instance import VM_ERROR, Fault, Instance
-from zcompute.objects.task import TASK_PARKED, ClaimName, Task
+from zcompute.objects.notification_payloads import ERROR
+from zcompute.objects.task import TASK_BUILD, TASK_PARKED, ClaimName, Task
 
 FAULT_CHARS_MAX = 255
+
+CREATE_START = "instance.create.start"
+CREATE_END = "instance.create.end"
+CREATE_ERROR = "instance.create.error"
+DELETE_START = "instance.delete.start"
+DELETE_END = "instance.delete.end"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """New images of the rows; None leaves a row as it is. ``ended``: the task's row goes."""
+    """New images of the rows; None leaves a row as it is. ``ended``: the task's row goes.
+
+    ``events`` are notifications of the action's phases; ``failed`` says why the step that ends here did not succeed.
+    """
 
     instance: Instance | None = None
     task: Task | None = None
     ended: bool = False
     outbox: OutboxEntry | None = None
+    events: tuple[str, ...] = ()
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Snapshot:
 
 
 def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
-    """Put a decision's rows, and return what they are then."""
+    """Put a decision's rows, and return what they are then. Adds to the instance's history, and tells of it."""
     now_us = change.now_us
     instance, task = former.instance, former.task
     if decision.instance is not None:
@@ -47,12 +61,25 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
         task = None
     elif decision.task is not None:
         task = msgspec.structs.replace(decision.task, updated_at_us=now_us)
+        if not _same_step(former.task, task):
+            task.body = msgspec.structs.replace(task.body, step_began_at_us=now_us)
         if former.task is not None and former.task.id != task.id:
             change.delete(TASKS, (former.task.id,))
         change.put(TASKS, task)
     if decision.outbox is not None:
         change.put(ROOT_OUTBOX, decision.outbox)
+    carried_out = task or former.task
+    if instance is not None and carried_out is not None:
+        change.request_id = carried_out.request_id
+        record(change, instance, former.task, task, decision.failed)
+        for event in decision.events:
+            failure = decision.failed if event.endswith(ERROR) else ""
+            change.notify(instance_event(event, instance, carried_out.request_id, failure))
     return Snapshot(instance, task, decision.outbox)
+
+
+def _same_step(former: Task | None, task: Task) -> bool:
+    return former is not None and (former.id, former.step, former.attempt) == (task.id, task.step, task.attempt)
 
 
 def without_released(decision: Decision, released: frozenset[ClaimName]) -> Decision:
@@ -78,6 +105,8 @@ def park(instance: Instance, task: Task, message: str, now_us: int) -> Decision:
     return Decision(
         instance=msgspec.structs.replace(instance, vm_state=VM_ERROR, task_state=None, fault=fault),
         task=msgspec.structs.replace(task, state=TASK_PARKED),
+        events=(CREATE_ERROR,) if task.kind == TASK_BUILD else (),
+        failed=message,
     )
 
 

@@ -3,10 +3,10 @@
 import msgspec
 
 from zcompute.conductor.tasks.build_walk import STEP_SPAWN, refusal_pending
-from zcompute.conductor.tasks.decision import Decision, make_fault
+from zcompute.conductor.tasks.decision import CREATE_ERROR, DELETE_END, DELETE_START, Decision, make_fault
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
-from zcompute.objects.instance import POWER_NOSTATE, TASK_DELETING, VM_DELETED, Instance
+from zcompute.objects.instance import POWER_NOSTATE, TASK_DELETING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.report import OUTCOME_DONE, StepResult
 from zcompute.objects.task import TASK_BUILD, TASK_DELETE, TASK_PARKED, TASK_RUNNING, ClaimName, Task, TaskBody
 
@@ -14,6 +14,7 @@ STEP_DESTROY = "destroy"
 STEP_FINISH = "finish"
 
 OUTBOX_DELETED = "deleted"
+REASON_DELETED = "the server was deleted while it was built"
 
 
 def accept_delete(
@@ -63,7 +64,13 @@ def accept_delete(
         task_id=task_id,
         command_generation=instance.command_generation + 1,
     )
-    return Decision(instance=deleting, task=fresh)
+    interrupted = task is not None and task.step == STEP_SPAWN and instance.vm_state != VM_ERROR
+    return Decision(
+        instance=deleting,
+        task=fresh,
+        events=(CREATE_ERROR, DELETE_START) if interrupted else (DELETE_START,),
+        failed="" if task is None else REASON_DELETED,
+    )
 
 
 def destroy_ended(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
@@ -75,6 +82,7 @@ def destroy_ended(instance: Instance, task: Task, result: StepResult, now_us: in
         return Decision(
             instance=msgspec.structs.replace(instance, command_generation=instance.command_generation + 1),
             task=msgspec.structs.replace(task, attempt=task.attempt + 1, body=body),
+            failed=fault.message,
         )
     return hosts_are_clean(instance, task, [result.host], now_us, ending_s)
 
@@ -117,7 +125,7 @@ def finish_delete(instance: Instance, task: Task, now_us: int) -> Decision:
         request_id=task.request_id,
         created_at_us=now_us,
     )
-    return Decision(instance=deleted, ended=True, outbox=entry)
+    return Decision(instance=deleted, ended=True, outbox=entry, events=(DELETE_END,))
 
 
 def _leftovers(instance: Instance, task: Task | None) -> TaskBody:

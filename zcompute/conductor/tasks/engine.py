@@ -14,13 +14,16 @@ import gevent
 
 from zcompute.bus.context import request_id
 from zcompute.bus.errors import Busy
+from zcompute.conductor.change import Keys
 from zcompute.conductor.tasks.adoption import adopt
 from zcompute.conductor.tasks.build_walk import abandon, no_host_told
 from zcompute.conductor.tasks.decision import Decision, Snapshot, park
 from zcompute.conductor.tasks.forgetting import Forgetting
+from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.parked import ParkedSweep
 from zcompute.conductor.tasks.run import DeadlinePassed, TaskEnv, TaskLost, TaskRun
 from zcompute.conductor.tasks.steps import step_of
+from zcompute.db.tables import TASKS
 from zcompute.objects.instance import Instance
 from zcompute.objects.task import Task
 
@@ -80,10 +83,10 @@ class TaskEngine:
         elif not run.parked:
             self._queue_up(run)
 
-    def task_id(self, uuid: str) -> str | None:
-        """The id of the instance's task, as far as it is known here."""
+    def task_keys(self, uuid: str) -> Keys:
+        """The rows of the instance's task and of its operation, as far as the task is known here."""
         run = self._runs.get(uuid)
-        return None if run is None else run.task_id
+        return [] if run is None or run.task is None else [(TASKS, (run.task_id,)), action_key(run.task)]
 
     def named_hosts(self, uuid: str) -> list[str] | None:
         """The hosts that the instance's task names; None when no task of it is known here."""

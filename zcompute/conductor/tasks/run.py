@@ -17,6 +17,7 @@ from zcompute.conductor.commands import Commands
 from zcompute.conductor.ledger import Ledger
 from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.decision import Decision, Snapshot, apply, without_released
+from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
@@ -132,7 +133,7 @@ class TaskRun:
             decision = without_released(decide(instance, task, change.now_us), released)
             return True, apply(change, former, decision)
 
-        keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (task_id,))]
+        keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (task_id,)), action_key(expected)]
         if outbox_kind is not None:
             keys = [*keys, (ROOT_OUTBOX, (uuid, outbox_kind, self.instance.mapping_generation))]
         try:

@@ -82,7 +82,7 @@ class PagedStore:
     def __init__(self, rows):
         self.rows = rows
 
-    def scan(self, table, *, limit, after=None):
+    def scan(self, table, *, limit, after=None, where=None):
         rows = [row for row in self.rows if after is None or table.key_of(row) > after]
         return rows[:limit]
 

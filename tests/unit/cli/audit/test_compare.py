@@ -12,6 +12,7 @@ from zcompute.compute.virt.fake_log import OP_DESTROY, OP_SPAWN
 from zcompute.objects.build_request import BUILD_PENDING, InstanceMapping, Usage
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.flavor import Amounts
+from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task, TaskBody
 
@@ -157,6 +158,10 @@ def task_past_its_deadline(region):
     region.cells["c1"].tasks.append(task(ACTIVE, deadline_at_us=NOW_US - 60 * 10**6))
 
 
+def action_without_a_task(region):
+    region.cells["c1"].actions.append(InstanceAction(instance_uuid=ACTIVE, operation_id="op", action="create"))
+
+
 def outbox_row_too_old(region):
     region.cells["c1"].outbox.append(outbox(ACTIVE, NOW_US - 700 * 10**6))
 
@@ -222,6 +227,7 @@ CORRUPTIONS = [
     (task_id_left, kinds.TASK_STUCK, ACTIVE),
     (task_parked, kinds.TASK_STUCK, ACTIVE),
     (task_past_its_deadline, kinds.TASK_STUCK, ACTIVE),
+    (action_without_a_task, kinds.ACTION_STUCK, ACTIVE),
     (outbox_row_too_old, kinds.OUTBOX_STUCK, ACTIVE),
     (build_request_too_old, kinds.BUILD_REQUEST_STUCK, IN_ERROR),
     (api_leaves_one_out, kinds.API_DIFFERS, ACTIVE),

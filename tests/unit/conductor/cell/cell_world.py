@@ -18,6 +18,7 @@ from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
+from zcompute.conductor.notices import tell_of_rows
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.conductor.tasks.settings import TaskSettings
@@ -110,6 +111,7 @@ class CellWorld:
             TaskEnv("c1", self.ledger, self, self.commands, self, self._forced, self.owed.append, settings)
         )
         self.commands.on_attach(self.engine.host_attached)
+        self.ledger.on_decided(tell_of_rows)
         self.attachments = Attachments()
         self.reports = Reports(env, self.engine, self.attachments, settings)
         self.instances = Instances(env, self.engine, self.owed.append, CellSettings(), settings)
