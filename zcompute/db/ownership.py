@@ -29,6 +29,7 @@ def register(sessions: Sessions, conductor: ConductorRow, lanes: int) -> list[in
         former.end(session)
         _forget_lanes(session, conductor.service_id)
         _enter_conductor(session, conductor, started_at_us)
+        _raise_version(session)
         session.execute(
             "INSERT INTO beats (incarnation, counter) VALUES (:incarnation, 0)", incarnation=conductor.incarnation
         )
@@ -99,9 +100,10 @@ def take_over(
         _lock_lanes(session, sorted({*lanes, *doomed}), required=lanes, dying=dying)
         if dying is not None:
             dying.set_dead(session, doomed)
-            _end_incarnations(session, list(dead))
+        ended = _end_incarnations(session, list(dead)) if dead else 0
         version = _lock_cell_state(session, term)
-        return _take_ownerless(session, lanes, version, partitions)
+        taken = _take_ownerless(session, lanes, version, partitions)
+        return _raise_version(session) if ended and taken == version else taken
 
     return sessions.write(work, on_lock_wait=None if dying is None else dying.kill)
 
@@ -154,9 +156,7 @@ def readdress(sessions: Sessions, service_id: str, incarnation: str, address: st
             address=address,
             public_key=public_key,
         )
-        version = int(session.select_for_update("SELECT map_version FROM cell_state WHERE id = 1")[0][0]) + 1
-        session.execute("UPDATE cell_state SET map_version = :version WHERE id = 1", version=version)
-        return version
+        return _raise_version(session)
 
     return sessions.write(work)
 
@@ -167,14 +167,26 @@ def release(sessions: Sessions, incarnation: str) -> None:
 
     def work(session: Session) -> None:
         ending.end(session)
-        _end_incarnations(session, [incarnation])
+        if _end_incarnations(session, [incarnation]):
+            _raise_version(session)
 
     sessions.write(work, on_lock_wait=ending.kill)
 
 
-def _end_incarnations(session: Session, incarnations: list[str]) -> None:
-    session.execute("UPDATE conductors SET alive = 0 WHERE incarnation IN :gone AND alive = 1", gone=incarnations)
+def _raise_version(session: Session) -> int:
+    """The map has changed, be it only in its conductors; returns its version."""
+    version = int(session.select_for_update("SELECT map_version FROM cell_state WHERE id = 1")[0][0]) + 1
+    session.execute("UPDATE cell_state SET map_version = :version WHERE id = 1", version=version)
+    return version
+
+
+def _end_incarnations(session: Session, incarnations: list[str]) -> int:
+    """Returns how many were alive."""
+    ended = session.execute(
+        "UPDATE conductors SET alive = 0 WHERE incarnation IN :gone AND alive = 1", gone=incarnations
+    )
     session.execute("DELETE FROM beats WHERE incarnation IN :gone", gone=incarnations)
+    return ended
 
 
 class _LanesToEnd:

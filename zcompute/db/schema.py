@@ -39,6 +39,11 @@ def _may(name: str, kind: sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[An
     return sa.Column(name, kind, nullable=True)
 
 
+def _since(name: str, kind: type[sa.types.TypeEngine[Any]]) -> sa.Column[Any]:
+    """A column that came later: the release before inserts rows without it."""
+    return sa.Column(name, kind, nullable=False, server_default="0")
+
+
 def _partition() -> sa.Column[Any]:
     return _need("partition_id", sa.SmallInteger)
 
@@ -352,6 +357,8 @@ _table(
     _partition(),
     _need("conductors", blob()),
     _need("disabled", sa.Boolean),
+    _since("term", sa.BigInteger),
+    _since("map_version", sa.BigInteger),
     _need("created_at_us", sa.BigInteger),
     _revision(),
 )

@@ -146,7 +146,8 @@ class Store(Protocol):
         """Enter a new incarnation with its beat and ``lanes`` living lanes; returns the lanes' ids.
 
         The lanes of older incarnations of the same service are set dead (after a batch in flight has ended); their
-        partitions stay on them until somebody takes over. Repeated for the same incarnation it returns the same lanes.
+        partitions stay on them until somebody takes over. The map's version rises, as it names the conductor.
+        Repeated for the same incarnation it changes nothing and returns the same lanes.
         """
 
     def open_lane(self, lane_id: int, term: int) -> LaneConnection:
@@ -168,7 +169,7 @@ class Store(Protocol):
 
         ``partitions`` limits what is taken. Waits for batches in flight on the dying lanes, and kills their
         connections when they do not end. Returns the map's version: raised by one, or as it was when nothing was
-        taken. Raises Fenced when one of ``lanes`` is dead or the term is not the cell's, DatabaseBusy.
+        taken and nobody ended. Raises Fenced when one of ``lanes`` is dead or the term is not the cell's, DatabaseBusy.
         """
 
     def readdress(self, service_id: str, incarnation: str, address: str, public_key: str) -> int:
@@ -178,7 +179,7 @@ class Store(Protocol):
         """
 
     def release(self, incarnation: str) -> None:
-        """The planned end of an incarnation: lanes dead, conductor not alive, beat gone."""
+        """The planned end of an incarnation: lanes dead, conductor not alive, beat gone; the map's version rises."""
 
     def fetch(self, table: TableCodec[T], keys: Sequence[Key]) -> dict[Key, T]:
         """The rows with these keys; those that are not there are not in the answer."""

@@ -317,7 +317,7 @@ CELLS: TableCodec[CellInfo] = TableCodec(
         *_plain("name"),
         *_packed_list("conductors", ConductorInfo),
         *_flags("disabled"),
-        *_plain("created_at_us", "revision"),
+        *_plain("term", "map_version", "created_at_us", "revision"),
     ),
     _of_global,
 )

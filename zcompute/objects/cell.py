@@ -11,11 +11,17 @@ ROOT_CELL = "root"
 
 
 class CellInfo(VersionedObject):
-    """A cell as the root keeps it and pushes it on topic ``cells`` (key: name, version: revision)."""
+    """A cell as the root keeps it and pushes it on topic ``cells`` (key: name, version: revision).
+
+    ``term`` and ``map_version`` are those of the cell's map that names these conductors: an older registration that
+    comes late changes nothing.
+    """
 
     name: str
     conductors: list[ConductorInfo] = msgspec.field(default_factory=list)
     disabled: bool = False
+    term: int = 0
+    map_version: int = 0
     created_at_us: int = 0
     revision: int = 1
 

@@ -25,14 +25,40 @@ def owners(store: Store) -> Counter[int | None]:
 def test_the_first_conductor_takes_all_spread_over_its_lanes(store: Store) -> None:
     lanes = store.register(conductor(), 3)
     assert lanes == sorted(set(lanes))
-    assert store.read_map().map_version == 0
-    assert store.take_over([], lanes, 1) == 1
+    assert store.read_map().map_version == 1
+    assert store.take_over([], lanes, 1) == 2
     rows = store.read_map()
     assert sorted(owners(store).values()) == [85, 85, 86]
-    assert {row.owner_epoch for row in rows.partitions} == {1}
+    assert {row.owner_epoch for row in rows.partitions} == {2}
     assert rows.ownerless() == []
     assert len(rows.partitions_of(lanes)) == PARTITIONS
-    assert store.take_over([], lanes, 1) == 1
+    assert store.take_over([], lanes, 1) == 2
+
+
+def test_every_map_that_names_other_conductors_has_a_higher_version(store: Store) -> None:
+    versions = [store.read_map().map_version]
+
+    def seen() -> list[str]:
+        rows = store.read_map()
+        versions.append(rows.map_version)
+        return sorted(rows.partition_map().conductors)
+
+    [lane] = store.register(conductor("con1"), 1)
+    assert seen() == ["con1"]
+    assert store.register(conductor("con1"), 1) == [lane]
+    assert store.read_map().map_version == versions[-1]
+    store.register(conductor("con2"), 1)
+    assert seen() == ["con1", "con2"]
+    store.release("con2-1")
+    assert seen() == ["con1"]
+    store.release("con2-1")
+    assert store.read_map().map_version == versions[-1]
+    store.take_over([], [lane], 1)
+    store.register(conductor("con3"), 1)
+    seen()
+    assert store.take_over(["con3-1"], [lane], 1) == versions[-1] + 1  # it held nothing, and is gone
+    assert seen() == ["con1"]
+    assert versions == sorted(set(versions))
 
 
 def test_a_living_conductor_may_listen_elsewhere_and_a_former_incarnation_may_not(store: Store) -> None:
@@ -51,7 +77,7 @@ def test_a_living_conductor_may_listen_elsewhere_and_a_former_incarnation_may_no
     store.release(present.incarnation)
     with pytest.raises(Fenced):
         store.readdress(present.service_id, present.incarnation, "tcp://10.0.0.1:3", "k" * 40)
-    assert store.read_map().map_version == before + 1
+    assert store.read_map().map_version == before + 2
 
 
 def test_the_map_names_owner_epoch_and_living_conductors(store: Store) -> None:
@@ -60,9 +86,9 @@ def test_the_map_names_owner_epoch_and_living_conductors(store: Store) -> None:
     store.take_over([], lanes, 1)
     store.release("con2-1")
     seen = store.read_map().partition_map()
-    assert (seen.cell, seen.version, seen.term) == ("c1", 1, 1)
+    assert (seen.cell, seen.version, seen.term) == ("c1", 4, 1)
     assert set(seen.owners) == {"con1"}
-    assert set(seen.epochs) == {1}
+    assert set(seen.epochs) == {3}
     assert list(seen.conductors) == ["con1"]
     assert seen.conductors["con1"].incarnation == "con1-1"
     assert seen.conductors["con1"].address == conductor().address
@@ -83,7 +109,7 @@ def test_a_service_that_starts_anew_sets_its_former_lanes_dead(store: Store) -> 
     assert store.read_beats() == {"con1-2": 0}
     assert len(rows.ownerless()) == PARTITIONS
     assert rows.conductors["con1"].incarnation == "con1-2"
-    assert store.take_over([], lanes, 1) == 2
+    assert store.take_over([], lanes, 1) == 4
 
 
 def test_a_service_that_starts_often_leaves_few_lanes(store: Store) -> None:
@@ -152,10 +178,11 @@ def test_concurrent_take_overs_give_each_partition_one_owner(store: Store, open_
     store.take_over([], dead, 1)
     stores = [store, open_at(store.url), open_at(store.url)]
     lanes = [each.register(conductor(f"con{at}"), 2) for at, each in enumerate(stores)]
+    before = store.read_map().map_version
     takes = [gevent.spawn(each.take_over, ["dead-1"], mine, 1) for each, mine in zip(stores, lanes, strict=True)]
     gevent.joinall(takes, timeout=20, raise_error=True)
     rows = store.read_map()
-    assert rows.map_version == 2
+    assert rows.map_version == before + 1
     assert len({row.lane_id for row in rows.partitions} & set(dead)) == 0
     winners = [mine for mine in lanes if rows.partitions_of(mine)]
     assert len(winners) == 1
@@ -199,7 +226,7 @@ def test_take_over_kills_a_zombie_that_holds_its_lane(store: Store) -> None:
     zombie.query(b"START TRANSACTION")
     zombie.query(b"UPDATE lanes SET applied = 1 WHERE lane_id = %d" % lane.lane_id)
     heir = store.register(conductor("con2"), 1)
-    assert store.take_over(["con1-1"], heir, 1) == 1
+    assert store.take_over(["con1-1"], heir, 1) == 3
     with pytest.raises(Fenced):
         lane.commit()
     zombie.cut()
@@ -218,36 +245,37 @@ def test_release_ends_the_incarnation(store: Store, writer: LaneWriter) -> None:
 def test_a_hand_over_moves_partitions_by_the_leaving_lanes_own_batch(store: Store, writer: LaneWriter) -> None:
     store.take_over([], [writer.lane_id], 1)
     receiver = LaneWriter.register(store, conductor("con2"))
-    stored = instance()
+    stored, version = instance(), store.read_map().map_version + 1
     writer.commit(insert(INSTANCES, stored), hand_over=HandOver([7, 3, 5], receiver.lane_id))
     rows = store.read_map()
-    assert rows.map_version == 2
-    assert rows.partitions_of([receiver.lane_id]) == {3: 2, 5: 2, 7: 2}
+    assert rows.map_version == version
+    assert rows.partitions_of([receiver.lane_id]) == {3: version, 5: version, 7: version}
     assert len(rows.partitions_of([writer.lane_id])) == PARTITIONS - 3
     assert store.fetch(INSTANCES, [(stored.uuid,)])
     receiver.commit(hand_over=HandOver([3], writer.lane_id))
-    assert store.read_map().partitions_of([receiver.lane_id]) == {5: 2, 7: 2}
+    assert store.read_map().partitions_of([receiver.lane_id]) == {5: version, 7: version}
 
 
 def test_nothing_is_handed_to_the_dead(store: Store, writer: LaneWriter) -> None:
     store.take_over([], [writer.lane_id], 1)
     [dead] = store.register(conductor("con2"), 1)
     store.release("con2-1")
+    version = store.read_map().map_version
     for lane in (dead, 10_000):
         stored = instance()
         with pytest.raises(ReceiverDead):
             writer.commit(insert(INSTANCES, stored), hand_over=HandOver([1], lane))
         assert store.fetch(INSTANCES, [(stored.uuid,)]) == {}
-    assert store.read_map().map_version == 1
+    assert store.read_map().map_version == version
     writer.commit()
 
 
 def test_nobody_hands_over_what_is_not_theirs(store: Store, writer: LaneWriter) -> None:
     receiver = LaneWriter.register(store, conductor("con2"))
-    store.take_over([], [receiver.lane_id], 1, partitions=[1])
+    version = store.take_over([], [receiver.lane_id], 1, partitions=[1])
     with pytest.raises(GuardFailed, match="partitions"):
         writer.commit(hand_over=HandOver([1], receiver.lane_id))
-    assert store.read_map().partitions_of([receiver.lane_id]) == {1: 1}
+    assert store.read_map().partitions_of([receiver.lane_id]) == {1: version}
 
 
 def test_a_dead_lane_hands_nothing_over(store: Store, writer: LaneWriter) -> None:

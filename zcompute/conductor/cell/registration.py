@@ -110,10 +110,11 @@ class Registration:
         while True:
             self._wanted.wait()
             self._wanted.clear()
-            conductors = conductors_of(self._env.ledger.map)
+            present = self._env.ledger.map
+            conductors = conductors_of(present)
             if not conductors or conductors == self._registered:
                 continue
-            info = CellInfo(name=self._env.cell, conductors=conductors, revision=self._env.ledger.map.version)
+            info = CellInfo(name=self._env.cell, conductors=conductors, term=present.term, map_version=present.version)
             try:
                 self._root_router.call(
                     GLOBAL_KEY, CELL_REGISTER, CellRegisterRequest(cell=info), timeout_ms=self._settings.register_ms_max

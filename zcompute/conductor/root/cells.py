@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 def register_cell(change: Change, told: CellInfo) -> bool:
-    """Keep which conductors the cell says it has. False when that was known: nothing is written."""
+    """Keep which conductors the cell says it has. False when nothing is written: that was known, or a newer map of the
+    cell's was registered before (the older one was on its way for long)."""
     conductors = sorted(told.conductors, key=lambda conductor: conductor.service_id)
     former = change.get(CELLS, (told.name,))
     if former is None:
-        change.put(CELLS, CellInfo(name=told.name, conductors=conductors, created_at_us=change.now_us))
-        return True
-    if former.conductors == conductors:
+        former = CellInfo(name=told.name, created_at_us=change.now_us)
+    elif (told.term, told.map_version) <= (former.term, former.map_version):
         return False
-    change.put(CELLS, replace(former, conductors=conductors))
+    change.put(CELLS, replace(former, conductors=conductors, term=told.term, map_version=told.map_version))
     return True
 
 

@@ -204,9 +204,10 @@ def test_a_cells_key_speaks_for_its_own_cell_only(region):
         region.call(methods.CELL_CAPACITY, told, context("c1", "another", "conductor"))
 
 
-def register(region, *service_ids, caller=None):
+def register(region, *service_ids, caller=None, version=1, term=1):
     conductors = [ConductorInfo(service_id=name, incarnation="i", address="tcp://a:1") for name in service_ids]
-    request = methods.CellRegisterRequest(cell=CellInfo(name="c1", conductors=conductors))
+    told = CellInfo(name="c1", conductors=conductors, map_version=version, term=term)
+    request = methods.CellRegisterRequest(cell=told)
     return region.call(methods.CELL_REGISTER, request, caller or context("c1", "s1", "conductor"))
 
 
@@ -215,10 +216,27 @@ def test_a_cell_is_written_and_pushed_only_when_it_changed(region):
     commits = region.ledger.commits
     register(region, "a", "b")
     assert region.ledger.commits == commits
-    register(region, "a")
+    register(region, "a", version=2)
     assert region.ledger.commits == commits + 1
     assert [(key, version) for _, key, version in region.endpoint.published] == [("c1", 1), ("c1", 2)]
     assert region.call(methods.CELL_LIST, Empty()).cells == region.ledger.all(CELLS)
+
+
+def registered(region):
+    return [conductor.service_id for conductor in region.ledger.rows[(CELLS.name, ("c1",))].conductors]
+
+
+def test_an_older_registration_that_comes_late_changes_nothing(region):
+    register(region, "a", "b", version=5)
+    register(region, "a", version=8)
+    register(region, "a", "b", version=7)
+    assert registered(region) == ["a"]
+    register(region, "a", version=9)  # the same conductors: remembered all the same
+    register(region, "a", "c", version=8)
+    assert registered(region) == ["a"]
+    register(region, "b", version=2, term=2)  # a promoted primary
+    register(region, "a", version=10, term=1)
+    assert registered(region) == ["b"]
 
 
 def test_a_registration_is_forwarded_to_the_owner_once(region):
