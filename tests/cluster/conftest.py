@@ -1,11 +1,13 @@
 """Whole regions of real processes for the tests of this directory."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.agent_cell import Cell
 from tests.cluster.region import started
 from zcompute.cli.up.databases import MARIADB, SQLITE
 from zcompute.cli.up.region import Region
@@ -40,3 +42,14 @@ def sqlite_region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
 def state_dir(tmp_path: Path) -> Path:
     """A state directory that does not exist yet."""
     return tmp_path / "s"
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Iterator[Cell]:
+    """Conductors played by the test, for a real agent."""
+    built = Cell(tmp_path)
+    try:
+        yield built
+    finally:
+        built.close()
+        sys.stderr.write(built.log_text() if (tmp_path / "agent.log").exists() else "")

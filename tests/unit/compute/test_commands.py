@@ -7,7 +7,7 @@ from typing import Any, cast
 import gevent
 import pytest
 
-from tests.unit.compute.conftest import fresh, make_instance, make_order
+from tests.orders import fresh, make_instance, make_order
 from zcompute.bus import Busy, CallContext, InvalidRequest
 from zcompute.compute.commands import Commands
 from zcompute.compute.errors import DriverError

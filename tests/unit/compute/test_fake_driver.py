@@ -5,7 +5,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from tests.unit.compute.conftest import fresh, make_instance, make_order
+from tests.orders import fresh, make_instance, make_order
 from zcompute.compute.errors import DomainExists, DriverError, HostUnknown
 from zcompute.compute.virt.driver import Driver
 from zcompute.compute.virt.fake import FakeDriver

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.compute.conftest import fresh, make_order
+from tests.orders import fresh, make_order
 from zcompute.compute.errors import CommandsFull, RecordInvalid
 from zcompute.compute.generations import COMMAND_DESTROY, COMMAND_SPAWN, Finding, Generations, Record, Step
 from zcompute.compute.journal import Journal

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from tests.unit.compute.conftest import fresh, make_instance, make_order
+from tests.orders import fresh, make_instance, make_order
 from tests.unit.compute.test_commands import Agent
 from zcompute.compute.generations import Record
 from zcompute.compute.observer import differences, observation

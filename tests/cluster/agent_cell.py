@@ -1,0 +1,278 @@
+"""A real agent process and the conductors that a test plays for it, over the real bus with CURVE."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gevent
+import msgspec
+import zmq
+
+from tests.orders import make_instance
+from zcompute.bus import Ack, Endpoint, Identity, KeyEntry, Keyring, Link, NotOwner, Report, register_error
+from zcompute.compute.virt.fake_log import domain_log_path, read_domain_log
+from zcompute.objects.command import CommandReply, Order, SpawnRequest
+from zcompute.objects.errors import SERVICE_ERRORS, EpochRefused
+from zcompute.objects.methods import (
+    HOST_ATTACH,
+    HOST_BEAT,
+    HOST_BEGIN,
+    MAP_GET,
+    TOPIC_MAP,
+    Empty,
+    HostAttachRequest,
+    HostBeat,
+    HostBeginReply,
+    HostBeginRequest,
+    MapReply,
+)
+from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap, partition_of
+from zcompute.objects.report import (
+    VERDICT_APPLIED,
+    Observation,
+    ReportBody,
+    StepResult,
+)
+
+CELL = "c1"
+HOSTS = ("node1", "node2")
+WAIT_S = 15.0
+
+AGENT = """
+from gevent import monkey
+monkey.patch_all()
+import signal, sys
+import gevent
+from gevent.event import Event
+from zcompute import log
+from zcompute.compute.service import ComputeService
+from zcompute.config import load
+
+config = load(sys.argv[1])
+log.setup(config.log, config.service.id)
+ended = Event()
+gevent.signal_handler(signal.SIGTERM, ended.set)
+gevent.signal_handler(signal.SIGUSR1, lambda: open(sys.argv[2], "w").write("\\n".join(sys.modules)))
+service = ComputeService(config)
+service.start()
+ended.wait()
+service.stop()
+"""
+
+
+for error in SERVICE_ERRORS:
+    register_error(error)
+
+
+_BODY: msgspec.msgpack.Decoder[ReportBody] = msgspec.msgpack.Decoder(ReportBody)
+
+
+def eventually(what: str, holds: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+    """Wait for a condition; fails by name."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = holds()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        gevent.sleep(0.01)
+
+
+@dataclass
+class Got:
+    """A report that a conductor got."""
+
+    epochs: dict[str, int]
+    seq: int
+    body: ReportBody
+
+
+@dataclass(eq=False)
+class Conductor:
+    """Plays a conductor: gives epochs, collects reports, answers them with ``verdict``."""
+
+    service_id: str
+    endpoint: Endpoint
+    address: str = ""
+    public_key: str = ""
+    cell_map: PartitionMap = field(default_factory=lambda: PartitionMap(cell=CELL))
+    epochs: dict[str, int] = field(default_factory=dict)
+    attached: dict[Link, dict[str, int]] = field(default_factory=dict)
+    got: list[Got] = field(default_factory=list)
+    beats: list[str] = field(default_factory=list)
+    begins: list[HostBeginRequest] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    verdict: Callable[[ReportBody], str | None] = lambda _: VERDICT_APPLIED
+
+    def listen(self) -> None:
+        self.endpoint.serve(MAP_GET, self.map_get)
+        self.endpoint.serve(HOST_BEGIN, self.begin)
+        self.endpoint.serve(HOST_ATTACH, self.attach)
+        self.endpoint.serve(HOST_BEAT, self.beat)
+        self.endpoint.on_reports(self.reports)
+        self.address = self.endpoint.bind("tcp://127.0.0.1:0")
+
+    def map_get(self, request: Empty, context: Any) -> MapReply:
+        self.calls.append("map_get")
+        return MapReply(map=self.cell_map)
+
+    def begin(self, request: HostBeginRequest, context: Any) -> HostBeginReply:
+        self.calls.append("begin")
+        name = request.inventory.name
+        if self.cell_map.owner_of(name) != self.service_id:
+            raise NotOwner("not here", partition=partition_of(name), map_version=self.cell_map.version)
+        self.begins.append(request)
+        self.epochs[name] = self.epochs.get(name, 0) + 1
+        return HostBeginReply(agent_epoch=self.epochs[name])
+
+    def attach(self, request: HostAttachRequest, context: Any) -> Empty:
+        self.calls.append("attach")
+        for host, epoch in request.epochs.items():
+            if epoch < self.epochs.get(host, 0):
+                raise EpochRefused("superseded", host=host, epoch=self.epochs[host], verdict="superseded")
+        self.attached[context.link] = request.epochs
+        return Empty()
+
+    def beat(self, request: HostBeat, context: Any) -> None:
+        self.beats += request.hosts
+
+    def reports(self, link: Link, reports: list[Report]) -> None:
+        acks = []
+        for report in reports:
+            body = _BODY.decode(report.payload)
+            self.got.append(Got(dict(self.attached.get(link, {})), report.seq, body))
+            verdict = self.verdict(body)
+            if verdict is not None:
+                acks.append(Ack(report.key, report.seq, verdict))
+        if acks:
+            link.ack(acks)
+
+    def link(self) -> Link:
+        """The agent's link, attached for both hosts."""
+        for link in self.endpoint.links(role="compute"):
+            if self.attached.get(link, {}).keys() >= set(HOSTS):
+                return link
+        raise LookupError
+
+    def ready(self) -> Link:
+        def attached() -> Link | None:
+            try:
+                return self.link()
+            except LookupError:
+                return None
+
+        link: Link = eventually("the agent is attached", attached)
+        return link
+
+    def results(self, instance_uuid: str | None = None) -> list[StepResult]:
+        bodies = [got.body for got in self.got]
+        return [body for body in bodies if isinstance(body, StepResult) and instance_uuid in (None, body.instance_uuid)]
+
+    def observations(self, instance_uuid: str) -> list[Observation]:
+        bodies = [got.body for got in self.got]
+        return [body for body in bodies if isinstance(body, Observation) and body.instance_uuid == instance_uuid]
+
+
+class Cell:
+    """Conductors that share keys and a map, and one agent."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.keys = {name: zmq.curve_keypair() for name in ("k1", "k2", "agent")}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.conductors = [self._conductor("k1"), self._conductor("k2")]
+        self.publish(["k1"] * PARTITIONS, version=1)
+
+    def _conductor(self, name: str) -> Conductor:
+        public, secret = (key.decode() for key in self.keys[name])
+        entry = KeyEntry("agent", self.keys["agent"][0].decode(), "compute", CELL, frozenset(HOSTS))
+        identity = Identity(role="conductor", cell=CELL, service_id=name, public_key=public, secret_key=secret)
+        conductor = Conductor(name, Endpoint(identity, keyring=Keyring([entry])), public_key=public)
+        conductor.listen()
+        return conductor
+
+    def publish(self, owners: list[str], version: int) -> None:
+        """A new map at both conductors."""
+        infos = {
+            c.service_id: ConductorInfo(
+                service_id=c.service_id, incarnation="1", address=c.address, public_key=c.public_key
+            )
+            for c in self.conductors
+        }
+        cell_map = PartitionMap(
+            cell=CELL, version=version, owners=owners, epochs=[version] * PARTITIONS, conductors=infos
+        )
+        for conductor in self.conductors:
+            conductor.cell_map = cell_map
+            conductor.endpoint.publish(TOPIC_MAP, CELL, version, msgspec.msgpack.encode(cell_map))
+
+    def start_agent(self, build_ms: int = 0, beat_ms: int = 100) -> subprocess.Popen[bytes]:
+        public, secret = (key.decode() for key in self.keys["agent"])
+        key_file = self.directory / "agent.key"
+        key_file.write_text(f"public_key = '{public}'\nsecret_key = '{secret}'\n")
+        key_file.chmod(0o600)
+        first = self.conductors[0]
+        hosts = "\n".join(f"[[compute.hosts]]\nname = '{name}'" for name in HOSTS)
+        config = self.directory / "agent.toml"
+        config.write_text(
+            f"""
+[service]
+id = "agent1"
+cell = "{CELL}"
+state_dir = "{self.directory}/state"
+[bus]
+key_file = "{key_file}"
+[[bus.conductors]]
+id = "{first.service_id}"
+address = "{first.address}"
+public_key = '{first.public_key}'
+[compute]
+fake_dir = "{self.directory}/hosts"
+build_ms = {build_ms}
+beat_ms = {beat_ms}
+{hosts}
+"""
+        )
+        with (self.directory / "agent.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", AGENT, str(config), str(self.directory / "modules")],
+                stderr=log,
+                stdout=log,
+                cwd=Path(__file__).parents[2],
+            )
+        self.processes.append(process)
+        return process
+
+    def log_text(self) -> str:
+        return (self.directory / "agent.log").read_text()
+
+    def domains(self, host: str) -> Any:
+        return read_domain_log(domain_log_path(self.directory / "hosts", host))
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for conductor in self.conductors:
+            conductor.endpoint.close()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def spawn_request(order: Order) -> SpawnRequest:
+    """The order with its instance, as a conductor sends them."""
+    return SpawnRequest(order=order, instance=make_instance(order.instance_uuid))
+
+
+def call(link: Link, method: Any, request: Any) -> CommandReply:
+    reply: CommandReply = link.call(method, request, timeout_ms=5000)
+    return reply
