@@ -4,13 +4,16 @@ import logging
 import random
 import time
 
+import gevent
 import zmq
 
+from zcompute.bus.connections import answers, cut, far_end, silent_s
 from zcompute.bus.envelope import Hello
 from zcompute.bus.errors import BusError, Forbidden, Unavailable
 from zcompute.bus.home import Home
 from zcompute.bus.identity import Peer, check_against_key
 from zcompute.bus.link import Link
+from zcompute.bus.liveness import Pulse, Verdict
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import (
     BLOCKED,
@@ -60,6 +63,8 @@ class Dialler:
         self._up_at = 0.0
         self._sent_at = 0.0
         self._sent = False  # since the last tick, which notes the time
+        self._pulse = Pulse(self._limits)
+        self._connection = (-1, "")  # its descriptor, and the other end's address
         self._open()
 
     def _open(self) -> None:
@@ -182,7 +187,7 @@ class Dialler:
             self.tick(now)
 
     def tick(self, now: float) -> None:
-        """Say a hello that is due, give up one that is not answered, probe an idle link, try a refused key again."""
+        """Say a hello that is due, give up one that is not answered, watch a link's pulse, try a refused key again."""
         core = self.link.core
         if self._sent:
             self._sent = False
@@ -192,15 +197,40 @@ class Dialler:
         if core.state is State.HELLO_SENT and now - core.hello_at > self._limits.hello_timeout_ms / 1000:
             self._endpoint.counters["hellos_timed_out"] += 1
             core.state = State.DOWN
+            if (silent_s(self._connection[0]) or 0.0) > self._limits.hello_timeout_ms / 1000:
+                self._leave_silent()
             self._plan_hello(now)
         if core.state is State.DOWN and now >= self._hello_due:
             self._hello_due = NEVER
             if not self._endpoint.admit_pool.submit(self._say_hello):
                 self._hello_due = now + self._limits.hello_backoff_ms_max / 1000
-        elif core.state is State.UP and now - self._sent_at > self._limits.idle_probe_ms / 1000:
+        elif core.state is State.UP and self._pulse.due(now):
+            self._feel_pulse(now)
+
+    def _feel_pulse(self, now: float) -> None:
+        """Ask a listener that was not heard or told anything for a while; leave one that does not answer."""
+        verdict = self._pulse.look(now, self._sent_at, silent_s(self._connection[0]) or 0.0)
+        if verdict is Verdict.ASK:
             self._sent_at = now
-            core.probe()
+            self.link.core.probe()
             self.link.flush_soon()
+        elif verdict is Verdict.KNOCK:
+            gevent.spawn(self._knock, self._connection)
+        elif verdict is Verdict.SILENT:
+            self._leave_silent()
+
+    def _knock(self, connection: tuple[int, str]) -> None:
+        wait_ms = self._limits.silence_ms_max - self._limits.heartbeat_interval_ms - self._limits.late_answer_ms
+        if answers(self._address, wait_ms / 1000) and connection == self._connection:
+            self._pulse.vouch(time.monotonic())
+
+    def _leave_silent(self) -> None:
+        """The listener says nothing: end the connection, so that libzmq makes another."""
+        self._endpoint.counters["peers_silent"] += 1
+        log.warning("peer silent peer=%s address=%s", self.link.name, self._address)
+        self._connected = False
+        self.link.lose("silent")
+        cut(*self._connection)
 
     def _reopen(self, now: float) -> None:
         try:
@@ -259,9 +289,12 @@ class Dialler:
         return True
 
     def _read_monitor(self) -> bool:
-        for event, _ in read_monitor(self._monitor):
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        for event, value in read_monitor(self._monitor):
+            if event == zmq.EVENT_CONNECTED:
+                self._connection = (value, far_end(value))
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
+                self._pulse.begin()
                 self._reopen_due = NEVER
                 self._plan_hello(time.monotonic())
             elif event == zmq.EVENT_DISCONNECTED:

@@ -365,11 +365,12 @@ class Endpoint:
         try:
             for pool in self._pools:
                 pool.mark(now)
+            self.active = {link for link in self.active if link.core.active}
             for link in list(self.active):
                 link.tick(now)
-                if not link.core.active:
-                    self.active.discard(link)
             self.retry_all_blocked()
+            for listener in list(self._listeners):
+                listener.tick(now)
             for dialler in list(self._diallers.values()):
                 dialler.tick(now)
             if now >= self._reread_at:

@@ -57,8 +57,10 @@ class Limits:
 
     # Times
     call_timeout_ms_max: int = 3_600_000
-    heartbeat_interval_ms: int = 850
-    heartbeat_timeout_ms: int = 1_000  # interval + timeout stay under the 2 s in which a stopped peer must be noticed
+    heartbeat_interval_ms: int = 1_050  # a dialler that heard or said nothing for so long asks, and is answered: just
+    # above a second, so that who reports once a second asks nothing
+    late_answer_ms: int = 300  # a dialler that waits longer looks whether the listener's process runs at all
+    silence_ms_max: int = 1_900  # a peer silent for so long is given up: with a tick's delay within 2 s
     hello_timeout_ms: int = 5_000
     hello_backoff_ms_min: int = 50
     hello_backoff_ms_max: int = 1_000
@@ -67,7 +69,6 @@ class Limits:
     handshake_timeout_ms: int = 5_000
     tick_ms: int = 25  # deadline sweep
     events_reread_ms: int = 75  # a missed edge of ZMQ_FD stalls no longer than this
-    idle_probe_ms: int = 5_000  # a dialler that sent nothing for so long sends its credit again
     call_grace_ms: int = 1_000  # open idempotent calls wait so long for a lost link to come back
     retransmit_ms: int = 1_000  # reports not known as received are sent again after this
     received_ack_ms: int = 200  # received reports are confirmed at the latest after this
@@ -84,3 +85,5 @@ class Limits:
     unknown_keys_per_s: int = 100  # so many a second, while known keys are answered at once
     unknown_keys_held_max: int = 300  # handshakes held back by that; more are refused at once. Below 5 s in all
     frames_per_turn: int = 32  # read from one socket before others get their turn
+    paced_routes_per_tick: int = 40  # so many peers heard within a tick, and a listener's socket is read at a pace:
+    paced_read_ms: int = 4  # once in this time, until less than half as many are heard

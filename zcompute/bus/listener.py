@@ -1,4 +1,4 @@
-"""One bound address: a ROUTER, its routes, and who is let in.
+"""One bound address: a ROUTER, its routes, and what is read from them.
 
 A route (the routing id that libzmq gives a connection) means nothing before its hello. The hello binds it to (CURVE
 User-Id, service id, incarnation, link number). Frames of other routes are answered with hello_required and dropped.
@@ -10,33 +10,15 @@ import time
 
 import zmq
 
-from zcompute.bus.envelope import (
-    PROTOCOL_MAJOR,
-    PROTOCOL_MINOR,
-    Bye,
-    Envelope,
-    Error,
-    Hello,
-    HelloRequired,
-    Welcome,
-    decode_frame,
-    encode_frame,
-    foreign_protocol,
-)
-from zcompute.bus.errors import (
-    BusError,
-    Busy,
-    Forbidden,
-    FrameRefused,
-    Unavailable,
-    UnsupportedVersion,
-    is_registered,
-    to_wire,
-)
+from zcompute.bus.admission import Admission
+from zcompute.bus.envelope import Hello, HelloRequired, encode_frame
+from zcompute.bus.errors import BusError, Busy, Forbidden
 from zcompute.bus.home import Home
-from zcompute.bus.identity import Identity, Peer, check_against_key
+from zcompute.bus.identity import Identity, check_against_key
 from zcompute.bus.link import Link
-from zcompute.bus.protocol import LinkCore, peer_of
+from zcompute.bus.liveness import Sweep
+from zcompute.bus.pace import ReadPace
+from zcompute.bus.route import Route
 from zcompute.bus.sockets import (
     BLOCKED,
     GONE,
@@ -53,50 +35,7 @@ from zcompute.bus.zap import KEY_PROPERTY
 
 log = logging.getLogger(__name__)
 
-NOTICES_KEPT_MAX = 10_000
 SNDMORE_NOBLOCK = SNDMORE | NOBLOCK
-
-
-class Route:
-    """A connection of a ROUTER that said hello; carries one link once it is admitted."""
-
-    def __init__(
-        self, listener: "Listener", route_id: bytes, key: tuple[str, str], descriptor: int, address: str
-    ) -> None:
-        self.route_id = route_id
-        self.key_name, self.public_key = key
-        self.descriptor = descriptor
-        self.address = address
-        self.hello: Hello | None = None  # under admission
-        self.link: Link | None = None
-        self._listener = listener
-
-    def send(self, frame: bytes) -> str:
-        """Send one frame to this route without waiting."""
-        return self._listener.send(self.route_id, frame)
-
-    def on_hello(self, hello: Hello) -> None:
-        """A new hello over the same connection."""
-        link = self.link
-        self.link = None
-        self.hello = hello  # keeps the route while its link is taken down
-        if link is not None:
-            link.lose("peer says hello again")
-        self._listener.admit(self, hello)
-
-    def on_lost(self, link: Link, reason: str) -> None:
-        """The link went down: the route is forgotten, the session kept for a while."""
-        self._listener.drop(self, link)
-
-    def on_refused(self, error: Exception) -> None:
-        """Listeners send no hello that could be refused."""
-        self._listener.endpoint.refusals.count("unasked_error", self.address, str(error))
-
-    def reset(self, reason: str) -> None:
-        """Forget the route and ask for a hello."""
-        if self.link is not None:
-            self.link.lose(reason)
-        self.send(encode_frame([HelloRequired(reason[:255])]))
 
 
 class Listener:
@@ -107,8 +46,11 @@ class Listener:
         self._limits = endpoint.limits
         self._routes: dict[bytes, Route] = {}
         self._by_descriptor: dict[int, Route] = {}
-        self._notices: dict[bytes, float] = {}
-        self._closed = False
+        self.closed = False
+        self._admission = Admission(endpoint, self)
+        silence_s_max = self._limits.silence_ms_max / 1000
+        self._sweep: Sweep[Route] = Sweep(self._limits, lambda route: route.silent_s(silence_s_max))
+        self._pace = ReadPace(self._limits)
         self._socket = open_router(endpoint.context, identity, endpoint.limits)
         self._send = sender_of(self._socket)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -133,7 +75,7 @@ class Listener:
 
     def close(self, linger_ms: int) -> None:
         """Stop listening. The links must have been closed."""
-        self._closed = True
+        self.closed = True
         self.monitor_watch.close()
         self.watch.close()
         self._socket.disable_monitor()
@@ -142,7 +84,7 @@ class Listener:
 
     def send(self, route_id: bytes, frame: bytes) -> str:
         """Send one frame to a route: SENT, BLOCKED at its high-water mark, GONE when there is no such connection."""
-        if self._closed:
+        if self.closed:
             return GONE
         try:
             self._send(route_id, SNDMORE_NOBLOCK)
@@ -160,24 +102,59 @@ class Listener:
     def drop(self, route: Route, link: Link | None) -> None:
         """Forget a route, and start the clock of its link's session."""
         route.link = None
-        if self._routes.get(route.route_id) is route and route.hello is None:
-            del self._routes[route.route_id]
-        if self._by_descriptor.get(route.descriptor) is route and route.hello is None:
-            del self._by_descriptor[route.descriptor]
+        if route.hello is None:
+            self._sweep.leave(route)
+            if self._routes.get(route.route_id) is route:
+                del self._routes[route.route_id]
+            if self._by_descriptor.get(route.descriptor) is route:
+                del self._by_descriptor[route.descriptor]
         if link is not None:
             if link.carrier is route:
                 link.carrier = None
             self.endpoint.sessions.note_lost(link, time.monotonic())
 
+    def admit(self, route: Route, hello: Hello) -> None:
+        """Answer a hello on a route."""
+        self._admission.admit(route, hello)
+
+    # Time
+
+    def tick(self, now: float) -> None:
+        """Give up the connections that have gone silent, and choose how the socket is read."""
+        for route in self._sweep.sweep(now):
+            self._give_up(route)
+        if not self.closed:
+            self.watch.pace(self._limits.paced_read_ms / 1000 if self._pace.tick() else None)
+
+    def _give_up(self, route: Route) -> None:
+        link = route.link
+        name = link.name if link is not None else route.address
+        self.endpoint.counters["peers_silent"] += 1
+        log.warning("peer silent peer=%s address=%s ms=%d", name, route.address, self._limits.silence_ms_max)
+        route.hello = None
+        if link is not None:
+            link.lose("silent")
+        self.drop(route, None)
+        route.cut()
+
     # Reading
 
     def _read(self) -> bool:
-        socket, watch, turn = self._socket, self.watch, self.endpoint.turn
         if self.endpoint.serving.behind:
             return True
-        routes = self._routes
+        if not self._pace.paced:
+            return self._read_some()
+        self.endpoint.turn.begin()  # what came together is answered together
+        try:
+            return self._read_some()
+        finally:
+            self.endpoint.turn.end()
+
+    def _read_some(self) -> bool:
+        socket, watch, turn = self._socket, self.watch, self.endpoint.turn
+        routes, hear = self._routes, self._pace.hear
         for _ in range(self._limits.frames_per_turn):
-            if self._closed:
+            if self.closed:
                 return False
             if not watch.readable():
                 self.endpoint.retry_all_blocked()
@@ -191,7 +168,11 @@ class Listener:
                 self._receive_stranger(route_id, message)
             elif route.link is None:
                 self._receive_early(route, message.bytes)
+            elif turn.open:
+                hear(route_id)
+                route.link.receive(message.bytes)
             else:
+                hear(route_id)
                 turn.begin()
                 try:
                     route.link.receive(message.bytes)
@@ -204,72 +185,9 @@ class Listener:
             self._socket.recv(zmq.NOBLOCK)
         self.endpoint.refusals.count("multipart", address)
 
-    def _read_hello(self, frame: bytes, address: str, route_id: bytes) -> Hello | None:
-        """The hello that a frame begins with; what else it may be is refused."""
-        refusals = self.endpoint.refusals
-        try:
-            if len(frame) > self._limits.hello_bytes_max:
-                raise FrameRefused(f"{len(frame)} bytes before a hello", reason="size")
-            first = decode_frame(frame, self._limits)[0]
-        except FrameRefused as error:
-            foreign = foreign_protocol(frame) if len(frame) <= self._limits.hello_bytes_max else None
-            if foreign is not None:
-                self._refuse_protocol(route_id, foreign, address)
-            else:
-                refusals.count(str(error.details.get("reason", "malformed")), address, str(error))
-            return None
-        if isinstance(first, Hello):
-            if first.protocol_major != PROTOCOL_MAJOR:
-                self._refuse_protocol(route_id, (first.protocol_major, first.protocol_minor), address)
-                return None
-            return first
-        if not isinstance(first, Bye | Error):
-            refusals.count("no_hello", address, type(first).__name__)
-            self._require_hello(route_id)
-        return None
-
-    def _refuse_protocol(self, route_id: bytes, theirs: tuple[int, int], address: str) -> None:
-        self.endpoint.refusals.count("protocol_version", address, f"{theirs[0]}.{theirs[1]}")
-        error = UnsupportedVersion(
-            f"protocol: caller speaks {theirs[0]}.{theirs[1]}, server speaks {PROTOCOL_MAJOR}.0-{PROTOCOL_MAJOR}."
-            f"{PROTOCOL_MINOR}",
-            interface="protocol",
-            wanted=list(theirs),
-            server=[[PROTOCOL_MAJOR, 0], [PROTOCOL_MAJOR, PROTOCOL_MINOR]],
-        )
-        self._send_error(route_id, error)
-
-    def _may_notice(self, route_id: bytes) -> bool:
-        """Whether a stranger is answered: at most once per route in `refusal_notice_ms`."""
-        now = time.monotonic()
-        if now < self._notices.get(route_id, 0.0):
-            return False
-        if len(self._notices) >= NOTICES_KEPT_MAX:
-            self._notices.clear()
-        self._notices[route_id] = now + self._limits.refusal_notice_ms / 1000
-        return True
-
-    def _drop_revoked(self, route_id: bytes, address: str, name: str) -> None:
-        """A frame of a key that was revoked while its connection lives: not read."""
-        self.endpoint.refusals.count("revoked_frame", address, name)
-        if self._may_notice(route_id):
-            self._send_error(route_id, Forbidden(f"key {name} is not known any more"))
-
-    def _require_hello(self, route_id: bytes) -> None:
-        """Answer hello_required."""
-        if not self._may_notice(route_id):
-            return
-        self.endpoint.counters["hellos_required"] += 1
-        self.send(route_id, encode_frame([HelloRequired("unknown route")]))
-
-    def _send_error(self, route_id: bytes, error: BaseException) -> None:
-        wire_name, message, details = to_wire(error)
-        envelope: Envelope = Error(0, wire_name, message, details)
-        self.send(route_id, encode_frame([envelope]))
-
     def _receive_early(self, route: Route, frame: bytes) -> None:
         """A frame of a route whose hello is being admitted: only another hello means anything."""
-        hello = self._read_hello(frame, route.address, route.route_id)
+        hello = self._admission.read_hello(frame, route.address, route.route_id)
         if hello is not None:
             self.admit(route, hello)
 
@@ -280,14 +198,16 @@ class Listener:
         if keyring is not None:
             key = (str(message.get("User-Id")), str(message.get(KEY_PROPERTY)))
             if keyring.holds(*key) is None:
-                self._drop_revoked(route_id, address, key[0])
+                self._admission.drop_revoked(route_id, address, key[0])
                 return
-        hello = self._read_hello(message.bytes, address, route_id)
+        hello = self._admission.read_hello(message.bytes, address, route_id)
         if hello is None:
             return
         if len(self._routes) >= self._limits.routes_max:
             self.endpoint.refusals.count("routes_full", address)
-            self._send_error(route_id, Busy("too many links here", retry_after_ms=self._limits.hello_backoff_ms_max))
+            self._admission.send_error(
+                route_id, Busy("too many links here", retry_after_ms=self._limits.hello_backoff_ms_max)
+            )
             return
         # A descriptor may be a new connection's while the old one's end still waits on the monitor: read that first.
         self._read_monitor()
@@ -295,6 +215,7 @@ class Listener:
         route = Route(self, route_id, key, descriptor, address)
         self._routes[route_id] = route
         self._by_descriptor[descriptor] = route
+        self._sweep.watch(route, time.monotonic())
         self.admit(route, hello)
 
     def _read_monitor(self) -> bool:
@@ -303,6 +224,7 @@ class Listener:
             if route is None:
                 continue
             route.hello = None
+            self._sweep.leave(route)
             self._routes.pop(route.route_id, None)
             # Were the descriptor another connection's by now, this makes its peer say hello again.
             self.send(route.route_id, encode_frame([HelloRequired("disconnected")]))
@@ -311,72 +233,6 @@ class Listener:
         return False
 
     # Admission
-
-    def admit(self, route: Route, hello: Hello) -> None:
-        """Have a worker decide on a hello; a later hello of the same route supersedes it."""
-        route.hello = hello
-        self.endpoint.counters["hellos"] += 1
-        if not self.endpoint.admit_pool.submit(self._greet, route, hello):
-            route.hello = None
-            self.drop(route, None)
-            self._send_error(route.route_id, Busy("too many hellos", retry_after_ms=self._limits.hello_backoff_ms_max))
-
-    def _greet(self, route: Route, hello: Hello) -> None:
-        if route.hello is not hello or self._closed:
-            return
-        try:
-            peer = self._check(route, hello)
-            if self.endpoint.admit is not None:
-                self.endpoint.admit(peer)
-            welcome = self.endpoint.greet(Welcome)
-            if route.hello is not hello or self._closed:
-                return
-            self._welcome(route, hello, peer, welcome)
-        except Exception as error:
-            if route.hello is not hello or self._closed:
-                return
-            if not is_registered(error):
-                log.exception("admission failed service=%s address=%s", hello.service_id, route.address)
-            # One that is refused until we are ready comes again by itself: no news for an operator.
-            level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
-            self.endpoint.refusals.count("hello", f"{hello.role}/{hello.service_id}", str(error), level)
-            route.hello = None
-            self.drop(route, None)
-            self._send_error(route.route_id, error)
-
-    def _check(self, route: Route, hello: Hello) -> Peer:
-        peer = peer_of(hello, route.key_name, self._limits)
-        keyring = self.endpoint.keyring
-        if keyring is not None:
-            entry = keyring.holds(route.key_name, route.public_key)
-            if entry is None:
-                raise Forbidden(f"key {route.key_name} is not known any more")
-            check_against_key(peer, entry)
-        return peer
-
-    def _welcome(self, route: Route, hello: Hello, peer: Peer, welcome: Welcome) -> None:
-        """Bind the route (nothing here blocks: the whole step is one turn)."""
-        sessions = self.endpoint.sessions
-        link, retired = sessions.find(hello, peer)
-        if retired is not None:
-            retired.say_bye("replaced by another incarnation")
-            sessions.forget(retired)
-            retired.close("replaced by another incarnation")
-        if link is None:
-            home = self.endpoint
-            core = LinkCore(
-                home.limits, home.counters, interfaces=lambda: self.endpoint.serving.ranges, streams=home.streams
-            )
-            link = Link(self.endpoint, core, route.address, f"{peer.role}/{peer.service_id}@{peer.cell}")
-        elif link.up:
-            link.lose("peer said hello on another route")
-        route.hello = None
-        route.link = link
-        link.address = route.address
-        link.carrier = route
-        sessions.keep(peer, link)
-        now = time.monotonic()
-        link.happen(link.core.accept(hello, peer, welcome, now), now)
 
     def drop_unknown_keys(self) -> None:
         """The keyring changed: end the routes whose key is gone or means something else now."""

@@ -182,6 +182,10 @@ class Outgoing:
     def take(self, now: float) -> list[Envelope]:
         """The envelopes of the next frame, empty when nothing waits."""
         if self._queued > self._batch_envelopes or self._work_bytes > self._batch_bytes or self._waits_beside_work():
+            if self._only_control():  # acks and credit: most frames of a listener
+                self.drained = True
+                answers, self._control = self._control, []
+                return answers
             self.drained = False
             return self._take_shares(now)
         self.drained = True
@@ -190,6 +194,10 @@ class Outgoing:
         self._work = ([], [], [])
         self._queued = self._work_bytes = 0
         return frame
+
+    def _only_control(self) -> bool:
+        others = self._queued or self._waiting_events or self._waiting_streams or self._reports.ready
+        return 0 < len(self._control) <= self._batch_envelopes and not others
 
     def _take_shares(self, now: float) -> list[Envelope]:
         frame = Frame(self._limits)

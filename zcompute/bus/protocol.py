@@ -94,6 +94,7 @@ class LinkCore(Calls):
         self.hello_at = 0.0
         self._verify = verify
         self._notice_at = 0.0
+        self._listens = False
 
     # Hello
 
@@ -110,6 +111,7 @@ class LinkCore(Calls):
         happenings: list[Happening] = []
         if self.state is UP:
             happenings += self.lost("new hello", now)
+        self._listens = True
         self.link_number = welcome.link_number = hello.link_number
         self.outgoing.add_control(welcome)
         return happenings + self._come_up(peer, hello, now)
@@ -194,7 +196,7 @@ class LinkCore(Calls):
             self.outgoing.add_control(about_stream)
 
     def probe(self) -> None:
-        """Say something harmless: a listener that does not know the route will answer hello_required."""
+        """Say something harmless, which a listener answers: with hello_required if it does not know the route."""
         if self.state is UP:
             self.outgoing.add_control(self.reports_in.credit())
 
@@ -299,6 +301,8 @@ class LinkCore(Calls):
     def _on_credit(self, credit: Credit, now: float, happenings: list[Happening]) -> None:
         if not self.reports_out.on_received(credit.link_number, credit.received, credit.limit, now):
             happenings.append(Refused("bad_sequence"))
+        if self._listens:  # the dialler may be asking whether we are there
+            self.outgoing.add_control(self.reports_in.credit())
 
     def _on_nak(self, nak: Nak, now: float, happenings: list[Happening]) -> None:
         self.counters["naks_received"] += 1
@@ -354,7 +358,7 @@ class LinkCore(Calls):
         elif now - self.lost_at >= self.limits.call_grace_ms / 1000:
             if not self._calls_settled:
                 happenings += self.fail_calls("the link did not come back in time")
-            if now - self.lost_at >= (self.limits.call_grace_ms + self.limits.heartbeat_timeout_ms) / 1000:
+            if now - self.lost_at >= (self.limits.call_grace_ms + self.limits.silence_ms_max) / 1000:
                 self.cancel_serving()  # the peer's grace is over too, had it noticed as late as it can
         return happenings
 

@@ -27,8 +27,10 @@ EVENTS, POLLIN, NOBLOCK, SNDMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOB
 """As plain numbers: the arithmetic of pyzmq's enums costs more than the calls that they are for."""
 FREE_PORTS = range(20000, 32000)
 BIND_ATTEMPTS_MAX = 200
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 5, 3
 MONITORED = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -51,6 +53,7 @@ class SocketWatch:
         self._running = False
         self._stale = False  # something was sent since EVENTS was read last
         self._closed = False
+        self._timer: Any = None  # while `ready` runs at a pace
         self._watcher = self._loop.io(socket.getsockopt(zmq.FD), 1)
         self._watcher.start(self._run)
         self.poke()
@@ -61,9 +64,32 @@ class SocketWatch:
         While `ready` runs nothing is planned: it reads EVENTS again before it ends, or is run anew.
         """
         self._stale = True
+        if self._timer is None:
+            self._run_soon()
+
+    def _run_soon(self) -> None:
         if not self._poked and not self._running and not self._closed:
             self._poked = True
             self._loop.run_callback(self._run)
+
+    def pace(self, interval_s: float | None) -> None:
+        """Run `ready` every so many seconds and not at each edge; None: at each edge again."""
+        if (interval_s is None) == (self._timer is None) or self._closed:
+            return
+        if interval_s is not None:
+            self._watcher.stop()
+            self._timer = self._loop.timer(interval_s, interval_s)
+            self._timer.start(self._run)
+        else:
+            self._end_pace()
+            self._watcher.start(self._run)
+            self._run_soon()
+
+    def _end_pace(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
 
     def readable(self) -> bool:
         """EVENTS of the socket, read anew."""
@@ -73,6 +99,7 @@ class SocketWatch:
     def close(self) -> None:
         """Watch no more; to be called before the socket is closed."""
         self._closed = True
+        self._end_pace()
         self._watcher.stop()
         self._watcher.close()
 
@@ -88,8 +115,8 @@ class SocketWatch:
             log.exception("reading a socket failed")
             again = True
         self._running = False
-        if again or self._stale:
-            self.poke()
+        if again or (self._stale and self._timer is None):
+            self._run_soon()
 
 
 def sender_of(socket: "zmq.Socket[Any]") -> Callable[[bytes, int], object]:
@@ -101,15 +128,17 @@ def sender_of(socket: "zmq.Socket[Any]") -> Callable[[bytes, int], object]:
 def set_options(socket: "zmq.Socket[bytes]", identity: Identity, limits: Limits) -> None:
     """Options that listeners and diallers share.
 
-    No ZMQ_HEARTBEAT_TTL: both sides ping by themselves, and a TTL is one more timer a peer, which libzmq cancels at
-    every message by walking through the timers of all peers. With it 5,000 agents did not even connect.
+    No heartbeats of libzmq's (see liveness); TCP's own keepalive ends connections over a dead network that never got
+    as far as a hello.
     """
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.frame_bytes_max)
     socket.setsockopt(zmq.SNDHWM, limits.held_frames_hwm)
     socket.setsockopt(zmq.RCVHWM, limits.held_frames_hwm)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, limits.heartbeat_interval_ms)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, limits.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_PROBES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, limits.handshake_timeout_ms)
     if identity.secret_key:
         socket.setsockopt(zmq.CURVE_PUBLICKEY, identity.public_key.encode("ascii"))

@@ -24,8 +24,8 @@ from zcompute.bus import (  # noqa: E402  # noqa: E402
     Limits,
     Link,
     Report,
+    admission,
     envelope,
-    listener,
     protocol,
 )
 
@@ -98,7 +98,7 @@ def publish(endpoint: Endpoint) -> None:
 
 def main() -> None:
     """Tells its address; then its state for each line read."""
-    listener.decode_frame = protocol.decode_frame = Taken.decode
+    admission.decode_frame = protocol.decode_frame = Taken.decode
     failures = Failures()
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger().addHandler(failures)

@@ -173,7 +173,7 @@ def test_a_running_handler_sees_that_its_caller_is_gone(bus: Bus) -> None:
 
 
 def test_a_handler_sees_that_its_callers_endpoint_was_closed(bus: Bus) -> None:
-    server = bus.endpoint("conductor", "conductor-1", limits=Limits(call_grace_ms=50, heartbeat_timeout_ms=100))
+    server = bus.endpoint("conductor", "conductor-1", limits=Limits(call_grace_ms=50, silence_ms_max=100))
     ended = Flag()
 
     def slow(ask: Ask, context: CallContext) -> Answer:

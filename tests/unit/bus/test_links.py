@@ -226,7 +226,7 @@ def test_hello_required_comes_once_per_route_and_interval(bus: Bus) -> None:
     listener = server._listeners[0]
     (route_id,) = listener._routes
     for _ in range(50):
-        listener._require_hello(route_id)
+        listener._admission._require_hello(route_id)
     assert server.counters["hellos_required"] == 1
     wait_until(lambda: link.core.link_number == 2 and link.up)
     link.receive(encode_frame([HelloRequired()]))

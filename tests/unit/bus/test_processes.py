@@ -10,11 +10,13 @@ from pathlib import Path
 
 import gevent
 import pytest
+from gevent import monkey
 
 from tests.unit.bus.conftest import Answer, Ask, Bus, Method, serve_echo, wait_until
 from zcompute.bus import BusError, Endpoint, Link, LinkReset, Report
 
 ECHO = Method("echo", "say", idempotent=True)
+HOLD = Method("echo", "hold")
 SCRIPT = Path(__file__).with_name("peer_process.py")
 
 
@@ -130,6 +132,25 @@ def test_a_stopped_dialler_is_noticed_within_two_seconds_and_disturbs_nobody(bus
     os.kill(process.pid, signal.SIGCONT)
     wait_until(lambda: stopped.up)
     assert server.links(role="compute") == [stopped]
+
+
+def test_a_listener_whose_hub_is_held_up_keeps_its_links(bus: Bus, processes: Processes) -> None:
+    client, link, _, _ = dial_process(bus, processes)
+    assert link.call(HOLD, Ask("late", 4_000), timeout_ms=10_000) == Answer("late")
+    assert link.core.link_number == 1
+    assert client.counters["peers_silent"] == 0
+
+
+def test_a_listener_that_was_held_up_itself_gives_no_peer_up(bus: Bus, processes: Processes) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    address = server.bind("tcp://127.0.0.1:0")
+    processes.start("dial", address, server)
+    wait_until(lambda: len(server.links()) == 1)
+    (link,) = server.links()
+    monkey.get_original("time", "sleep")(3.0)
+    gevent.sleep(1.0)
+    assert link.up
+    assert link.core.link_number == 1
 
 
 def test_a_killed_dialler_is_noticed_at_once(bus: Bus, processes: Processes) -> None:

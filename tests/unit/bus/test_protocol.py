@@ -266,7 +266,7 @@ def test_calls_of_a_lost_peer_are_cancelled_when_its_grace_is_over() -> None:
     pair.dialler.call(an_open_call(pair.now + 60, idempotent=True))
     pair.turn()
     pair.lose_link()
-    pair.turn(ms=1500)
+    pair.turn(ms=2500)
     assert pair.listener.active
     assert pair.listener.serving
     pair.turn(ms=1000)
