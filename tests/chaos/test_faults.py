@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import gevent
 import pytest
@@ -87,7 +88,7 @@ def shown(region: Region) -> dict[str, str]:
 
 
 @pytest.mark.timeout(110)
-def test_faults_lose_no_server_and_make_none_twice(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_faults_lose_no_server_and_make_none_twice(tmp_path: Path) -> None:
     require_mariadb()
     print(f"ZCOMPUTE_CHAOS_SEED={SEED}")
     hurt: list[str] = []

@@ -225,7 +225,7 @@ def test_nothing_acknowledged_is_lost_or_repeated_while_connections_and_conducto
     names = iter(f"s{n}" for n in range(3, 9))
     for turn in range(5):
         target = 160 * (turn + 1)
-        wait_for(lambda target=target: done[0] >= target, timeout_s=30)  # type: ignore[misc]
+        wait_for(lambda target=target: done[0] >= target, timeout_s=30)  # type: ignore[misc]  # mypy infers no lambda with defaults
         if cell.url.startswith("mysql") and turn % 2 == 0:
             kill_lane_connections(cell)
         else:

@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from zcompute.cli.up.region import Region
 BODY = {"name": "one", "flavorRef": "1", "imageRef": "", "networks": "auto"}
 
 
-def create(region: Region, key: str | None = None, **fields: object) -> tuple[int, dict]:  # type: ignore[type-arg]
+def create(region: Region, key: str | None = None, **fields: object) -> tuple[int, dict[str, Any]]:
     client = region.client()
     headers = {"Idempotency-Key": key} if key else None
     try:
@@ -26,7 +27,7 @@ def create(region: Region, key: str | None = None, **fields: object) -> tuple[in
         client.close()
 
 
-def show(region: Region, server_id: str) -> dict:  # type: ignore[type-arg]
+def show(region: Region, server_id: str) -> dict[str, Any]:
     client = region.client()
     try:
         status, answer = client.request("GET", f"/v2.1/servers/{server_id}")
@@ -95,7 +96,7 @@ def test_a_server_deleted_while_it_is_built_leaves_nothing(sqlite_region: Region
 )
 def test_bad_input_is_refused_by_name_and_writes_nothing(
     sqlite_region: Region,
-    fields: dict,  # type: ignore[type-arg]
+    fields: dict[str, Any],
     status: int,
     word: str,
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import command, popen, region_processes, wait_until
 from zcompute.cli import exits
+from zcompute.cli.up.region import Region
 from zcompute.cli.up.statedir import free_ports
 from zcompute.db.private import find_programs
 
@@ -78,7 +79,7 @@ def test_a_port_in_use_is_one_sentence_and_its_exit_code(state_dir: Path) -> Non
     )
 
 
-def test_a_state_directory_in_use_is_one_sentence_and_its_exit_code(sqlite_region) -> None:  # type: ignore[no-untyped-def]
+def test_a_state_directory_in_use_is_one_sentence_and_its_exit_code(sqlite_region: Region) -> None:
     done = command("up", "--api-port", "0", "--state-dir", str(sqlite_region.paths.state_dir))
     assert done.returncode == exits.STATE_DIR_IN_USE
     assert "is in use by another `zcompute up` (pid" in done.stderr
@@ -102,7 +103,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(state_dir: Path) ->
     assert [entry.name for entry in state_dir.iterdir()] == ["thesis.txt"]
 
 
-def test_another_database_than_the_one_that_is_there_is_refused(sqlite_region, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_another_database_than_the_one_that_is_there_is_refused(sqlite_region: Region, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in ("version", "region.toml"):

@@ -1,5 +1,7 @@
 """Nothing that crosses the wire or is stored changes without its version."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -97,7 +99,7 @@ def test_the_same_version_with_another_look_is_found_and_a_raised_one_is_new() -
     assert both == {"objects": {"Pet": {"1.0": "aa", "1.1": "bb"}}}
 
 
-def test_the_file_reads_back_as_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_file_reads_back_as_written(tmp_path: Path) -> None:
     file = tmp_path / "f.json"
     file.write_text(fingerprints.text(present(), ["Busy"]))
     assert read(file) == present()

@@ -117,7 +117,7 @@ class Side:
         while self._served:
             call, served = self._served.popleft()
             if served is not None:
-                self.core.answer(Reply(call.call_id, b"\x80"), 1, served)  # type: ignore[arg-type]
+                self.core.answer(Reply(call.call_id, b"\x80"), 1, served)  # type: ignore[arg-type]  # set: it serves
 
     def frames(self, now: float) -> list[bytes]:
         """What this side has to send."""

@@ -243,7 +243,7 @@ def test_registered_errors_arrive_as_themselves_and_others_as_remote_error(
 
 def test_a_request_of_the_wrong_shape_is_refused_naming_its_field(bus: Bus) -> None:
     class Wrong(Ask):
-        number: str = "seven"  # type: ignore[assignment]
+        number: str = "seven"  # type: ignore[assignment]  # another type on purpose
 
     server = bus.endpoint("conductor", "conductor-1")
     serve_echo(server)

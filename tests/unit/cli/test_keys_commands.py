@@ -107,7 +107,7 @@ def test_rotation_keeps_the_old_key_until_it_is_finished(desk: Desk) -> None:
     assert keyring is not None
     assert keyring.holds("compute-1", old)
     assert keyring.holds("compute-1", new)
-    (row,) = desk.done("list")["keys"]  # type: ignore[misc]
+    (row,) = desk.done("list")["keys"]  # type: ignore[misc]  # JSON: known to be a list here
     assert row["state"].startswith("rotating until ")
     assert desk.run("rotate", "compute-1", "--key-file", str(key_file)).exit_code == FAILED
     desk.done("rotate", "compute-1", "--finish")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -46,7 +47,7 @@ def test_help_names_every_command() -> None:
     assert CliRunner().invoke(main, ["nonsense"]).exit_code == 2
 
 
-def test_a_configuration_that_cannot_be_used_is_one_sentence_and_code_2(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_configuration_that_cannot_be_used_is_one_sentence_and_code_2(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[service]\nid = "x"\ncell = "c1"\nstate_dir = "/s"\ncolour = "red"\n')
     for arguments in (["config", "check", str(path)], ["compute", "--config", str(path)]):

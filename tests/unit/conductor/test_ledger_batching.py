@@ -99,7 +99,7 @@ def test_a_batch_takes_a_prefix_within_its_limits_and_one_decision_at_least() ->
     queue: deque[Ticket] = deque()
     for rows, size in ((2, 10), (1, 10), (1, 10), (9, 10), (1, 99), (1, 2), (0, 0)):
         ticket = Ticket(0, (), None)
-        ticket.puts, ticket.size_bytes = [None] * rows, size  # type: ignore[list-item]
+        ticket.puts, ticket.size_bytes = [None] * rows, size  # type: ignore[list-item]  # only their number counts
         queue.append(ticket)
     hand_over = Ticket(-1, (), None)
     hand_over.hand_over = HandOver([1], 2)
