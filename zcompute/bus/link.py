@@ -236,6 +236,13 @@ class Link:
             self.flush_soon()
         return taken
 
+    def withdraw_report(self, key: str, seq: int) -> None:
+        """A report without an answer is owed no more (a newer one replaced it), or to another: do not send it again.
+
+        Without it, a report whose ack was lost keeps its place in its lane's credit for as long as the link lives.
+        """
+        self.core.reports_out.withdraw(key, seq)
+
     def ack(self, acks: list[Ack]) -> None:
         """Tell the durable outcome of reports, in any order; gives the sender its credit back.
 

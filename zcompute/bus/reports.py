@@ -25,6 +25,7 @@ class ReportSender:
         self._fresh: deque[Report] = deque()
         self._window: dict[int, Report] = {}
         self._on_way: set[tuple[str, int]] = set()  # names of those two
+        self._withdrawn: set[tuple[str, int]] = set()  # of them, those that nobody waits for
         self._link_number = 0
         self._base = 0  # first sequence not known as received
         self._cursor = 0  # next sequence to put on the wire
@@ -52,6 +53,9 @@ class ReportSender:
         """Begin a link number; returns how many reports will be resent. Another incarnation's reports are dropped."""
         if not same_peer:
             self.unacked.clear()
+        for name in self._withdrawn:
+            self.unacked.pop(name, None)
+        self._withdrawn.clear()
         self.lanes.open(lane_credit, credit, (key for key, _ in self.unacked), same_peer=same_peer)
         self._fresh = deque(self.unacked.values())
         self._on_way = set(self.unacked)
@@ -77,6 +81,7 @@ class ReportSender:
         taken = 0
         for report in reports[: self.credit]:
             name = (report.key, report.seq)
+            self._withdrawn.discard(name)
             if name not in self._on_way:
                 if name not in self.unacked and not self.lanes.take(report.key):
                     break
@@ -117,12 +122,30 @@ class ReportSender:
             for sequence in range(self._base, received):
                 report = self._window.pop(sequence, None)
                 if report is not None:
-                    self._on_way.discard((report.key, report.seq))
+                    self._arrived((report.key, report.seq))
             self._base = received
             self._cursor = max(self._cursor, received)
             self._progress_at = now
         self._limit = max(self._limit, limit)
         return True
+
+    def _arrived(self, name: tuple[str, int]) -> None:
+        self._on_way.discard(name)
+        if name in self._withdrawn:
+            self._withdrawn.discard(name)
+            self._forget(name)
+
+    def withdraw(self, key: str, seq: int) -> None:
+        """The application owes this report no more, or owes it to another: it is neither sent again nor counted."""
+        name = (key, seq)
+        if name in self._on_way:
+            self._withdrawn.add(name)
+        else:
+            self._forget(name)
+
+    def _forget(self, name: tuple[str, int]) -> None:
+        if self.unacked.pop(name, None) is not None:
+            self.lanes.give_back(name[0])
 
     def on_nak(self, nak: Nak, now: float) -> bool:
         """Go back to the missing sequence. False when it never was sent."""
@@ -137,8 +160,7 @@ class ReportSender:
 
     def on_ack(self, ack: Ack) -> None:
         """An outcome arrived: the report needs no resending by us any more."""
-        if self.unacked.pop((ack.key, ack.seq), None) is not None:
-            self.lanes.give_back(ack.key)
+        self._forget((ack.key, ack.seq))
         self.lanes.learn(ack.key, ack.lane)
 
     def lane_room(self, lane: int) -> int:

@@ -39,6 +39,7 @@ class Dispatch:
         self._frames: dict[tuple[str, int], Frame] = {}
         self._paces: dict[tuple[str, int], Pace] = {}
         self._timers: list[tuple[float, int, Line]] = []
+        self._given_up: list[tuple[str, str, int]] = []
         self._timer_numbers = count()
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ class Dispatch:
             owner = owner_of(line.key)
             if owner != line.owner:
                 self._unqueue(line)
-                self._unsend(line)
+                self._give_up(line)
                 line.owner, line.refused_times = owner, 0
                 for seq in list(line.parked):
                     self._unpark(line, seq)
@@ -156,6 +157,11 @@ class Dispatch:
             line.parked[ack.seq] = due
             self._push(due, line)
         return False
+
+    def given_up(self) -> list[tuple[str, str, int]]:
+        """(owner, key, sequence) of what was sent and will not be offered again, whatever its answer: told once."""
+        given_up, self._given_up = self._given_up, []
+        return given_up
 
     def link_lost(self, owner: str) -> None:
         """The owner's process is another now: nothing that was sent to it will be answered, its lanes are others."""
@@ -257,5 +263,14 @@ class Dispatch:
         for seq in [seq for seq, due in line.parked.items() if due <= now]:
             self._unpark(line, seq)
         if line.due is not None and line.due <= now:
-            self._unsend(line)
+            if line.sent in self._items:
+                self._unsend(line)
+            else:
+                self._give_up(line)
         self._settle(line)
+
+    def _give_up(self, line: Line) -> None:
+        """What is on its way is waited for no more: it was folded, or another owns the instance."""
+        if line.sent:
+            self._given_up.append((line.owner, line.key, line.sent))
+        self._unsend(line)

@@ -32,6 +32,7 @@ class Reporter:
         self._outbox = outbox
         self._dispatch = Dispatch(settings, self._lane_of)
         self._links: dict[str, Link] = {}
+        self._met: dict[str, Link] = {}  # the last link to each owner, ready or not
         self._released: set[str] = set()
         self._wake = Event()
         self.on_not_owner: Callable[[Link, int], None] = lambda link, map_version: None
@@ -90,7 +91,7 @@ class Reporter:
 
     def link_ready(self, owner: str, link: Link, same_process: bool) -> None:
         """Reports may go over this link. ``same_process``: the bus itself resends what this peer has not answered."""
-        self._links[owner] = link
+        self._links[owner] = self._met[owner] = link
         if not same_process:
             self._dispatch.link_lost(owner)
         self._wake.set()
@@ -138,6 +139,10 @@ class Reporter:
     def pump(self, now: float) -> float | None:
         """Send what can be sent; answers when something more is due."""
         self._dispatch.tick(now)
+        for owner, key, seq in self._dispatch.given_up():
+            link = self._met.get(owner)
+            if link is not None:
+                link.withdraw_report(key, seq)
         for owner in self._dispatch.owners():
             link = self._links.get(owner)
             if link is not None and link.up:
@@ -145,7 +150,7 @@ class Reporter:
         return self._dispatch.tick(now)
 
     def _lane_of(self, owner: str, key: str) -> int:
-        link = self._links.get(owner)
+        link = self._met.get(owner)
         return 0 if link is None else link.lane_of(key)
 
     def _send(self, owner: str, link: Link, now: float) -> None:

@@ -89,6 +89,34 @@ def test_what_is_unanswered_is_counted_anew_after_a_reconnect() -> None:
     assert out.lanes.unacked == {1: 2, 0: 1}
 
 
+def test_what_is_withdrawn_leaves_its_lane_once_it_has_arrived() -> None:
+    out = sender()
+    for key in "abc":
+        out.lanes.learn(key, 1)
+    out.offer(reports(("a", 1), ("b", 1), ("c", 1)))
+    out.take(0.0, 1000)
+    out.on_received(1, 1, CREDIT, 0.0)
+    out.withdraw("a", 1)
+    assert set(out.unacked) == {("b", 1), ("c", 1)}
+    out.withdraw("b", 1)
+    out.withdraw("c", 1)
+    assert out.lanes.unacked == {1: 2}, "on their way: the receiver will count them"
+    assert out.offer(reports(("c", 1))) == 1, "offered again: wanted again"
+    out.on_received(1, 3, CREDIT, 0.0)
+    assert out.lanes.unacked == {1: 1}
+    out.on_ack(Ack("b", 1, "applied", lane=1))
+    assert set(out.unacked) == {("c", 1)}
+
+
+def test_what_is_withdrawn_is_not_sent_again_after_a_reconnect() -> None:
+    out = sender()
+    out.offer(reports(("a", 1), ("b", 1)))
+    out.withdraw("a", 1)
+    out.close()
+    assert out.open(2, CREDIT, LANE_CREDIT, same_peer=True) == 1
+    assert set(out.unacked) == {("b", 1)}
+
+
 def test_a_receiver_owes_no_lane_more_than_its_credit() -> None:
     lanes = ReceiverLanes(LIMITS)
     assert [lanes.admit(1) for _ in range(LANE_CREDIT + 2)] == [True] * LANE_CREDIT + [False] * 2

@@ -128,6 +128,21 @@ def test_a_folded_report_in_flight_is_no_news_when_answered() -> None:
     assert seqs(dispatch.take("k1", 0.3, MANY)) == [2]
 
 
+def test_what_nobody_waits_for_any_more_is_told() -> None:
+    """Folded while on its way and never answered, or sent to one who owns it no more: the link need not keep it."""
+    dispatch = made(entry(1, "a"), entry(2, "b"))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.discard(1)
+    dispatch.add(entry(3, "a"))
+    assert dispatch.given_up() == []
+    dispatch.tick(LIMITS.answer_ms_max / 1000)
+    assert dispatch.given_up() == [("k1", "a", 1)]
+    dispatch.take("k1", 5.0, MANY)
+    dispatch.remap(lambda _: "k2")
+    assert sorted(dispatch.given_up()) == [("k1", "a", 3), ("k1", "b", 2)]
+    assert dispatch.given_up() == []
+
+
 def test_one_report_of_an_instance_is_unanswered_whatever_is_refused() -> None:
     dispatch = made(*(entry(n, "a") for n in range(1, 4)))
     now = 0.0
