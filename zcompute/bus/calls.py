@@ -128,7 +128,10 @@ class Calls:
             happenings.append(Refused("busy"))
             busy = Busy(f"{len(self.serving)} calls of this link are being served")
             details = {"retry_after_ms": self.limits.retry_after_ms}
-            self._send_answer(Error(call.call_id, busy.wire_name, str(busy), details), 0, Priority.CALLS)
+            try:
+                self.outgoing.add_work(Error(call.call_id, busy.wire_name, str(busy), details), 0)
+            except Busy:
+                self.counters["replies_dropped"] += 1
         else:
             self.serving[call.call_id] = (now, call.method)
             happenings.append(call)
@@ -147,9 +150,6 @@ class Calls:
         if self.state is not UP:
             self.counters["replies_dropped"] += 1
             return False
-        return self._send_answer(answer, size, priority)
-
-    def _send_answer(self, answer: Reply | Error, size: int, priority: Priority) -> bool:
         try:
             self.outgoing.add_work(answer, size, priority)
         except Busy:  # the peer asks and does not read: its calls end by their deadlines

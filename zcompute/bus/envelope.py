@@ -5,6 +5,7 @@ its kind, an int; payloads are opaque bins. Fields may be added at an envelope's
 protocol; decoders ignore what they do not know there.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -248,9 +249,8 @@ _generic = msgspec.msgpack.Decoder(list[list[Any]])
 _attributes = msgspec.msgpack.Decoder(dict[str, Any])
 
 
-def encode_frame(envelopes: list[Envelope]) -> bytes:
-    """The bytes of one frame."""
-    return _encoder.encode(envelopes)
+encode_frame: Callable[[list[Envelope]], bytes] = _encoder.encode
+"""The bytes of one frame."""
 
 
 def decode_frame(frame: bytes, limits: Limits) -> list[Envelope]:
@@ -259,7 +259,8 @@ def decode_frame(frame: bytes, limits: Limits) -> list[Envelope]:
         raise FrameRefused(
             f"expected at most {limits.frame_bytes_max} bytes a frame, found {len(frame)}", reason="size"
         )
-    count = _envelope_count(frame)
+    first = frame[0] if frame else 0
+    count = first & 0x0F if first & 0xF0 == 0x90 else _long_count(frame, first)
     if not 0 < count <= limits.frame_envelopes_max:
         raise FrameRefused(
             f"expected an array of 1 to {limits.frame_envelopes_max} envelopes, found {count}",
@@ -271,11 +272,8 @@ def decode_frame(frame: bytes, limits: Limits) -> list[Envelope]:
         raise FrameRefused(f"expected envelopes of protocol 1, found: {error}", reason="malformed") from None
 
 
-def _envelope_count(frame: bytes) -> int:
-    """Elements that the frame's array header announces, -1 when it is no array: known before anything is built."""
-    first = frame[0] if frame else 0
-    if first & 0xF0 == 0x90:
-        return first & 0x0F
+def _long_count(frame: bytes, first: int) -> int:
+    """Elements that a longer array's header announces, -1 when it is no array: known before anything is built."""
     if first == 0xDC and len(frame) >= 3:
         return int.from_bytes(frame[1:3], "big")
     if first == 0xDD and len(frame) >= 5:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
+
 from zcompute.bus.envelope import Ack, Call, Cast, Error, Event, Hello, Reply, Report
 from zcompute.bus.errors import LinkDown, LinkReset
 from zcompute.bus.following import StreamEvents, StreamSkip
@@ -14,27 +16,16 @@ ServedCall: TypeAlias = tuple[float, str]
 none, is in its place, nobody waits for the outcome."""
 
 
-class OpenCall:
+class OpenCall(msgspec.Struct, eq=False):
     """A call of ours that waits for its outcome; handed back as a happening when it has one."""
 
-    __slots__ = ("call", "deadline", "idempotent", "interface", "outcome", "priority", "waiter")
-
-    def __init__(
-        self,
-        call: Call,
-        interface: str,
-        deadline: float,
-        idempotent: bool,
-        waiter: Any = None,
-        priority: Priority = Priority.CALLS,
-    ) -> None:
-        self.call = call
-        self.interface = interface
-        self.deadline = deadline  # time.monotonic()
-        self.idempotent = idempotent
-        self.waiter = waiter
-        self.priority = priority
-        self.outcome: Reply | Error | Exception | None = None
+    call: Call
+    interface: str
+    deadline: float  # time.monotonic()
+    idempotent: bool
+    waiter: Any = None
+    priority: Priority = Priority.CALLS
+    outcome: Reply | Error | Exception | None = None
 
     def loss(self, reason: str, *, sent: bool = True) -> LinkDown | LinkReset:
         """The error of a call whose link was lost."""

@@ -117,7 +117,7 @@ class Outgoing:
         self._streams = streams
         self._control: list[Envelope] = []
         self._work: tuple[list[Envelope], list[Envelope], list[Envelope]] = ([], [], [])
-        self._queued = 0
+        self.queued = 0  # envelopes of work waiting
         self._work_bytes = 0
         self.drained = False  # the last frame took all that waited
         self._first: Source | None = None  # a class that got nothing of the last frame
@@ -131,15 +131,10 @@ class Outgoing:
         )
 
     def __bool__(self) -> bool:
-        return bool(self._queued) or self._waits_beside_work()
+        return bool(self.queued) or self._waits_beside_work()
 
     def _waits_beside_work(self) -> bool:
         return bool(self._control or self._waiting_events or self._waiting_streams or self._reports.ready)
-
-    @property
-    def queued(self) -> int:
-        """Envelopes of work waiting."""
-        return self._queued
 
     @property
     def queued_bytes(self) -> int:
@@ -169,19 +164,19 @@ class Outgoing:
     ) -> None:
         """Queue a call, cast or reply with a payload of `size` bytes. Raises Busy at the queue's limit."""
         envelopes_max, bytes_max = self._queue_limits[priority]
-        if self._queued >= envelopes_max or self._work_bytes > bytes_max:
+        if self.queued >= envelopes_max or self._work_bytes > bytes_max:
             raise Busy(
                 f"expected at most {int(envelopes_max)} envelopes and {int(bytes_max)} bytes queued before one of "
-                f"class {priority.name.lower()}, found {self._queued} and {self._work_bytes}: try again later",
+                f"class {priority.name.lower()}, found {self.queued} and {self._work_bytes}: try again later",
                 retry_after_ms=self._limits.retry_after_ms,
             )
         self._work[priority].append(envelope)
-        self._queued += 1
+        self.queued += 1
         self._work_bytes += size + ENVELOPE_OVERHEAD_BYTES
 
     def take(self, now: float) -> list[Envelope]:
         """The envelopes of the next frame, empty when nothing waits."""
-        if self._queued > self._batch_envelopes or self._work_bytes > self._batch_bytes or self._waits_beside_work():
+        if self.queued > self._batch_envelopes or self._work_bytes > self._batch_bytes or self._waits_beside_work():
             if self._only_control():  # acks and credit: most frames of a listener
                 self.drained = True
                 answers, self._control = self._control, []
@@ -192,11 +187,11 @@ class Outgoing:
         control, calls, reads = self._work  # all of it fits one frame
         frame = control + calls + reads if control or reads else calls
         self._work = ([], [], [])
-        self._queued = self._work_bytes = 0
+        self.queued = self._work_bytes = 0
         return frame
 
     def _only_control(self) -> bool:
-        others = self._queued or self._waiting_events or self._waiting_streams or self._reports.ready
+        others = self.queued or self._waiting_events or self._waiting_streams or self._reports.ready
         return 0 < len(self._control) <= self._batch_envelopes and not others
 
     def _take_shares(self, now: float) -> list[Envelope]:
@@ -245,7 +240,7 @@ class Outgoing:
             taken += 1
         del queue[:taken]
         if source is not Source.PROTOCOL:
-            self._queued -= taken
+            self.queued -= taken
             self._work_bytes -= size
 
     def _take_reports(self, frame: Frame, envelopes_max: int, bytes_max: int, now: float) -> None:
@@ -272,7 +267,7 @@ class Outgoing:
         casts = sum(1 for envelope in work if isinstance(envelope, Cast))
         self._control.clear()
         self._work = ([], [], [])
-        self._queued = self._work_bytes = 0
+        self.queued = self._work_bytes = 0
         self.events.clear()
         return unsent, casts
 

@@ -33,29 +33,19 @@ from zcompute.bus.workers import WorkerPool
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 _FIELD = re.compile(r"at `\$\.?(.*)`$")
 
 
-class CallContext:
+class CallContext(msgspec.Struct, eq=False):
     """What a handler knows of the call or cast it serves. `deadline` is of time.monotonic()."""
 
-    __slots__ = ("_call_id", "_serving", "deadline", "link", "peer", "request_id")
-
-    def __init__(
-        self,
-        peer: Peer,
-        link: Link,
-        request_id: str,
-        deadline: float,
-        call_id: int = 0,
-        serving: ServedCall | None = None,
-    ) -> None:
-        self.peer = peer
-        self.link = link
-        self.request_id = request_id
-        self.deadline = deadline
-        self._call_id = call_id
-        self._serving = serving  # None: a cast
+    peer: Peer
+    link: Link
+    request_id: str
+    deadline: float
+    _call_id: int = 0
+    _serving: ServedCall | None = None  # None: a cast
 
     @property
     def cancelled(self) -> bool:
@@ -79,8 +69,8 @@ class Served:
     """A method with its handler and its pool."""
 
     __slots__ = (
-        "arrived", "begun", "cancelled", "ended", "errors", "expired", "handler", "major", "minor", "pool", "prepared",
-        "refused", "roles",
+        "arrived", "begun", "cancelled", "decode", "ended", "errors", "expired", "handler", "major", "minor", "pool",
+        "prepared", "priority", "refused", "replies", "roles",
     )  # fmt: skip
 
     def __init__(self, prepared: PreparedMethod, handler: Handler, pool: WorkerPool) -> None:
@@ -91,6 +81,9 @@ class Served:
         self.pool = pool
         self.roles = prepared.method.roles
         self.major, self.minor = prepared.major, prepared.minor
+        self.decode = prepared.decode_request
+        self.replies = prepared.decode_reply is not None
+        self.priority = prepared.priority
 
 
 class Serving:
@@ -218,10 +211,13 @@ class Serving:
         served.begun += 1
         request_id.set(call.request_id)
         try:
-            request = decode_request(served.prepared, call.payload)
+            try:
+                request = served.decode(call.payload)
+            except UNREADABLE as error:
+                raise invalid_request(served.prepared, error) from None
             context = CallContext(peer, link, call.request_id, deadline, call.call_id, serving)
             result = served.handler(request, context)
-            payload = link.encode(result) if served.prepared.decode_reply is not None else b""
+            payload = link.encode(result) if served.replies else b""
             size = len(payload)
             if size > self._payload_bytes_max:
                 raise FrameRefused(
@@ -244,7 +240,7 @@ class Serving:
             raise
         self._counters["calls_served"] += 1
         served.ended += 1
-        if core.answer(Reply(call.call_id, payload), size, serving, served.prepared.priority):
+        if core.answer(Reply(call.call_id, payload), size, serving, served.priority):
             link.flush_soon(not core.serving)
 
     def _run_cast(self, link: Link, cast: Cast, served: Served, arrived: float, peer: Peer) -> None:
@@ -252,7 +248,10 @@ class Serving:
         request_id.set(cast.request_id)
         deadline = arrived + self._limits.call_timeout_ms_max / 1000
         try:
-            request = decode_request(served.prepared, cast.payload)
+            try:
+                request = served.decode(cast.payload)
+            except UNREADABLE as error:
+                raise invalid_request(served.prepared, error) from None
             served.handler(request, CallContext(peer, link, cast.request_id, deadline))
             self._counters["casts_served"] += 1
         except InvalidRequest as error:
@@ -273,11 +272,7 @@ class Serving:
             link.flush_soon()
 
 
-def decode_request(prepared: PreparedMethod, payload: bytes) -> Any:
-    """The typed request. Raises InvalidRequest naming the field."""
-    try:
-        return prepared.decode_request(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        found = _FIELD.search(str(error))
-        field = found.group(1) if found else ""
-        raise InvalidRequest(f"{prepared.full_name}: {error}", field=field) from None
+def invalid_request(prepared: PreparedMethod, error: Exception) -> InvalidRequest:
+    """What the caller is told of a request that cannot be read, with the field."""
+    found = _FIELD.search(str(error))
+    return InvalidRequest(f"{prepared.full_name}: {error}", field=found.group(1) if found else "")
