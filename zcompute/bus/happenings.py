@@ -23,7 +23,7 @@ class OpenCall(msgspec.Struct, eq=False):
     interface: str
     deadline: float  # time.monotonic()
     idempotent: bool
-    waiter: Any = None
+    waiter: Any = None  # the greenlet to switch to, while it waits for the outcome
     priority: Priority = Priority.CALLS
     outcome: Reply | Error | Exception | None = None
 

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import gevent
 import msgspec
+from gevent import getcurrent
 from gevent.event import Event as Flag
-from gevent.hub import Waiter
 
 from zcompute.bus.context import request_id as current_request_id
 from zcompute.bus.envelope import Ack, Bye, Call, Cast, Error, Event, Hello, Reply, Report
@@ -102,9 +103,17 @@ class LinkHome(OwnerHome, Protocol):
 
 
 def _wake(answered: list[OpenCall]) -> None:
-    """Switch to the greenlets that wait for these calls; each comes back when it waits again."""
+    """Switch to the greenlets that wait for these calls; each comes back when it waits again. Runs in the hub.
+
+    One that does not wait in `call` (it was killed, or waits for a lock on its way there) is left alone.
+    """
     for open_call in answered:
-        open_call.waiter.switch(None)
+        waiter = open_call.waiter
+        if waiter is not None:
+            try:
+                waiter.switch()
+            except Exception:  # of a bare greenlet: the others are to go on
+                log.exception("a caller ended with an exception")
 
 
 class Link:
@@ -119,6 +128,7 @@ class Link:
         self._limits = endpoint.limits
         self._payload_bytes_max = self._limits.payload_bytes_max
         self._turn = endpoint.turn
+        self._hub = gevent.get_hub()
         self._up = Flag()
         self.up_since = 0.0
         self.sender = Sender(core, endpoint, lambda: endpoint.blocked.add(self), lambda: self.lose(UNREACHABLE))
@@ -184,9 +194,8 @@ class Link:
             0, prepared.full_name, prepared.major, prepared.minor, timeout_ms, rid[:REQUEST_ID_CHARS_MAX],
             self._payload(request),
         )  # fmt: skip
-        waiter = Waiter()
         deadline = time.monotonic() + timeout_ms / 1000
-        open_call = OpenCall(call, prepared.interface, deadline, prepared.idempotent, waiter, prepared.priority)
+        open_call = OpenCall(call, prepared.interface, deadline, prepared.idempotent, None, prepared.priority)
         core, endpoint = self.core, self._endpoint
         core.call(open_call)
         endpoint.counters["calls"] += 1
@@ -194,8 +203,11 @@ class Link:
         endpoint.active.add(self)
         self.flush_soon(len(core.calls) == 1)
         try:
-            waiter.get()
+            while open_call.outcome is None:
+                open_call.waiter = getcurrent()
+                self._hub.switch()
         finally:
+            open_call.waiter = None
             if open_call.outcome is None:  # the caller was killed
                 self.core.give_up(open_call)
                 self.flush_soon()
@@ -375,7 +387,7 @@ class Link:
         soon = self._turn.soon
         for happening in happenings:
             if isinstance(happening, OpenCall):
-                soon(happening.waiter.switch, None)
+                soon(_wake, [happening])
             elif isinstance(happening, Call):
                 endpoint.serving.on_call(self, happening, now)
             elif isinstance(happening, Cast):

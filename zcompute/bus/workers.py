@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-from gevent.hub import Waiter
+from gevent import getcurrent
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,14 @@ class WorkerPool:
         self._queue_max = queue_max
         self._run_max = run_max
         self.jobs: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._idle: list[Any] = []
+        self._idle: dict[Any, None] = {}  # workers without a job, the last to have had one last
         self._workers = 0
         self._taken = 0  # jobs that workers took so far
         self._marks: deque[tuple[float, int]] = deque()  # (time, jobs submitted until then), those not all taken
         self._kicked = False
         self._closed = False
-        self._soon = soon if soon is not None else gevent.get_hub().loop.run_callback
+        self._hub = gevent.get_hub()
+        self._soon = soon if soon is not None else self._hub.loop.run_callback
 
     @property
     def queued(self) -> int:
@@ -88,8 +89,8 @@ class WorkerPool:
         """Drop what is queued and let idle workers end; running jobs end by themselves."""
         self._closed = True
         self.jobs.clear()
-        for waiter in self._idle:
-            self._soon(waiter.switch, None)
+        for worker in self._idle:
+            self._soon(worker.switch)
         self._idle.clear()
 
     def _kick(self) -> None:
@@ -101,23 +102,22 @@ class WorkerPool:
         if not self.jobs:
             return
         if self._idle:
-            self._idle.pop().switch(None)
+            self._idle.popitem()[0].switch()
         elif self._workers < self._workers_max:
             self._workers += 1
             gevent.spawn(self._work)
 
     def _work(self) -> None:
-        waiter = Waiter()
+        worker, idle = getcurrent(), self._idle
         try:
             while not self._closed:
                 self._run_some()
-                self._idle.append(waiter)
-                waiter.get()
-                waiter.clear()
+                idle[worker] = None
+                while worker in idle:
+                    self._hub.switch()
         finally:
             self._workers -= 1
-            if waiter in self._idle:
-                self._idle.remove(waiter)
+            idle.pop(worker, None)
             if self.jobs and not self._kicked:
                 self._kick()
 
