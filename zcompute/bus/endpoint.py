@@ -42,6 +42,7 @@ from zcompute.bus.zap import ZapHandler
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_INTERVAL_S = 1.0
+BLOCKED_RETRY_INTERVAL_S = 0.005
 CLOSE_MARGIN_MS = 1_000
 Lowering = Callable[[Mapping[str, Any]], Lower | None]
 """From a peer's attributes to what makes messages readable for it; None when it reads them as they are."""
@@ -104,7 +105,7 @@ class Endpoint:
         self._link_number_min = 0  # of links hung up: a peer dialled anew, at another address, would know them
         self._zap: ZapHandler | None = None
         self._keyring_version = keyring.version if keyring is not None else 0
-        self._reread_at = self._housekeeping_at = 0.0
+        self._reread_at = self._housekeeping_at = self._retry_at = 0.0
         self._born = time.monotonic()
         inside = BusInterface(identity, self.incarnation, self.stat, lambda service: self.links(service_id=service))
         self.serve(BUS_PING, inside.ping)
@@ -347,7 +348,14 @@ class Endpoint:
             link.flush_soon()
 
     def retry_all_blocked(self) -> None:
-        """Some peer's queue may have room again (a ROUTER does not say whose)."""
+        """Some peer's queue may have room again: a ROUTER does not say whose, and each try pokes its reader, which
+        asks for another one. So at most one in BLOCKED_RETRY_INTERVAL_S."""
+        if not self.blocked:
+            return
+        now = time.monotonic()
+        if now < self._retry_at:
+            return
+        self._retry_at = now + BLOCKED_RETRY_INTERVAL_S
         for link in list(self.blocked):
             self.retry_blocked(link)
 

@@ -81,7 +81,10 @@ class StreamReceiver:
         """Follow a stream from `cursor` on, or go to another place of it. Raises Busy at `streams_max`."""
         name = (topic, key)
         if name not in self._followings and len(self._followings) >= self._limits.streams_max:
-            raise Busy(f"expected at most {self._limits.streams_max} streams followed on a link: leave some")
+            raise Busy(
+                f"expected at most {self._limits.streams_max} streams followed on a link: leave some",
+                retry_after_ms=self._limits.retry_after_ms,
+            )
         following = self._followings[name] = Following(name, cursor)
         return self._ask(following, now)
 

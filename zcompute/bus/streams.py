@@ -105,7 +105,10 @@ class Streams:
         if (topic, key) in self._streams:
             raise BusConfigError(f"stream {topic}/{key} is published already: publish it once")
         if len(self._streams) >= limits.streams_max:
-            raise Busy(f"expected at most {limits.streams_max} streams, found as many: withdraw some")
+            raise Busy(
+                f"expected at most {limits.streams_max} streams, found as many: withdraw some",
+                retry_after_ms=limits.retry_after_ms,
+            )
         stream = self._streams[topic, key] = Stream(
             topic, key, cursor,
             limits.stream_events_max if events_max is None else events_max,

@@ -1,6 +1,7 @@
 """A peer with a valid key that sends what it should not: refused, counted, and nobody else notices."""
 
 import random
+import time
 from collections.abc import Iterator
 
 import gevent
@@ -10,6 +11,7 @@ import zmq
 
 from tests.unit.bus.conftest import ECHO, Answer, Ask, Bus, connect, serve_echo, wait_until
 from zcompute.bus import Ack, Endpoint, Limits, Link
+from zcompute.bus.endpoint import BLOCKED_RETRY_INTERVAL_S
 from zcompute.bus.envelope import PROTOCOL_MINOR, Call, Hello, Report, ReportBatch, encode_frame
 from zcompute.bus.sockets import readable
 from zcompute.bus.zap import zap_answer
@@ -28,6 +30,7 @@ class RawPeer:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.rcvhwm = 8  # who does not read is soon full
         self.socket.curve_publickey = public.encode()
         self.socket.curve_secretkey = secret.encode()
         self.socket.curve_serverkey = server_key.encode()
@@ -228,3 +231,40 @@ def test_a_peer_that_never_reads_is_reset_and_costs_bounded_memory(bus: Bus) -> 
         assert not server.links()
     finally:
         peer.close()
+
+
+def test_a_peer_that_does_not_read_costs_a_try_now_and_then_and_no_spinning(
+    server: Endpoint, neighbour: Link, peer: RawPeer
+) -> None:
+    peer.hello()
+    (link,) = server.links(service_id="evil-1")
+    for key in range(4000):
+        link.event("news", str(key), 1, b"x" * 50_000)
+        if link.held_since and time.monotonic() - link.held_since > 0.02:
+            break
+        gevent.sleep(0.001 if link.held_since else 0)
+    assert link.held_since
+    tries = 0
+    carrier = link.carrier
+    assert carrier is not None
+
+    class Counting:
+        """The link's carrier, its sends counted."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(carrier, name)
+
+        def send(self, frame: bytes) -> str:
+            nonlocal tries
+            tries += 1
+            return carrier.send(frame)
+
+    link.carrier = Counting()  # type: ignore[assignment] - the rest is the carrier's own
+    started = time.monotonic()
+    while time.monotonic() - started < 0.3:
+        check_neighbour(neighbour)
+        gevent.sleep(0.001)
+    passed = time.monotonic() - started
+    link.carrier = carrier
+    assert link.held_since
+    assert 0 < tries <= passed / BLOCKED_RETRY_INTERVAL_S + 1
