@@ -201,7 +201,7 @@ def test_a_cast_arrives_at_most_once_whatever_befalls_its_receiver(scene: Scene)
     caster = gevent.spawn(cast_on)
     for fault in (server.kill, server.stop):
         heard = len(server.journal.lines("note"))
-        wait_until(lambda heard=heard: len(server.journal.lines("note")) > heard + 100)
+        wait_until(lambda heard=heard: len(server.journal.lines("note")) > heard + 400)
         fault()
         missed = len(told)
         wait_until(lambda missed=missed: len(told) > missed + 20)
