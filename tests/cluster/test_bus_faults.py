@@ -50,8 +50,8 @@ from zcompute.bus import (
 
 NOTICED_S = 2.0
 """A stopped peer is noticed within this."""
-CANCELLED_S = 3.0
-"""The grace of an open call, what a heartbeat takes, and a second for a machine that is shared."""
+CANCELLED_S = 4.0
+"""The grace of an open call, the silence after which its caller gives up, and a second for a machine that is shared."""
 REPORTS = 1500
 EVENTS = 600
 
