@@ -11,7 +11,7 @@ from zcompute.bus import Endpoint, Identity
 from zcompute.bus.errors import BusError
 from zcompute.cli.up.region import Region
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.methods import CLAIM, ClaimRequest
+from zcompute.objects.methods import CLAIM, INSTANCE_DELETE, ClaimRequest, InstanceDeleteRequest
 
 CALL_S = 40.0
 # Never sent again after a reconnect, so that only the process that was stopped can answer.
@@ -55,6 +55,11 @@ class Probe:
             amounts=Amounts(vcpus=1, memory_mb=1, disk_gb=0),
         )
         return gevent.spawn(self._ask, request)
+
+    def delete(self, uuid: str, project_id: str, operation_id: str) -> None:
+        """Ask for a delete. Raises what the conductor answers."""
+        request = InstanceDeleteRequest(uuid=uuid, project_id=project_id, operation_id=operation_id)
+        self._link.call(INSTANCE_DELETE, request, timeout_ms=10_000)
 
     def _ask(self, request: ClaimRequest) -> str:
         try:

@@ -16,12 +16,15 @@ from tests.cluster.region import (
     wait_until,
     when_share_done,
 )
+from zcompute.bus import register_error
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.region import Region
 from zcompute.db.drivers import open_store
 from zcompute.db.store import Store
 from zcompute.db.tables import CLAIMS, INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound
+from zcompute.objects.instance import VM_DELETED
 
 BOOTS = 80
 ROWS_MAX = 5000
@@ -75,6 +78,29 @@ def test_a_conductor_killed_under_boots_loses_nothing_and_rejoins(region: Region
     assert_all_active(boot_while(region, BOOTS, kill))
     with store_of(region, cell) as store:
         wait_until(lambda: victim in owners(store), f"{victim} owns partitions again")
+    assert_audit_holds(region)
+
+
+def test_a_delete_repeated_after_its_end_and_a_take_over_has_its_first_outcome(region: Region) -> None:
+    for error in SERVICE_ERRORS:
+        register_error(error)
+    [booted] = boot(region, 1).boots
+    cell = booted.host[:2]
+    with store_of(region, cell) as store:
+        [row] = store.fetch(INSTANCES, [(booted.uuid,)]).values()
+        owner = store.read_map().partition_map().owner_of(row.uuid)
+        with Probe(region, cell, owner) as probe:
+            probe.delete(row.uuid, row.project_id, "op-1")
+        wait_until(lambda: store.fetch(INSTANCES, [(row.uuid,)])[(row.uuid,)].vm_state == VM_DELETED, "deleted")
+        region.kill(owner)
+        wait_until(lambda: owner not in owners(store), "the survivor has every partition")
+        [heir] = owners(store)
+    with Probe(region, cell, heir) as probe:
+        probe.delete(row.uuid, row.project_id, "op-1")
+        with pytest.raises(InstanceNotFound):
+            probe.delete(row.uuid, row.project_id, "op-2")
+    region.restart(owner)
+    region.wait_ready()
     assert_audit_holds(region)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import uuid as uuids
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import OutboxEntry
-from zcompute.objects.errors import InstanceNotFound
+from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.methods import (
     INSTANCE_BUILD,
@@ -34,6 +33,7 @@ from zcompute.objects.methods import (
     Method,
 )
 from zcompute.objects.partition import partition_of
+from zcompute.objects.task import TASK_DELETE
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,27 @@ def takes_build(instance: Instance | None, request: BuildRequest) -> bool:
     raise Busy(f"instance {instance.uuid} of an earlier generation is still here: try again", retry_after_ms=200)
 
 
+def was_accepted(former: InstanceAction | None, request: InstanceDeleteRequest) -> bool:
+    """Whether the operation is a delete that was accepted before: its repeat gets the first outcome. Pure."""
+    return former is not None and (former.action, former.project_id) == (TASK_DELETE, request.project_id)
+
+
+def joined(instance: Instance, operation_id: str, context: Any, now_us: int) -> InstanceAction:
+    """The history of a delete that found one under way: accepted, with nothing left to do. Pure."""
+    return InstanceAction(
+        instance_uuid=instance.uuid,
+        operation_id=operation_id,
+        action=TASK_DELETE,
+        request_id=getattr(context, "request_id", ""),
+        user_id=instance.user_id,
+        project_id=instance.project_id,
+        started_at_us=now_us,
+        finished_at_us=now_us,
+        result=RESULT_SUCCESS,
+        message="a delete was under way already",
+    )
+
+
 class Instances:
     """The handlers that change instances."""
 
@@ -86,7 +107,6 @@ class Instances:
         self._settings = settings
         self._task_settings = task_settings
         self._make_task_id = make_task_id
-        self._accepted: OrderedDict[tuple[str, str], None] = OrderedDict()  # (uuid, operation id) of deletes
 
     def handlers(self) -> list[tuple[Method, Handler]]:
         """Interface ``instance`` but for its reads."""
@@ -123,8 +143,9 @@ class Instances:
     def delete(self, request: InstanceDeleteRequest, context: Any) -> Empty:
         """Acknowledged after the commit that makes the delete sure to happen; repeated, it changes nothing.
 
-        The bus and routers repeat a call whose answer is late or lost: what was accepted here stays accepted when the
-        instance is gone by then. Raises InstanceNotFound, InstanceBusy, Busy, NotOwner.
+        The bus and routers repeat a call whose answer is late or lost: what was accepted under this operation id stays
+        accepted when the instance is gone by then, whoever owns it. Raises InstanceNotFound, InstanceBusy, Busy,
+        NotOwner.
         """
         if self._forwards(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
@@ -132,12 +153,7 @@ class Instances:
         fresh_id = self._make_task_id()
         known = self._engine.task_keys(request.uuid)
         for _ in range(TASK_READS_MAX):
-            try:
-                unread = self._delete_with(request, fresh_id, known, context)
-            except InstanceNotFound:
-                if (request.uuid, request.operation_id) not in self._accepted:
-                    raise
-                unread = None
+            unread = self._delete_with(request, fresh_id, known, context)
             if unread is None:
                 return Empty()
             known = unread.keys
@@ -149,8 +165,11 @@ class Instances:
         """Decide with the task's rows read under the ``known`` keys; returns those that must be read beside them."""
         uuid = request.uuid
         deadline_s = self._task_settings.delete_deadline_s
+        operation = (INSTANCE_ACTIONS, (uuid, request.operation_id or fresh_id))
 
         def decide(change: Change) -> Snapshot | _Unread | None:
+            if was_accepted(change.get(*operation), request):
+                return None
             instance = change.get(INSTANCES, (uuid,))
             task_id = None if instance is None else instance.task_id
             if task_id is not None and not change.loaded(TASKS, (task_id,)):
@@ -168,21 +187,16 @@ class Instances:
                 now_us=change.now_us,
                 deadline_s=deadline_s,
             )
-            return None if decision is None else apply(change, Snapshot(instance, task), decision)
+            snapshot = None if decision is None else apply(change, Snapshot(instance, task), decision)
+            if instance is not None and change.get(*operation) is None:  # the task carries another operation out
+                change.put(INSTANCE_ACTIONS, joined(instance, operation[1][1], context, change.now_us))
+            return snapshot
 
-        operation = (INSTANCE_ACTIONS, (uuid, request.operation_id or fresh_id))
         keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (fresh_id,)), operation, *known]
         ticket = self._ledger.submit(partition_of(uuid), keys, decide)
         ticket.on_done(self._committed)
-        ticket.on_done(lambda done: self._remember(request, done))
         result = ticket.wait(self._timeout_ms(context))
         return result if isinstance(result, _Unread) else None
-
-    def _remember(self, request: InstanceDeleteRequest, ticket: Ticket) -> None:
-        if ticket.error is None and not isinstance(ticket.result, _Unread):
-            self._accepted[(request.uuid, request.operation_id)] = None
-            if len(self._accepted) > self._settings.accepted_deletes_max:
-                self._accepted.popitem(last=False)
 
     def _committed(self, ticket: Ticket) -> None:
         """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""

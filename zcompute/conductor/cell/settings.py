@@ -10,7 +10,6 @@ class CellSettings:
     """Everything but the task engine's (TaskSettings) and the ledger's own."""
 
     commit_ms_max: int = 10_000
-    accepted_deletes_max: int = 10_000
     scan_rows: int = 500
     scan_retry_ms: int = 500
     attach_hosts_max: int = 1000

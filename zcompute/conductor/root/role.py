@@ -16,6 +16,7 @@ from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
 from zcompute.conductor.forwarding import Forwarding
+from zcompute.conductor.purge import Purge
 from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cells import CellsFeed, register_cell
@@ -24,7 +25,7 @@ from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.db.errors import StoreError
-from zcompute.db.tables import BUILD_REQUESTS, CELLS
+from zcompute.db.tables import BUILD_REQUESTS, CELLS, OPERATIONS
 from zcompute.log import REPEATED
 from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
@@ -92,6 +93,13 @@ class RootRole:
             env.config.conductor.build_deadline_s,
             self._limits,
         )
+        self._purge = Purge(
+            env.ledger,
+            env.store,
+            OPERATIONS,
+            lambda operation: operation.created_at_us,
+            env.config.conductor.operations_retention_hours * 3600,
+        )
         self._resumers: set[gevent.Greenlet] = set()
         self._running = False
 
@@ -117,6 +125,7 @@ class RootRole:
         self._running = True
         self._cells.start()
         self._hand_off.start()
+        self._purge.start()
         self._ledger.on_gain(self._gained)
         self._ledger.on_lose(self._lost)
         self._env.endpoint.on_link_up(self._link_up)
@@ -127,6 +136,7 @@ class RootRole:
         self._running = False
         gevent.killall(list(self._resumers), block=False)
         self._resumers.clear()
+        self._purge.stop()
         self._hand_off.stop()
         self._cells.stop()
 

@@ -312,7 +312,8 @@ def test_a_silent_delete_parks_and_a_second_delete_revives_it(make):
     world.delete(uuid)
     world.wait_state(uuid, VM_ERROR)
     agent.silent = False
-    world.delete(uuid)
+    world.delete(uuid)  # the same operation: its outcome is known, nothing is done for it
+    world.delete(uuid, operation_id="op-d2")
     world.wait_state(uuid, VM_DELETED)
 
 
@@ -369,7 +370,7 @@ def test_a_delete_revived_while_its_parked_runner_looks_again_has_its_deadline(m
     world.wait_state(uuid, VM_ERROR)
     world.attach(agent)
     wait_for(lambda: world.engine.counts()[1] == 1)  # for revival_s_max
-    world.delete(uuid)
+    world.delete(uuid, operation_id="op-d2")
     world.wait_state(uuid, VM_ERROR, TASK_DELETING)
     world.wait_state(uuid, VM_ERROR)
     assert world.task(uuid).state == TASK_PARKED
@@ -451,12 +452,23 @@ def test_runners_that_never_began_give_their_place_up(make):
     assert world.engine.counts() == (1, 1, 0)
 
 
-def test_a_delete_repeated_after_its_end_has_its_first_outcome(make):
+@pytest.mark.parametrize("operation_id", ["op-1", "op-2"])
+def test_a_delete_repeated_after_its_end_and_a_take_over_has_its_first_outcome(make, operation_id):
+    """op-1 began the delete, op-2 came while it was under way: both were accepted."""
     world = make("h1")
     uuid = world.build()
     world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    agent.silent = True
     world.delete(uuid, operation_id="op-1")
+    wait_for(lambda: agent.named("destroy"))
+    world.delete(uuid, operation_id="op-2")
+    agent.finish("destroy", agent.named("destroy")[-1])
     world.wait_state(uuid, VM_DELETED)
-    world.delete(uuid, operation_id="op-1")
+    world.delete(uuid, operation_id=operation_id)
+    heir = make(database=world.database)
+    heir.delete(uuid, operation_id=operation_id)
     with pytest.raises(InstanceNotFound):
-        world.delete(uuid, operation_id="op-2")
+        heir.delete(uuid, operation_id="op-3")
+    with pytest.raises(InstanceNotFound):
+        heir.delete(uuid, operation_id=operation_id, project_id="another")

@@ -144,7 +144,7 @@ def test_a_build_that_comes_back_from_another_cell_is_the_same_action_again(make
     assert [event[0] for event in events(world)].count("build_schedule") == 3
 
 
-def test_a_delete_is_an_action_of_its_own_and_a_repeat_adds_nothing(make: Any) -> None:
+def test_each_delete_is_an_action_of_its_own_and_a_repeat_adds_nothing(make: Any) -> None:
     world = make("h1")
     uuid = world.build()
     world.wait_state(uuid, VM_ACTIVE)
@@ -160,6 +160,7 @@ def test_a_delete_is_an_action_of_its_own_and_a_repeat_adds_nothing(make: Any) -
     assert [(each.action, each.operation_id, each.result) for each in actions(world)] == [
         ("create", "op", RESULT_SUCCESS),
         ("delete", "op-d", RESULT_SUCCESS),
+        ("delete", "another", RESULT_SUCCESS),
     ]
     assert events(world)[-2:] == [
         ("delete_destroy", 1, "h1", RESULT_SUCCESS),
