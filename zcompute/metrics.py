@@ -76,6 +76,10 @@ def families(stat: EndpointStat) -> Iterable[Metric]:
     made.gauge("open_calls", "Own calls without an answer", stat.open_calls)
     made.gauge("serving_calls", "Calls of peers, queued or running", stat.serving_calls)
     made.gauge("queued_messages", "Calls, casts and replies waiting to be sent", stat.queued)
+    made.gauge("streams_published", "Streams published", stat.streams_published)
+    made.gauge("streams_followed", "Streams followed at peers", stat.streams_followed)
+    made.gauge("stream_events_waiting", "Events of streams not taken by a handler yet", stat.stream_events_waiting)
+    _add_streams(made, stat)
     _add_methods(made, stat)
     _add_pools(made, stat)
     _add_counters(made, stat)
@@ -99,6 +103,19 @@ def _add_methods(made: _Families, stat: EndpointStat) -> None:
         made.counter("asked_sent", "Own calls and casts", asked.sent, method=asked.method)
         made.gauge("asked_open", "Own calls without an answer", asked.open, method=asked.method)
         made.gauge("asked_oldest_seconds", "Age of the oldest", asked.oldest_ms / 1000, method=asked.method)
+
+
+def _add_streams(made: _Families, stat: EndpointStat) -> None:
+    """By topic: a topic may have a stream for each of very many keys."""
+    topics: dict[str, tuple[int, int, int, int]] = {}
+    for row in stat.streams:
+        followers, events, size, appended = topics.get(row.topic, (0, 0, 0, 0))
+        topics[row.topic] = (followers + row.followers, events + row.events, size + row.bytes, appended + row.next)
+    for topic, (followers, events, size, appended) in topics.items():
+        made.gauge("stream_followers", "Links that follow", followers, topic=topic)
+        made.gauge("stream_kept_events", "Events kept", events, topic=topic)
+        made.gauge("stream_kept_bytes", "Bytes of these", size, topic=topic)
+        made.gauge("stream_cursors", "Cursors of the next events, added up", appended, topic=topic)
 
 
 def _add_pools(made: _Families, stat: EndpointStat) -> None:

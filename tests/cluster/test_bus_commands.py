@@ -54,7 +54,7 @@ def test_services_that_listen_on_nothing_are_asked_through_a_conductor(region: R
     assert pinged["round_trip_us"] >= pinged["reply"]["relay_us"] > 0
 
 
-@pytest.mark.parametrize("view", ["link", "method", "pool", "service"])
+@pytest.mark.parametrize("view", ["link", "stream", "method", "pool", "service"])
 def test_tables_say_how_many_rows_there_are(region: Region, view: str) -> None:
     done = command("bus", "stat", "--by", view, "--rows", "3", "--state-dir", str(region.paths.state_dir))
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,16 @@ from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving
 from zcompute.bus.sessions import Sessions
-from zcompute.bus.stat import EndpointStat, asked_stats, link_stat, method_stats, pool_stats, strangers_of, work_of
+from zcompute.bus.stat import (
+    EndpointStat,
+    asked_stats,
+    link_stat,
+    method_stats,
+    pool_stats,
+    strangers_of,
+    stream_stats,
+    work_of,
+)
 from zcompute.bus.streams import Stream, Streams
 from zcompute.bus.turn import Turn
 from zcompute.bus.workers import WorkerPool
@@ -271,6 +280,10 @@ class Endpoint:
             open_calls=work.open_calls,
             serving_calls=work.serving_calls,
             queued=work.queued,
+            streams_published=len(self.streams),
+            streams_followed=work.streams_followed,
+            stream_events_waiting=work.stream_events_waiting,
+            streams=stream_stats(self.streams),
             links=[link_stat(link, link in self._diallers, self.refusals.of(link.name), now) for link in page],
             methods=method_stats(self.serving.methods, work.asked, now),
             asked=asked_stats(self._prepared.values(), work.asking, now),

@@ -1,6 +1,6 @@
 """Streams that we follow at a link's peer: in order, from a cursor on, with credit; see zcompute.bus.streams."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zcompute.bus.envelope import Envelope, Follow, StreamBatch, StreamCredit, StreamGap
@@ -41,7 +41,7 @@ class StreamSkip:
 class Following:
     """A stream that we follow at a peer."""
 
-    __slots__ = ("asked_at", "confirmed", "expected", "handled", "limit", "name", "number", "said_at", "told")
+    __slots__ = ("asked_at", "confirmed", "expected", "gaps", "handled", "limit", "name", "number", "said_at", "told")
 
     def __init__(self, name: StreamName, cursor: int) -> None:
         self.name = name
@@ -49,7 +49,13 @@ class Following:
         self.expected = self.handled = cursor
         self.limit = self.told = cursor
         self.confirmed = False
+        self.gaps = 0
         self.asked_at = self.said_at = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Events that arrived and that the application has not taken."""
+        return self.expected - self.handled
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,11 @@ class StreamReceiver:
 
     def __len__(self) -> int:
         return len(self._followings)
+
+    @property
+    def followings(self) -> Iterable[Following]:
+        """Each stream that is followed."""
+        return self._followings.values()
 
     @property
     def cursors(self) -> Mapping[StreamName, int]:
@@ -130,6 +141,7 @@ class StreamReceiver:
         if gap.end == gap.first:
             return Found(None, None)
         following.confirmed = True
+        following.gaps += 1
         skip = StreamSkip(gap.topic, gap.key, gap.first, gap.end)
         following.expected = gap.end
         following.told = -1

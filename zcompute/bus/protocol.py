@@ -43,7 +43,7 @@ from zcompute.bus.errors import (
     FrameRefused,
     from_wire,
 )
-from zcompute.bus.following import StreamReceiver
+from zcompute.bus.following import StreamReceiver, StreamSkip
 from zcompute.bus.greeting import peer_of as peer_of
 from zcompute.bus.happenings import (
     AcksArrived,
@@ -322,6 +322,8 @@ class LinkCore(Calls):
         found = self.streams_in.receive(envelope, now)
         if found.happening is not None:
             happenings.append(found.happening)
+            if isinstance(found.happening, StreamSkip):
+                self.counters["stream_gaps"] += 1
         if found.question is not None:
             self.outgoing.add_control(found.question)
 

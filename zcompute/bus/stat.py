@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from zcompute.bus.link import Link
     from zcompute.bus.method import PreparedMethod
     from zcompute.bus.serving import Served
+    from zcompute.bus.streams import Stream
     from zcompute.bus.workers import WorkerPool
 
 LINKS_PER_PAGE_MAX = 1_000
 STRANGERS_SHOWN_MAX = 100
+STREAMS_SHOWN_MAX = 256
 
 
 class LaneStat(msgspec.Struct, kw_only=True):
@@ -26,6 +28,29 @@ class LaneStat(msgspec.Struct, kw_only=True):
     unacked: int = 0  # ours that have no answer
     credit: int = 0  # how many more we may send
     owed: int = 0  # the peer's, in this lane of ours
+
+
+class StreamStat(msgspec.Struct, kw_only=True):
+    """One stream that is published here. The events kept have the cursors `first` to `next` - 1."""
+
+    topic: str
+    key: str
+    followers: int = 0  # links that follow
+    events: int = 0  # kept, for those behind
+    bytes: int = 0  # of these, with overhead
+    first: int = 0  # who is behind this is told a gap
+    next: int = 0
+
+
+class FollowedStat(msgspec.Struct, kw_only=True):
+    """One stream that is followed here at the link's peer."""
+
+    topic: str
+    key: str
+    cursor: int = 0  # of the event awaited next
+    waiting: int = 0  # events that arrived and the application has not taken
+    gaps: int = 0  # told by the publisher, since it is followed
+    answered: bool = False  # False: the publisher did not answer yet, or publishes no such stream
 
 
 class LinkStat(msgspec.Struct, kw_only=True):
@@ -54,6 +79,8 @@ class LinkStat(msgspec.Struct, kw_only=True):
     report_credit: int = 0  # how many more we may send
     reports_owed: int = 0  # the peer's that we have not acked as durable
     lanes: list[LaneStat] = msgspec.field(default_factory=list)  # those with anything unanswered, by number
+    followers: int = 0  # streams of ours that the peer follows
+    followed: list[FollowedStat] = msgspec.field(default_factory=list)  # the peer's, at most STREAMS_SHOWN_MAX
     inbox: int = 0  # reports, acks and events that arrived and were not told to the application
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -117,6 +144,10 @@ class EndpointStat(msgspec.Struct, kw_only=True):
     open_calls: int = 0
     serving_calls: int = 0
     queued: int = 0
+    streams_published: int = 0
+    streams_followed: int = 0
+    stream_events_waiting: int = 0  # of those followed: arrived, and not taken by the application
+    streams: list[StreamStat] = msgspec.field(default_factory=list)  # published, at most STREAMS_SHOWN_MAX
     links: list[LinkStat] = msgspec.field(default_factory=list)
     methods: list[MethodStat] = msgspec.field(default_factory=list)
     asked: list[AskedStat] = msgspec.field(default_factory=list)
@@ -133,6 +164,8 @@ class Work(msgspec.Struct):
     open_calls: int = 0
     serving_calls: int = 0
     queued: int = 0
+    streams_followed: int = 0
+    stream_events_waiting: int = 0
 
 
 def work_of(links: Iterable["Link"]) -> Work:
@@ -147,6 +180,9 @@ def work_of(links: Iterable["Link"]) -> Work:
         if core.serving:
             work.asked.append(link)
             work.serving_calls += len(core.serving)
+        if len(core.streams_in):
+            work.streams_followed += len(core.streams_in)
+            work.stream_events_waiting += sum(following.waiting for following in core.streams_in.followings)
         queued += core.outgoing.queued
     work.queued = queued
     return work
@@ -174,6 +210,8 @@ def link_stat(link: "Link", dialled: bool, refused: dict[str, int], now: float) 
         report_credit=link.report_credit,
         reports_owed=core.reports_in.unacked,
         lanes=lane_stats(link),
+        followers=len(core.streams_out),
+        followed=followed_stats(link),
         inbox=len(link.inbox),
         bytes_sent=link.sender.bytes_sent,
         bytes_received=core.bytes_received,
@@ -200,6 +238,39 @@ def lane_stats(link: "Link") -> list[LaneStat]:
             lane=lane, unacked=unacked[lane], credit=link.lane_room(lane) if lane in unacked else 0, owed=owed[lane]
         )
         for lane in sorted({*unacked, *owed})
+    ]
+
+
+def followed_stats(link: "Link") -> list[FollowedStat]:
+    """The streams followed at a link's peer; those with the most events waiting, where they are too many."""
+    followings = sorted(link.core.streams_in.followings, key=lambda following: -following.waiting)[:STREAMS_SHOWN_MAX]
+    return [
+        FollowedStat(
+            topic=following.name[0],
+            key=following.name[1],
+            cursor=following.expected,
+            waiting=following.waiting,
+            gaps=following.gaps,
+            answered=following.confirmed,
+        )
+        for following in followings
+    ]
+
+
+def stream_stats(streams: Iterable["Stream"]) -> list[StreamStat]:
+    """The streams published here; those with the most events kept, where they are too many."""
+    shown = sorted(streams, key=lambda stream: stream.first - stream.next)[:STREAMS_SHOWN_MAX]
+    return [
+        StreamStat(
+            topic=stream.topic,
+            key=stream.key,
+            followers=stream.followers,
+            events=stream.next - stream.first,
+            bytes=stream.bytes,
+            first=stream.first,
+            next=stream.next,
+        )
+        for stream in shown
     ]
 
 

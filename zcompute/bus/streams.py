@@ -7,7 +7,7 @@ to, so a slow one is waited for by nobody but itself.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from zcompute.bus.envelope import Envelope, Follow, StreamBatch, StreamCredit, StreamGap
 from zcompute.bus.errors import BusConfigError, Busy, FrameRefused
@@ -92,6 +92,9 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._streams.values())
 
     def get(self, name: StreamName) -> Stream | None:
         """The stream of that name, None when it is not published (any more)."""

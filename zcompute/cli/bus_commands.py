@@ -59,6 +59,42 @@ def lane_rows(stat: EndpointStat) -> list[Row]:
     ]
 
 
+def stream_rows(stat: EndpointStat) -> list[Row]:
+    """A row per stream published by the service, then one per stream that it follows at a peer."""
+    published = [
+        {
+            "service": stat.service_id,
+            "peer": "",
+            "stream": f"{stream.topic}/{stream.key}",
+            "followers": stream.followers,
+            "kept": stream.events,
+            "kept_kb": stream.bytes // 1000,
+            "first": stream.first,
+            "next": stream.next,
+            "waiting": 0,
+            "gaps": 0,
+        }
+        for stream in stat.streams
+    ]
+    followed = [
+        {
+            "service": stat.service_id,
+            "peer": link.service_id or link.address,
+            "stream": f"{stream.topic}/{stream.key}" + ("" if stream.answered else " (no answer)"),
+            "followers": 0,
+            "kept": 0,
+            "kept_kb": 0,
+            "first": 0,
+            "next": stream.cursor,
+            "waiting": stream.waiting,
+            "gaps": stream.gaps,
+        }
+        for link in stat.links
+        for stream in link.followed
+    ]
+    return published + followed
+
+
 def method_rows(stat: EndpointStat) -> list[Row]:
     """A row per method served."""
     return [
@@ -114,13 +150,22 @@ def service_rows(stat: EndpointStat) -> list[Row]:
             "open": stat.open_calls,
             "serving": stat.serving_calls,
             "queued": stat.queued,
+            "published": stat.streams_published,
+            "followed": stat.streams_followed,
             "oldest_ms": max((link.oldest_ms for link in stat.links), default=0),
             "refused": refused_text(refused),
         }
     ]
 
 
-VIEWS = {"link": link_rows, "lane": lane_rows, "method": method_rows, "pool": pool_rows, "service": service_rows}
+VIEWS = {
+    "link": link_rows,
+    "lane": lane_rows,
+    "stream": stream_rows,
+    "method": method_rows,
+    "pool": pool_rows,
+    "service": service_rows,
+}
 
 
 def refused_text(refused: dict[str, int]) -> str:
@@ -130,7 +175,7 @@ def refused_text(refused: dict[str, int]) -> str:
 
 def worst_first(rows: list[Row]) -> list[Row]:
     """What waits longest comes first, then the longest queue; the rest stays in order."""
-    return sorted(rows, key=lambda row: (-row.get("oldest_ms", 0), -row.get("queued", 0)))
+    return sorted(rows, key=lambda row: (-row.get("oldest_ms", 0), -row.get("queued", 0), -row.get("waiting", 0)))
 
 
 def print_table(rows: list[Row], what: str, rows_max: int) -> None:

@@ -24,8 +24,10 @@ from zcompute.bus import (
 )
 from zcompute.bus.counters import OTHERS, PEERS_KEPT_MAX, Counters, Refusals
 from zcompute.bus.inside import RELAYS_MAX
-from zcompute.bus.stat import AskedStat, LinkStat, MethodStat, PoolStat, strangers_of
+from zcompute.bus.stat import AskedStat, FollowedStat, LinkStat, MethodStat, PoolStat, StreamStat, strangers_of
 from zcompute.bus.workers import WorkerPool
+from zcompute.cli.bus_commands import stream_rows
+from zcompute.metrics import families
 
 
 def method(stat: EndpointStat, name: str) -> MethodStat:
@@ -265,3 +267,52 @@ def test_the_oldest_job_of_a_pool_has_an_age_and_marks_stay_few() -> None:
     jobs.mark(20.0)
     assert jobs.oldest_age_s(21.0) == 1.0
     jobs.close()
+
+
+def test_streams_are_shown_by_who_publishes_and_by_who_follows(bus: Bus) -> None:
+    server, client = bus.endpoint("conductor", "conductor-1"), bus.endpoint("compute", "compute-1")
+    go_on = Flag()
+    client.on_stream("news", lambda link, news: go_on.wait(10) and None)
+    stream = server.publish_stream("news", "p7", roles=["compute"], events_max=10)
+    link = connect(server, client)
+    for _ in range(30):
+        stream.append(b"x" * 84)
+    link.follow("news", "p7")
+    link.follow("news", "nobody's")
+    wait_until(lambda: client.stat().stream_events_waiting > 0)
+    (published,) = server.stat().streams
+    assert published == StreamStat(topic="news", key="p7", followers=1, events=10, bytes=1000, first=20, next=30)
+    assert server.stat().streams_published == 1
+    assert only_link(server.stat()).followers == 2
+    stat = client.stat()
+    assert (stat.streams_published, stat.streams_followed) == (0, 2)
+    followed = {row.key: row for row in only_link(stat).followed}
+    expected = FollowedStat(topic="news", key="p7", cursor=30, waiting=30, gaps=1, answered=True)
+    assert followed["p7"] == expected  # the skip waits with the events behind it
+    assert not followed["nobody's"].answered
+    assert stat.counters["stream_gaps"] == 1
+    rows = [row for shown in (server.stat(), stat) for row in stream_rows(shown)]
+    assert [(row["service"], row["stream"], row["waiting"]) for row in rows] == [
+        ("conductor-1", "news/p7", 0),
+        ("compute-1", "news/p7", 30),
+        ("compute-1", "news/nobody's (no answer)", 0),
+    ]
+    go_on.set()
+    wait_until(lambda: client.stat().stream_events_waiting == 0)
+
+
+def test_streams_are_in_the_metrics_by_topic(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    for key in ("a", "b"):
+        server.publish_stream("news", key, roles=["compute"]).append(b"x" * 84)
+    found = {
+        sample.name: (sample.labels, sample.value)
+        for family in families(server.stat())
+        for sample in family.samples
+        if "stream" in sample.name
+    }
+    by_topic = {"service": "conductor-1", "topic": "news"}
+    assert found["zcompute_bus_streams_published"] == ({"service": "conductor-1"}, 2)
+    assert found["zcompute_bus_stream_kept_events"] == (by_topic, 2)
+    assert found["zcompute_bus_stream_kept_bytes"] == (by_topic, 200)
+    assert found["zcompute_bus_stream_cursors"] == (by_topic, 2)
