@@ -54,12 +54,17 @@ def test_services_that_listen_on_nothing_are_asked_through_a_conductor(region: R
     assert pinged["round_trip_us"] >= pinged["reply"]["relay_us"] > 0
 
 
-@pytest.mark.parametrize("view", ["link", "stream", "method", "pool", "service"])
+@pytest.mark.parametrize("view", ["link", "method", "pool", "service"])
 def test_tables_say_how_many_rows_there_are(region: Region, view: str) -> None:
     done = command("bus", "stat", "--by", view, "--rows", "3", "--state-dir", str(region.paths.state_dir))
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^\d+ {view}s, 3 shown$", done.stdout, re.MULTILINE), done.stdout
     assert "conductor" in done.stdout
+
+
+def test_the_table_of_streams_of_a_region_without_any_is_empty(region: Region) -> None:
+    done = command("bus", "stat", "--by", "stream", "--state-dir", str(region.paths.state_dir))
+    assert (done.returncode, done.stdout) == (0, "0 streams, 0 shown\n"), done.stderr
 
 
 def test_ping_counts_and_a_service_that_is_not_there_is_one_sentence(region: Region) -> None:
