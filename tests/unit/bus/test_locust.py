@@ -5,10 +5,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("locust")
-
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
     import locust  # patches, and imports zmq.green
