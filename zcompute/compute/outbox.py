@@ -125,6 +125,10 @@ class Outbox:
     def entry(self, seq: int) -> Entry:
         return self._entries[seq]
 
+    def body(self, seq: int) -> ReportBody:
+        """What an entry says."""
+        return self._bodies[seq]
+
     def entries(self) -> Iterator[Entry]:
         """All that is owed, oldest first."""
         return iter(sorted(self._entries.values(), key=lambda entry: entry.seq))

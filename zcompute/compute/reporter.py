@@ -8,6 +8,7 @@ import msgspec
 from gevent.event import Event
 
 from zcompute.bus import Ack, BusError, Link, Report
+from zcompute.bus.errors import UnsupportedVersion
 from zcompute.compute.dispatch import Dispatch
 from zcompute.compute.outbox import Entry, Outbox
 from zcompute.compute.settings import Settings
@@ -15,6 +16,7 @@ from zcompute.log import REPEATED
 from zcompute.objects.report import (
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
+    VERDICT_NOT_YET,
     VERDICT_NOT_YOURS,
     Observation,
     StepResult,
@@ -155,12 +157,24 @@ class Reporter:
 
     def _send(self, owner: str, link: Link, now: float) -> None:
         entries = self._dispatch.take(owner, now, link.report_credit, link.lane_room)
-        if not entries:
+        reports = [report for entry in entries if (report := self._readable(owner, link, entry, now)) is not None]
+        if not reports:
             return
         taken = 0
         try:
-            taken = link.report([Report(entry.key, entry.seq, entry.payload) for entry in entries])
+            taken = link.report(reports)
         except BusError as error:
             log.debug("reports not taken peer=%s error=%s", owner, error)
-        if taken < len(entries):
-            self._dispatch.untake(owner, entries[taken:])
+        if taken < len(reports):
+            self._dispatch.untake(owner, [self._outbox.entry(report.seq) for report in reports[taken:]])
+
+    def _readable(self, owner: str, link: Link, entry: Entry, now: float) -> Report | None:
+        """The report as the peer reads it; what an older one cannot be told waits for its upgrade, as for a grant."""
+        if not link.lowers:
+            return Report(entry.key, entry.seq, entry.payload)
+        try:
+            return Report(entry.key, entry.seq, link.encode(self._outbox.body(entry.seq)))
+        except UnsupportedVersion as error:
+            log.info("report not sayable yet instance=%s error=%s", entry.key, error, extra=REPEATED)
+            self._dispatch.answered(owner, Ack(entry.key, entry.seq, VERDICT_NOT_YET), now)
+            return None

@@ -9,6 +9,8 @@ from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import Change as RowChange
 from zcompute.db.batch import Delete, Insert, Numbering, Purge, Update, ordered
 from zcompute.db.tables import NOTIFICATIONS, Row, TableCodec
+from zcompute.objects.base import pack
+from zcompute.objects.stored import Pack
 
 
 class TableShape:
@@ -51,10 +53,10 @@ def shape_of(table: TableCodec[Any]) -> TableShape:
     return shape
 
 
-def render_put(put: Put, partition: int) -> None:
+def render_put(put: Put, partition: int, packed: Pack = pack) -> None:
     """Make the image's row, while the decision can still be refused alone. Raises what the codec raises."""
     if put.image is not None:
-        put.row = put.table.to_row(put.image, partition)
+        put.row = put.table.to_row(put.image, partition, packed)
         put.size_bytes = sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in put.row)
     else:
         put.size_bytes = sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in put.rowkey[1])

@@ -102,6 +102,7 @@ class Keeper:
             rows = self._store.read_map()
         if not self._check(rows):
             return
+        self._ledger.write_at(rows.release)
         self._gain(gains(rows, self._lanes, self._held_epochs))
         self._ledger.publish(rows.partition_map())
         moves = [move for move in plan_moves(rows, self._able()) if move.from_lane in self._lanes]

@@ -26,6 +26,7 @@ from zcompute.db.store import Store
 from zcompute.objects.base import pack
 from zcompute.objects.notification import Notification
 from zcompute.objects.partition import PartitionMap
+from zcompute.objects.stored import Pack, pack_at
 
 __all__ = ["Change", "Held", "Keys", "Ledger", "Ticket"]
 
@@ -60,6 +61,8 @@ class Ledger:
         self._publisher = f"conductor:{cell}"
         self._limits = limits
         self._now_us = now_us
+        self._release = ""
+        self._packed: Pack = pack
         self._cache = RowCache(limits.cache_rows_max, limits.evict_scan_max)
         self._loader = Loader(store, limits, self._missing, self._loaded)
         self._held: dict[int, Held] = {}
@@ -230,7 +233,7 @@ class Ledger:
         rows = [*puts, *change.appended]
         for put in rows:
             try:
-                render_put(put, change.partition)
+                render_put(put, change.partition, self._packed)
             except Exception as error:
                 raise invalid_row(put.table.name, f"{type(error).__name__}: {error}") from error
         limits = self._limits
@@ -246,10 +249,10 @@ class Ledger:
         """A change is never refused for what is told of it: a payload over the limit is left out, and that is said."""
         notification.created_at_us = change.now_us
         notification.publisher_id = notification.publisher_id or self._publisher
-        body = pack(notification)
+        body = self._packed(notification)
         if len(body) > self._limits.notification_bytes_max:
             notification.payload, notification.truncated = b"", True
-            body = pack(notification)
+            body = self._packed(notification)
         return Note(notification, body)
 
     def _missing(self, token: object, rowkey: RowKey) -> bool:
@@ -409,6 +412,11 @@ class Ledger:
                 held.lane.last_n.pop(partition, None)
                 lost.append(partition)
         self._notify(self._lost, lost)
+
+    def write_at(self, release: str) -> None:
+        """What is decided from now on is stored as the cell's committed release level has it ("": as it is here)."""
+        if release != self._release:
+            self._release, self._packed = release, pack_at(release)
 
     def publish(self, new_map: PartitionMap) -> None:
         """A newer partition map was read."""

@@ -249,7 +249,8 @@ def read_beats(session: Session) -> dict[str, int]:
 def read_map(session: Session) -> MapRows:
     """Store.read_map: read again while the version moves underneath."""
     for _ in range(MAP_READ_TRIES_MAX):
-        cell, version, term = session.select("SELECT cell, map_version, term FROM cell_state WHERE id = 1")[0]
+        found = session.select("SELECT cell, map_version, term, `release` FROM cell_state WHERE id = 1")[0]
+        cell, version, term, release = found
         rows = MapRows(
             cell=cell,
             map_version=version,
@@ -257,6 +258,7 @@ def read_map(session: Session) -> MapRows:
             partitions=_partition_rows(session),
             lanes=_lane_rows(session),
             conductors=_conductor_rows(session),
+            release=release,
         )
         if session.select("SELECT map_version FROM cell_state WHERE id = 1")[0][0] == version:
             return rows

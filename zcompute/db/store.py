@@ -64,6 +64,7 @@ class MapRows(msgspec.Struct, frozen=True):
     partitions: list[PartitionRow]
     lanes: dict[int, LaneRow]
     conductors: dict[str, ConductorRow]
+    release: str = ""  # the cell's committed release level: stored objects have its form
 
     def partitions_of(self, lane_ids: Sequence[int]) -> dict[int, int]:
         """The partitions on these lanes, with their owner_epoch."""

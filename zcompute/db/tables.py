@@ -20,6 +20,7 @@ from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import Fault, Instance, ServerSpec
 from zcompute.objects.notification import NotifierCursor, StoredNotification, UsageAudit
 from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, partition_of
+from zcompute.objects.stored import Pack
 from zcompute.objects.task import Task, TaskBody
 
 T = TypeVar("T", bound=VersionedObject)
@@ -42,7 +43,7 @@ class Field:
     attribute: str
     columns: tuple[str, ...]
     paths: tuple[str, ...]
-    encode: Callable[[Any], Any] | None = None
+    encode: Callable[[Any, Pack], Any] | None = None
     decode: Callable[..., Any] | None = None
 
 
@@ -55,8 +56,8 @@ def _flags(*names: str) -> tuple[Field, ...]:
 
 
 def _packed(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
-    def encode(value: VersionedObject | None) -> bytes | None:
-        return None if value is None else pack(value)
+    def encode(value: VersionedObject | None, packed: Pack) -> bytes | None:
+        return None if value is None else packed(value)
 
     def decode(data: bytes | None) -> VersionedObject | None:
         return None if data is None else unpack(data, kind)
@@ -65,12 +66,12 @@ def _packed(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
 
 
 def _blob(name: str, decoder: msgspec.msgpack.Decoder[Any]) -> tuple[Field, ...]:
-    return (Field(name, (name,), (name,), _ENCODER.encode, decoder.decode),)
+    return (Field(name, (name,), (name,), lambda value, packed: _ENCODER.encode(value), decoder.decode),)
 
 
 def _packed_list(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
-    def encode(items: list[VersionedObject]) -> bytes:
-        return _ENCODER.encode([pack(item) for item in items])
+    def encode(items: list[VersionedObject], packed: Pack) -> bytes:
+        return _ENCODER.encode([packed(item) for item in items])
 
     def decode(data: bytes) -> list[VersionedObject]:
         return [unpack(item, kind) for item in _BLOBS.decode(data)]
@@ -118,7 +119,7 @@ class TableCodec(Generic[T]):
         self.update_columns: tuple[str, ...] = () if insert_only else self.columns[len(key) + len(own) :]
         self._width = len(key)
         self._values = attrgetter(*(path for field in fields for path in field.paths))
-        self._encoders: list[tuple[int, Callable[[Any], Any]]] = []
+        self._encoders: list[tuple[int, Callable[[Any, Pack], Any]]] = []
         self._readers: list[tuple[str, int, int, Callable[..., Any] | None]] = []
         self._key_of = attrgetter(*key)
         at = 0
@@ -145,11 +146,11 @@ class TableCodec(Generic[T]):
         home: int = getattr(stored, PARTITION_COLUMN)
         return home
 
-    def to_row(self, stored: T, partition_id: int) -> Row:
-        """The whole row, in the order of ``columns``."""
+    def to_row(self, stored: T, partition_id: int, packed: Pack = pack) -> Row:
+        """The whole row, in the order of ``columns``; objects inside as ``packed`` writes them (pack_at a level)."""
         values = list(self._values(stored))
         for index, encode in self._encoders:
-            values[index] = encode(values[index])
+            values[index] = encode(values[index], packed)
         if self.partition_key is not None:
             values.insert(self._width, partition_id)
         return tuple(values)

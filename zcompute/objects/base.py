@@ -36,10 +36,10 @@ _STORED = msgspec.msgpack.Decoder(tuple[str, int, int, msgspec.Raw])
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 
 
-def pack(stored: VersionedObject) -> bytes:
-    """The stored form: msgpack of [name, major, minor, fields]."""
-    major, minor = stored.VERSION
-    return _ENCODER.encode((type(stored).__name__, major, minor, stored))
+def pack(stored: VersionedObject, fields: Any = None, version: tuple[int, int] | None = None) -> bytes:
+    """The stored form: msgpack of [name, major, minor, fields]; of an older version, with the fields as it has them."""
+    major, minor = version or stored.VERSION
+    return _ENCODER.encode((type(stored).__name__, major, minor, stored if fields is None else fields))
 
 
 def unpack(data: bytes, kind: type[T]) -> T:

@@ -28,6 +28,7 @@ def test_an_upgrade_repeated_changes_nothing(store: Store) -> None:
     migrate.upgrade(store.url, "cell", "c1")
     rows = store.read_map()
     assert (rows.cell, rows.term, rows.map_version, len(rows.partitions)) == ("c1", 1, 0, PARTITIONS)
+    assert rows.release == schema.RELEASE_LEVEL
 
 
 def test_an_upgrade_cut_short_is_carried_on(new_url: Callable[[str], str]) -> None:

@@ -2,7 +2,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from zcompute.bus import Ack
+from zcompute.bus import Ack, Report
+from zcompute.bus.errors import UnsupportedVersion
 from zcompute.compute.outbox import Outbox
 from zcompute.compute.reporter import Reporter
 from zcompute.compute.settings import Settings
@@ -35,3 +36,42 @@ def test_a_report_refused_again_and_again_over_an_attached_link_is_given_up(tmp_
     reporter.link_ready("k1", link, False)
     refuse(reporter, link)
     assert len(reporter) == 0
+
+
+class OlderPeer:
+    """A link to a conductor that reads older versions; what it was sent."""
+
+    name, up, lowers, report_credit = "k1", True, True, 100
+
+    def __init__(self) -> None:
+        self.peer = SimpleNamespace(service_id="k1")
+        self.sent: list[Report] = []
+        self.cannot = False
+
+    def lane_of(self, key: str) -> int:
+        return 0
+
+    def lane_room(self, lane: int) -> int:
+        return 100
+
+    def encode(self, body: Observation) -> bytes:
+        if self.cannot:
+            raise UnsupportedVersion("swap cannot be said", interface="objects")
+        return b"older " + body.instance_uuid.encode()
+
+    def report(self, reports: list[Report]) -> int:
+        self.sent += reports
+        return len(reports)
+
+
+def test_an_older_conductor_is_told_in_the_versions_that_it_reads(tmp_path: Path) -> None:
+    reporter, _ = owing(tmp_path)
+    link: Any = OlderPeer()
+    link.cannot = True
+    reporter.link_ready("k1", link, False)
+    reporter.pump(0.0)
+    assert link.sent == []
+    assert len(reporter) == 1, "it waits, and is not sent to be misunderstood"
+    link.cannot = False
+    reporter.pump(LIMITS.not_yet_ms / 1000)
+    assert [report.payload for report in link.sent] == [b"older a"]
