@@ -101,14 +101,16 @@ def begin_spawn(instance: Instance, task: Task) -> Decision:
 
 
 def spawn_ended(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
-    """The agent's word on the spawn under way. It may come after the task has parked."""
+    """The agent's word on the spawn under way. It may come after the task has parked, and behind an observation that
+    the agent made after it: that one says how the machine is now.
+    """
     if result.outcome == OUTCOME_DONE:
         active = msgspec.structs.replace(
             instance,
             vm_state=VM_ACTIVE,
             task_state=None,
             task_id=None,
-            power_state=result.power_state,
+            power_state=instance.power_state if instance.observed_seq else result.power_state,
             launched_at_us=now_us,
             fault=None,
         )

@@ -1,3 +1,5 @@
+import msgspec
+
 from tests.unit.conductor.tasks.samples import (
     NOW_US,
     TASK,
@@ -10,7 +12,7 @@ from tests.unit.conductor.tasks.samples import (
 )
 from zcompute.conductor.tasks import build_walk as walk
 from zcompute.conductor.tasks.decision import park
-from zcompute.objects.instance import TASK_SCHEDULING, TASK_SPAWNING, VM_ACTIVE, VM_BUILDING, VM_ERROR
+from zcompute.objects.instance import POWER_SHUTDOWN, TASK_SCHEDULING, TASK_SPAWNING, VM_ACTIVE, VM_BUILDING, VM_ERROR
 from zcompute.objects.report import OUTCOME_FAILED
 from zcompute.objects.task import TASK_RUNNING, ClaimName
 
@@ -45,6 +47,13 @@ def test_a_result_done_is_active_and_ends_the_task_in_one_decision():
     assert (active.vm_state, active.task_state, active.task_id, active.power_state) == (VM_ACTIVE, None, None, 1)
     assert active.launched_at_us == NOW_US
     assert active.claim == f"{TASK}/1"
+
+
+def test_a_result_that_comes_behind_a_newer_observation_leaves_what_was_observed():
+    instance, task = spawning("h1")
+    observed = msgspec.structs.replace(instance, power_state=POWER_SHUTDOWN, agent_epoch=1, observed_seq=3)
+    active = walk.spawn_ended(observed, task, result_of(instance, task, "h1"), NOW_US, 60).instance
+    assert (active.vm_state, active.power_state) == (VM_ACTIVE, POWER_SHUTDOWN)
 
 
 def test_a_refused_claim_goes_to_the_next_candidate_and_releases_nothing():

@@ -1,0 +1,152 @@
+"""What a seed does to its cell: a list of events, each by itself, so that a failing plan shrinks by leaving out."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+FAULTS_MIN, FAULTS_MAX = 2, 8
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large and long a simulated life is."""
+
+    seconds: float = 5.0
+    conductors: int = 2
+    agents: int = 10
+    creates: int = 12
+    deletes: int = 6
+    powers: int = 40
+
+    @classmethod
+    def of(cls, seconds: float, conductors: int, agents: int) -> "Scale":
+        """As much work a second and an agent as in the smallest life."""
+        share = seconds / cls.seconds * agents / cls.agents
+        counts = (max(2, int(count * share)) for count in (cls.creates, cls.deletes, cls.powers))
+        return cls(seconds, conductors, agents, *counts)
+
+
+@dataclass(frozen=True)
+class Event:
+    """At this second of the life, this."""
+
+    at_s: float
+    kind: str
+    who: str = ""
+    other: str = ""
+    for_s: float = 0.0
+    number: int = 0
+
+    def __str__(self) -> str:
+        parts = [self.who, self.other, f"for {self.for_s:.3f} s" if self.for_s else "", f"#{self.number}"]
+        return f"{self.at_s:7.3f} {self.kind} {' '.join(part for part in parts if part)}"
+
+
+THEMES: dict[str, tuple[str, ...]] = {
+    "mixed": ("freeze", "kill", "stall_hub", "stop", "kill_agent", "freeze_agent", "cut", "block", "isolate", "crash",
+              "stall", "nasty", "slow", "failing", "zombie", "deaf", "late", "race"),
+    "zombies": ("zombie", "zombie", "zombie", "freeze", "stall_hub", "kill", "nasty", "late"),
+    "deaths": ("kill", "kill", "stop", "kill_agent", "nasty", "race", "race"),
+    "wires": ("block", "deaf", "deaf", "cut", "isolate", "slow", "freeze_agent", "late"),
+    "database": ("nasty", "nasty", "nasty", "crash", "stall", "kill"),
+    "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill"),
+}  # fmt: skip
+
+
+def make_plan(seed: int, scale: Scale) -> list[Event]:
+    """The events of a seed, in their order. A seed has a theme, so that faults of a kind meet."""
+    dice = random.Random(f"{seed} plan")
+    busy_s = scale.seconds * 0.9
+    events = [Event(0.0, "builds", number=dice.randrange(3))]
+    for number in range(scale.creates):
+        at_s = 0.3 + dice.random() * busy_s * 0.6
+        events.append(Event(at_s, "create", number=number))
+        if number < scale.deletes:
+            events.append(Event(at_s + dice.choice([0.05, 0.2, 0.6, 2.0]), "delete", number=number))
+    for _ in range(scale.powers):
+        events.append(Event(0.5 + dice.random() * busy_s, "power", number=dice.randrange(scale.creates)))
+    theme = dice.choice(list(THEMES))
+    share = scale.seconds / 5.0
+    numbers = itertools.count(scale.creates)
+    for _ in range(dice.randint(int(FAULTS_MIN * share), int(FAULTS_MAX * share))):
+        kind, at_s = dice.choice(THEMES[theme]), 0.3 + dice.random() * busy_s
+        scene = SCENES.get(kind)
+        events += [_fault(dice, scale, kind, at_s)] if scene is None else scene(dice, scale, at_s, numbers)
+    return sorted(events, key=lambda event: event.at_s)
+
+
+def _zombie(dice: random.Random, scale: Scale, at_s: float, _: Iterator[int]) -> list[Event]:
+    """A conductor stops with batches under way, some of which take long to arrive, and goes on when others own."""
+    stop_s = at_s + dice.uniform(0.0002, 0.004)
+    return [
+        Event(at_s, "late_packets", for_s=0.01),
+        Event(at_s, "power_all"),
+        Event(stop_s, "freeze", _conductor(dice, scale), for_s=dice.choice([0.75, 0.9, 1.3])),
+        Event(stop_s + 0.001, "power_all"),
+    ]
+
+
+def _deaf(dice: random.Random, scale: Scale, at_s: float, _: Iterator[int]) -> list[Event]:
+    """An agent is heard and hears no verdict, then its links break: it must say again what was taken."""
+    agent = _agent(dice, scale)
+    names = [f"c{n}" for n in range(1, scale.conductors + 1)]
+    end_s = at_s + dice.choice([0.05, 0.3, 0.8])
+    return [
+        *(Event(at_s, "block", name, agent, for_s=end_s + 0.01 - at_s) for name in names),
+        Event(at_s + 0.005, "power_all", agent),
+        Event(at_s + (end_s - at_s) / 2, "power_all", agent),
+        *(Event(end_s, "cut", name, agent) for name in names),
+    ]
+
+
+def _late(dice: random.Random, scale: Scale, at_s: float, numbers: Iterator[int]) -> list[Event]:
+    """Commands of a conductor arrive when another has taken over and adopted."""
+    name = _conductor(dice, scale)
+    return [
+        *(Event(at_s, "create", number=next(numbers)) for _ in range(3)),
+        Event(at_s + 0.001, "isolate", name, for_s=dice.choice([0.95, 1.2]), number=0),
+        Event(at_s + dice.choice([0.02, 0.1]), "freeze", name, for_s=2.0),
+    ]
+
+
+def _race(dice: random.Random, scale: Scale, at_s: float, numbers: Iterator[int]) -> list[Event]:
+    """One conductor dies, then the other, while hypervisors take their time."""
+    names = [f"c{n}" for n in range(1, scale.conductors + 1)]
+    dice.shuffle(names)
+    chosen = [next(numbers) for _ in range(3)]
+    return [
+        Event(at_s, "builds", number=2),
+        *(Event(at_s, "create", number=number) for number in chosen),
+        *(Event(at_s + 0.2, "delete", number=number) for number in chosen[:2]),
+        Event(at_s + 0.3, "kill", names[0], for_s=0.2),
+        Event(at_s + dice.choice([1.0, 1.1, 1.3]), "kill", names[-1], for_s=0.2),
+    ]
+
+
+Scene = Callable[[random.Random, Scale, float, Iterator[int]], list[Event]]
+SCENES: dict[str, Scene] = {"zombie": _zombie, "deaf": _deaf, "late": _late, "race": _race}
+
+
+def _conductor(dice: random.Random, scale: Scale) -> str:
+    return f"c{dice.randint(1, scale.conductors)}"
+
+
+def _agent(dice: random.Random, scale: Scale) -> str:
+    return f"a{dice.randint(1, scale.agents)}"
+
+
+def _fault(dice: random.Random, scale: Scale, kind: str, at_s: float) -> Event:
+    conductor, agent = _conductor(dice, scale), _agent(dice, scale)
+    if kind in ("kill", "freeze", "stall_hub", "stop"):
+        return Event(at_s, kind, conductor, for_s=dice.choice([0.05, 0.3, 0.8, 1.2, 2.0]))
+    if kind in ("kill_agent", "freeze_agent"):
+        return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5, 2.5]))
+    if kind in ("cut", "block"):
+        others = [agent, agent, agent, "r1", "s1", *(f"c{n}" for n in range(1, scale.conductors + 1))]
+        ends = [conductor, dice.choice([other for other in others if other != conductor])]
+        dice.shuffle(ends)
+        return Event(at_s, kind, ends[0], ends[1], for_s=dice.choice([0.1, 0.5, 1.5, 3.0]))
+    if kind == "isolate":
+        return Event(at_s, kind, conductor, for_s=dice.choice([0.5, 1.5, 3.0]), number=dice.randrange(3))
+    return Event(at_s, kind, for_s=dice.choice([0.05, 0.3, 0.7, 1.5]))

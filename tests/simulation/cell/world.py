@@ -1,0 +1,505 @@
+"""A whole cell in one process: conductors, agents, a scheduler, a root cell, their database and their network."""
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from tests.simulation.cell import stage
+from tests.simulation.cell.checker import Checker
+from tests.simulation.cell.database import Rows, Server, SimStore
+from tests.simulation.cell.hypervisor import Hypervisors
+from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
+from tests.simulation.cell.plan import Event, Scale
+from tests.simulation.cell.wire import Network, Weather
+from zcompute import __version__
+from zcompute.bus import BusError, Endpoint, Identity, register_error
+from zcompute.compute.service import ComputeService
+from zcompute.compute.settings import Settings
+from zcompute.conductor import service as conductor_service
+from zcompute.conductor.service import ConductorService
+from zcompute.config import BusConfig, ComputeConfig, Config, DatabaseConfig, PeerConfig, ServiceConfig
+from zcompute.objects.build_request import BuildRequest
+from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound, ServiceError
+from zcompute.objects.flavor import Flavor
+from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN, ServerSpec
+from zcompute.objects.lowering import attributes, lowering_for
+from zcompute.objects.methods import (
+    ADOPT,
+    CELL_CAPACITY,
+    CELL_REGISTER,
+    DESTROY,
+    INSTANCE_BUILD,
+    INSTANCE_DELETE,
+    MAP_GET,
+    MAPPING_DELETED,
+    MAPPING_REFUSED,
+    SELECT_DESTINATIONS,
+    SPAWN,
+    TOPIC_MAP,
+    BuildRequestMessage,
+    Empty,
+    InstanceDeleteRequest,
+    MapReply,
+    SelectReply,
+)
+from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
+
+CELL = "c1"
+FLAVOR = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
+POWERS = (POWER_RUNNING, POWER_PAUSED, POWER_SHUTDOWN)
+BUILDS_S = ((0.0, 0.02), (0.0, 0.5), (0.3, 1.5))
+OPERATION_MS = 1500
+SETTLE_S_MAX = 60.0
+SETTLE_LOOK_S = 0.05
+
+
+def uuid_of(number: int) -> str:
+    """The servers of a simulated life, by number."""
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+class Conductor:
+    """One service id; a process at a time."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.process = Process(name)
+        self.service: ConductorService | None = None
+
+    def start(self) -> None:
+        world = self.world
+        self.process = Process(self.name)
+        peers = [PeerConfig(id=name, address=f"tcp://{name}:1") for name in world.conductor_names]
+        config = Config(
+            service=ServiceConfig(id=self.name, cell=CELL, state_dir=""),
+            bus=BusConfig(
+                listen=f"tcp://{self.name}:1",
+                conductors=[peer for peer in peers if peer.id != self.name],
+                root=[PeerConfig(id="r1", address="tcp://r1:1")],
+            ),
+            database=DatabaseConfig(url="sim:"),
+        )
+        self.service = ConductorService(config)
+        self.process.kept.append(self.service)
+        world.loop.spawn(self.process, self.service.run)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.world.network.died(self.process)
+        self.world.dead.append(self.process)
+
+    def stop(self, then: Callable[[], None]) -> None:
+        """The planned end."""
+        service, loop = self.service, self.world.loop
+
+        def end() -> None:
+            if service is not None:
+                service.stop()
+            loop.soon(None, then)
+
+        loop.spawn(self.process, end)
+
+
+class Agent:
+    """One host with its agent; the hypervisor and the state directory outlive it."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self.world = world
+        self.name = name
+        self.process = Process(name, native=False)
+        self.service: ComputeService | None = None
+        self.directory = world.directory / name
+        self.epochs: dict[int, int] = {}  # the highest owner epochs of partitions that it has obeyed
+        self.map = PartitionMap(cell=CELL)
+        self.owed: set[Any] = set()
+
+    def start(self) -> None:
+        world = self.world
+        process = self.process = Process(self.name, native=False)
+        config = Config(
+            service=ServiceConfig(id=self.name, cell=CELL, state_dir=str(self.directory)),
+            bus=BusConfig(conductors=[PeerConfig(id=n, address=f"tcp://{n}:1") for n in world.conductor_names]),
+            compute=ComputeConfig(),
+        )
+        driver = world.hypervisors.driver(self.name)
+
+        def begin() -> None:
+            service = self.service = ComputeService(config, driver, world.agent_settings)
+            process.kept.append(service)
+            world.checker.restarted(self.name, self.owed, self._entries())
+            service.start()
+
+        world.loop.spawn(process, begin)
+
+    def _entries(self) -> set[Any]:
+        service = self.service
+        return set() if service is None else {(e.seq, e.key, e.payload) for e in service._outbox.entries()}
+
+    def kill(self) -> None:
+        """kill -9: the kernel gives its lock back."""
+        self.owed = self._entries()
+        self.process.kill()
+        self.world.network.died(self.process)
+        self.world.dead.append(self.process)
+        if self.service is not None:
+            os.close(self.service._state._descriptor)
+            self.service = None
+
+    def look(self) -> None:
+        """The hypervisor tells the agent that something has changed."""
+        service = self.service
+        if service is not None and not self.process.dead:
+            self.world.loop.spawn(self.process, service.observer.look, self.name)
+
+    def epoch_known(self, partition: int) -> int:
+        """The highest owner epoch of a partition of which it has heard."""
+        return max(self.map.epochs[partition], self.epochs.get(partition, 0))
+
+
+class World:
+    """One simulated life."""
+
+    def __init__(self, seed: int, scale: Scale) -> None:
+        self.seed = seed
+        self.scale = scale
+        self.crashes: list[str] = []
+        self.loop: VirtualLoop
+        self.network: Network
+        self.loop, self.network = stage.set_stage(seed, self._crashed)
+        self.dice = random.Random(f"{seed} world")
+        self.server = Server(self.loop, Rows(CELL), seed)
+        self.hypervisors = Hypervisors(seed)
+        self.checker = Checker(self.server.rows, self.hypervisors, self.loop.now)
+        self.directory = Path(tempfile.mkdtemp(prefix="zcompute-sim-", dir=_memory()))
+        self.agent_settings = Settings(observe_ms=3_000)
+        self.conductor_names = [f"c{n + 1}" for n in range(scale.conductors)]
+        self.conductors = {name: Conductor(self, name) for name in self.conductor_names}
+        self.agents = {f"a{n + 1}": Agent(self, f"a{n + 1}") for n in range(scale.agents)}
+        self.dead: list[Process] = []
+        self.asked = 0  # operations of clients that have no answer yet
+        self.deletes: dict[str, str] = {}
+        self.root: Endpoint | None = None
+        for kind in SERVICE_ERRORS:
+            register_error(kind)
+        self._listen_in()
+
+    def _crashed(self, text: str) -> None:
+        self.crashes.append(f"{self.loop.now_s - BEGIN_S:.4f} {text}")
+
+    def close(self) -> None:
+        """Nothing is left on the disk."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # -- what the checker hears ---------------------------------------------------------------------------------
+
+    def _listen_in(self) -> None:
+        """Hear at the public faces of the bus and the agent what is reported, acknowledged, learnt and obeyed."""
+        world = self
+        conductor_service.open_store = lambda *_: SimStore(world.server, world.loop.process or Process("nobody"))
+        from zcompute.bus.link import Link
+        from zcompute.compute.links import ConductorLinks
+
+        send, hear, serve, learn = Link.report, Endpoint.on_acks, Endpoint.serve, ConductorLinks.learn
+
+        def report(link: Link, reports: Any) -> int:
+            world.checker.reported(world.network.running(), reports)
+            return send(link, reports)
+
+        def on_acks(endpoint: Endpoint, handler: Any) -> None:
+            def heard(link: Link, acks: Any) -> None:
+                world.checker.acknowledged(endpoint.identity.service_id, acks)
+                handler(link, acks)
+
+            hear(endpoint, heard)
+
+        def serve_checked(endpoint: Endpoint, method: Any, handler: Any) -> None:
+            agent = world.agents.get(endpoint.identity.service_id)
+            if agent is None or method not in (SPAWN, DESTROY, ADOPT):
+                serve(endpoint, method, handler)
+                return
+
+            def obey(request: Any, context: Any) -> Any:
+                order = request.order
+                known = agent.epoch_known(order.partition)
+                reply = handler(request, context)
+                world.checker.obeyed(agent.name, method.name, order, known)
+                agent.epochs[order.partition] = max(known, order.owner_epoch)
+                return reply
+
+            serve(endpoint, method, obey)
+
+        def learn_checked(links: Any, cell_map: PartitionMap) -> None:
+            learn(links, cell_map)
+            agent = world.agents.get(world.network.running())
+            if agent is not None and links.map.version > agent.map.version:
+                agent.map = links.map
+
+        Link.report, Endpoint.on_acks = report, on_acks
+        Endpoint.serve, ConductorLinks.learn = serve_checked, learn_checked
+
+    # -- the stubs ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everything at once."""
+        root, scheduler = Process("r1", native=False), Process("s1", native=False)
+        self.loop.spawn(root, self._start_root)
+        self.loop.spawn(scheduler, self._start_scheduler)
+        for conductor in self.conductors.values():
+            conductor.start()
+        for agent in self.agents.values():
+            agent.start()
+        self.root_process = root
+
+    def _endpoint(self, role: str, cell: str, service_id: str) -> Endpoint:
+        identity = Identity(role=role, cell=cell, service_id=service_id, release=__version__)
+        return Endpoint(identity, topics=[TOPIC_MAP], attributes=attributes, lowering=lowering_for)
+
+    def _start_root(self) -> None:
+        """The root cell: one conductor that owns everything and acknowledges all."""
+        endpoint = self.root = self._endpoint("conductor", ROOT_CELL, "r1")
+        info = ConductorInfo(service_id="r1", incarnation="root", address="tcp://r1:1")
+        root_map = PartitionMap(cell=ROOT_CELL, version=1, owners=["r1"] * PARTITIONS, epochs=[1] * PARTITIONS,
+                                conductors={"r1": info})  # fmt: skip
+        endpoint.serve(MAP_GET, lambda *_: MapReply(map=root_map))
+        for method in (CELL_REGISTER, MAPPING_DELETED, MAPPING_REFUSED):
+            endpoint.serve(method, lambda *_: Empty())
+        endpoint.serve(CELL_CAPACITY, lambda *_: None)
+        endpoint.bind("tcp://r1:1")
+
+    def _start_scheduler(self) -> None:
+        endpoint = self._endpoint("scheduler", CELL, "s1")
+
+        def select(request: Any, context: Any) -> SelectReply:
+            hosts = [name for name in self.agents if name not in request.ignore_hosts]
+            self.dice.shuffle(hosts)
+            return SelectReply(hosts=[hosts[: 1 + request.alternates] for _ in request.instance_uuids])
+
+        endpoint.serve(SELECT_DESTINATIONS, select)
+        for name in self.conductor_names:
+            endpoint.dial(f"tcp://{name}:1")
+
+    # -- clients ------------------------------------------------------------------------------------------------
+
+    def _operate(self, method: Any, request: Any, done: Callable[[], None]) -> None:
+        """Ask for something until it is acknowledged, as the root's hand-off does."""
+        self.asked += 1
+        try:
+            while True:
+                links = [] if self.root is None else self.root.links(role="conductor", cell=CELL)
+                if links:
+                    link = self.dice.choice(links)
+                    try:
+                        link.call(method, request, timeout_ms=OPERATION_MS)
+                        done()
+                        return
+                    except InstanceNotFound:
+                        if request.uuid in self.deletes:
+                            done()
+                            return
+                    except (BusError, ServiceError):
+                        pass
+                gevent.sleep(0.02)
+        finally:
+            self.asked -= 1
+
+    def create(self, number: int) -> None:
+        uuid = uuid_of(number)
+        request = BuildRequest(
+            uuid=uuid, project_id="p", user_id="u", name=f"n{number}", flavor=FLAVOR, spec=ServerSpec(),
+            operation_id=f"create {number}", cell=CELL,
+        )  # fmt: skip
+        message = BuildRequestMessage(build_request=request)
+        self.loop.spawn(self.root_process, self._operate, INSTANCE_BUILD, message, lambda: self.checker.created(uuid))
+
+    def delete(self, number: int) -> None:
+        """Of a server that the cell has taken."""
+        uuid = uuid_of(number)
+        if uuid not in self.checker._created or uuid in self.deletes:
+            return
+        self.deletes[uuid] = f"delete {number}"
+        request = InstanceDeleteRequest(uuid=uuid, project_id="p", operation_id=self.deletes[uuid])
+        self.loop.spawn(self.root_process, self._operate, INSTANCE_DELETE, request, lambda: self.checker.deleted(uuid))
+
+    def builds(self, number: int) -> None:
+        """How long hypervisors take."""
+        self.hypervisors.build_s = BUILDS_S[number]
+
+    def power(self, number: int) -> None:
+        """A machine changes by itself."""
+        for host in self.hypervisors.running(uuid_of(number)):
+            self.hypervisors.set_power(host, uuid_of(number), self.dice.choice(POWERS))
+            self.agents[host].look()
+
+    def power_all(self, event: Event) -> None:
+        """Every machine of a host, or of all, changes at once."""
+        for host, domains in self.hypervisors.domains.items():
+            if event.who in ("", host):
+                for uuid in domains:
+                    self.hypervisors.set_power(host, uuid, self.dice.choice(POWERS))
+                self.agents[host].look()
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    def happen(self, event: Event) -> None:
+        """One event of the plan."""
+        self.checker.seen[f"event {event.kind}"] += 1
+        act = getattr(self, f"_{event.kind}", None) or getattr(self, event.kind)
+        if event.kind in ("create", "delete", "power", "builds"):
+            act(event.number)
+        else:
+            act(event)
+
+    def _kill(self, event: Event) -> None:
+        conductor = self.conductors[event.who]
+        if not conductor.process.dead:
+            conductor.kill()
+            self.loop.later(event.for_s, None, self._revive, conductor)
+
+    def _kill_agent(self, event: Event) -> None:
+        agent = self.agents[event.who]
+        if not agent.process.dead and agent.service is not None:
+            agent.kill()
+            self.loop.later(event.for_s, None, self._revive, agent)
+
+    def _revive(self, who: Conductor | Agent) -> None:
+        if who.process.dead:
+            who.start()
+
+    def _freeze(self, event: Event) -> None:
+        process = (self.conductors.get(event.who) or self.agents[event.who]).process
+        if not process.dead and process.held is None:
+            process.freeze()
+            self.loop.later(event.for_s, None, process.thaw, self.loop)
+
+    _freeze_agent = _freeze
+
+    def _stall_hub(self, event: Event) -> None:
+        process = self.conductors[event.who].process
+        if not process.dead and process.held is None:
+            process.freeze(hub_only=True)
+            self.loop.later(event.for_s, None, process.thaw, self.loop)
+
+    def _stop(self, event: Event) -> None:
+        conductor = self.conductors[event.who]
+        process = conductor.process
+        if process.dead or process.held is not None:
+            return
+
+        def gone() -> None:
+            if conductor.process is process and not process.dead:
+                conductor.kill()
+                self.loop.later(event.for_s, None, self._revive, conductor)
+
+        conductor.stop(gone)
+
+    def _cut(self, event: Event) -> None:
+        for connection in list(self.network.connections.values()):
+            if {connection.dealer.process.name, connection.router.process.name} == {event.who, event.other}:
+                connection.cut()
+
+    def _block(self, event: Event) -> None:
+        self.network.block(event.who, event.other)
+        self.loop.later(event.for_s, None, self.network.heal, event.who, event.other)
+
+    def _isolate(self, event: Event) -> None:
+        """No agent hears this conductor, or the other way round, or both; the database and its fellows do."""
+        for agent in self.agents:
+            for source, target in ((event.who, agent), (agent, event.who)):
+                if event.number == 2 or (event.number == 0) == (source == event.who):
+                    self._block(Event(event.at_s, "block", source, target, event.for_s))
+
+    def _crash(self, event: Event) -> None:
+        if not self.server.down:
+            self.server.crash(event.for_s)
+
+    def _stall(self, event: Event) -> None:
+        self.server.stall(event.for_s)
+
+    def _nasty(self, event: Event) -> None:
+        """The database's connections are bad for a while."""
+        server = self.server
+        bad = self.dice.choice((0.1, 0.25))
+        server.lose_before = server.lose_after = server.overtake = server.stick = server.busy = server.delay = bad
+        self.loop.later(event.for_s, None, self._nice)
+
+    def _nice(self) -> None:
+        server = self.server
+        server.lose_before = server.lose_after = server.overtake = server.stick = server.busy = server.delay = 0.0
+
+    def _late_packets(self, event: Event) -> None:
+        """What is sent to the database now takes longer than a lease."""
+        self.server.delay = 0.5
+        self.loop.later(event.for_s, None, setattr, self.server, "delay", 0.0)
+
+    def _slow(self, event: Event) -> None:
+        self.network.weather = Weather(slow=0.3)
+        self.loop.later(event.for_s, None, setattr, self.network, "weather", Weather())
+
+    def _failing(self, event: Event) -> None:
+        self.hypervisors.fail = 0.5
+        self.loop.later(event.for_s, None, setattr, self.hypervisors, "fail", 0.0)
+
+    def heal(self) -> None:
+        """Nothing fails any more."""
+        self._nice()
+        self.network.heal_all()
+        self.network.weather = Weather()
+        self.hypervisors.build_s = BUILDS_S[0]
+        self.hypervisors.fail = 0.0
+        for who in [*self.conductors.values(), *self.agents.values()]:
+            if who.process.dead:
+                who.start()
+            elif who.process.held is not None:
+                who.process.thaw(self.loop)
+
+    # -- a life -------------------------------------------------------------------------------------------------
+
+    def live(self, events: list[Event]) -> None:
+        """The plan, then rest. Ends at the first violation."""
+        began_s = self.loop.now_s
+        self.start()
+        for event in events:
+            gevent.sleep(max(0.0, began_s + event.at_s - self.loop.now_s))
+            if self.checker.violations:
+                return
+            self.happen(event)
+        gevent.sleep(max(0.0, began_s + self.scale.seconds - self.loop.now_s))
+        self.heal()
+        self._settle()
+
+    def _settle(self) -> None:
+        ends_at_s = self.loop.now_s + SETTLE_S_MAX
+        for agent in self.agents.values():
+            agent.look()
+        while not self.checker.violations:
+            unrest = self.unrest()
+            if not unrest:
+                return
+            if self.loop.now_s >= ends_at_s:
+                for text in unrest[:5]:
+                    self.checker.violated("not at rest", text)
+                return
+            gevent.sleep(SETTLE_LOOK_S)
+
+    def unrest(self) -> list[str]:
+        """What is not done yet."""
+        found = [f"{self.asked} operations are not answered"] if self.asked else []
+        found += [
+            f"{agent.name} owes {len(agent.service.reporter)}"
+            for agent in self.agents.values()
+            if agent.service is not None and len(agent.service.reporter)
+        ]
+        return found or self.checker.unrest()
+
+
+def _memory() -> str | None:
+    """Where files live in memory, if there is such a place."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -1,0 +1,66 @@
+"""Whole cells under a seeded network, clock and database: see docs/decisions/0010-simulation.md.
+
+Each run is a process of its own: the simulation replaces the clock and the event loop of whichever process it is in.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.simulation.cell.shrink import fewest
+
+SEEDS = 1000
+BUDGET_S = 90
+SEEDS_MIN = 150  # on the slowest machine that runs the tests
+SABOTAGE_SEEDS = 100
+
+
+def simulate(path: Path, *arguments: str) -> dict[str, Any]:
+    report = path / "report.json"
+    command = [sys.executable, "-m", "tests.simulation", "--json", str(report), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert report.exists(), done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(report.read_text())
+    found["said"] = done.stdout
+    return found
+
+
+@pytest.mark.timeout(220)
+def test_no_seed_breaks_a_rule(tmp_path: Path) -> None:
+    found = simulate(tmp_path, "--seeds", str(SEEDS), "--budget-s", str(BUDGET_S))
+    assert not found["failed"], found["said"]
+    assert found["seeds"] >= SEEDS_MIN
+    met = {name for name, count in found["seen"].items() if count}
+    assert {"verdict already_there", "verdict not_owner", "verdict superseded", "command adopt"} <= met
+    assert {"event freeze", "event kill", "event crash", "event nasty", "event isolate", "event stall_hub"} <= met
+
+
+def test_a_seed_lives_the_same_life_in_every_process(tmp_path: Path) -> None:
+    first = simulate(tmp_path, "--seeds", "12", "--seed", "5000")["digests"]
+    again = simulate(tmp_path, "--seeds", "12", "--seed", "5000", "--jobs", "1")["digests"]
+    assert first == again
+    assert len(set(first.values())) == len(first)
+
+
+@pytest.mark.parametrize("guard", ["fence", "watermark", "sequence", "outbox", "generation", "epoch"])
+def test_a_guard_that_is_switched_off_is_missed(guard: str, tmp_path: Path) -> None:
+    found = simulate(tmp_path, "--seeds", str(SABOTAGE_SEEDS), "--sabotage", guard, "--first")
+    assert found["failed"], f"{found['seeds']} seeds without {guard}, and nothing was found"
+
+
+def test_a_failure_shrinks_to_the_events_that_make_it() -> None:
+    assert fewest(list(range(60)), lambda numbers: {7, 31, 58} <= set(numbers)) == [7, 31, 58]
+    assert fewest(list(range(9)), lambda numbers: True) == []
+
+
+def test_a_failing_seed_is_replayed_with_fewer_events(tmp_path: Path) -> None:
+    failed = simulate(tmp_path, "--seeds", "100", "--sabotage", "generation", "--first")["failed"][0]
+    arguments = ["--seed", str(failed["seed"]), "--seeds", "1", "--sabotage", "generation"]
+    said = simulate(tmp_path, *arguments, "--shrink")["said"]
+    kept = said.split("--keep ")[1].split()[0]
+    assert len(kept.split(",")) < 15, said
+    assert simulate(tmp_path, *arguments, "--keep", kept)["failed"]
