@@ -226,8 +226,8 @@ class Dispatch:
             line.lane = self._lane_of(line.owner, line.key)
             line.queued = True
             self._queues.setdefault(line.owner, {}).setdefault(line.lane, {})[line.key] = line
-        elif line.over:
-            self._lines.pop(line.key, None)
+        elif line.over and self._lines.get(line.key) is line:  # its timer may outlive it, and meet the next of its key
+            del self._lines[line.key]
 
     def _unqueue(self, line: Line) -> None:
         if line.queued:

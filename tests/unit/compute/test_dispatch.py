@@ -240,6 +240,18 @@ def test_what_a_link_did_not_take_is_queued_again() -> None:
     assert seqs(dispatch.take("k1", 0.0, MANY)) == [2]
 
 
+def test_the_timer_of_a_line_that_is_over_leaves_the_next_line_of_its_key_alone() -> None:
+    dispatch = made(entry(1, "i"))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.answered("k1", ack(1, VERDICT_NOT_OWNER, "i"), 0.01)
+    dispatch.discard(1)  # folded by the next
+    dispatch.add(entry(2, "i"))
+    assert seqs(dispatch.take("k1", 0.02, MANY)) == [2]
+    dispatch.tick(1.0)
+    dispatch.remap(lambda _: "k2")
+    assert seqs(dispatch.take("k2", 1.0, MANY)) == [2]
+
+
 def test_without_an_owner_nothing_goes() -> None:
     dispatch = made(entry(1), owner="")
     assert dispatch.owners() == []
