@@ -9,7 +9,7 @@ stragglers longer than ``straggler_ms`` does not hold back the rest of its lane.
 
 import heapq
 from collections.abc import Callable, Iterable
-from itertools import count
+from itertools import count, islice
 
 from zcompute.bus import Ack
 from zcompute.compute.line import Frame, Item, Line, Pace
@@ -89,7 +89,7 @@ class Dispatch:
             if (owner, lane) in self._paces:
                 most = min(most, 1)
             if most > 0:
-                lines = list(lanes[lane].values())[:most]
+                lines = list(islice(lanes[lane].values(), most))
                 taken += self._send(owner, lane, lines, now)
                 if lane in lanes:  # another is first the next time
                     lanes[lane] = lanes.pop(lane)

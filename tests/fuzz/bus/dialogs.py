@@ -22,7 +22,7 @@ CALL_S = 5.0
 SERVED_KEPT_MAX = 20
 LIMITS = Limits(
     report_credit=50, unacked_reports_max=200, open_calls_max=40, serving_calls_max=30, queue_envelopes_max=200,
-    queue_control_max=200, state_events_max=50, batch_envelopes=8, report_batch=8,
+    queue_control_max=200, state_events_max=50, batch_envelopes=8, report_batch=8, lane_keys_max=3,
 )  # fmt: skip
 
 
@@ -62,7 +62,9 @@ class Side:
             elif isinstance(happening, Call):
                 self._served.append((happening, core.serving.get(happening.call_id)))
             elif isinstance(happening, ReportsArrived):
-                core.ack([Ack(report.key, report.seq, "applied") for report in happening.reports])
+                core.ack(
+                    [Ack(one.key, one.seq, "applied", lane=self._chance.randrange(3)) for one in happening.reports]
+                )
             elif isinstance(happening, StreamEvents):
                 core.stream_handled(happening.topic, happening.key, happening.cursor + len(happening.payloads), now)
                 self.refused["taken_StreamEvents"] += 1
@@ -133,12 +135,17 @@ class Side:
             ("serving", len(core.serving), LIMITS.serving_calls_max),
             ("calls", len(core.calls), LIMITS.open_calls_max),
             ("unacked", len(core.reports_out.unacked), LIMITS.unacked_reports_max),
+            ("keys whose lane is known", len(core.reports_out.lanes._lane_of), LIMITS.lane_keys_max),
             ("unacked of the peer", core.reports_in.unacked, LIMITS.report_credit),
             ("queued", core.outgoing.queued, 2 * LIMITS.queue_envelopes_max + LIMITS.queue_control_max),
         )
         for name, size, size_max in sizes:
             if size > size_max:
                 raise ValueError(f"{name}: expected at most {size_max}, found {size}")
+        lanes = core.reports_out.lanes
+        counted = Counter(lanes.lane_of(key) for key, _ in core.reports_out.unacked) if lanes.credit else Counter()
+        if counted != lanes.unacked:
+            raise ValueError(f"unacked by lane: expected {counted}, found {lanes.unacked}")
 
 
 class Dialog:

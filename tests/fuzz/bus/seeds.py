@@ -17,7 +17,7 @@ def hello(service_id: str = "evil-1", link_number: int = 1, incarnation: str = "
     return Hello(
         protocol_major=1, protocol_minor=1, link_number=link_number, service_id=service_id, incarnation=incarnation,
         role="compute", cell="c1", release="1.0", hosts=[], interfaces={"echo": ((1, 0), (1, 0))}, topics=["map"],
-        attributes=ATTRIBUTES, report_credit=1_000,
+        attributes=ATTRIBUTES, report_credit=1_000, lane_credit=10,
     )  # fmt: skip
 
 
