@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.bus.conftest import Answer, Ask, Bus, Method, bus, connect, wait_until
 from zcompute.bus import Endpoint, Link, UnsupportedVersion
-from zcompute.bus.link import Lower
+from zcompute.bus.linkhome import Lower
 from zcompute.bus.method import interface_ranges
 from zcompute.objects.interface import Interface
 

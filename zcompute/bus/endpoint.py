@@ -28,7 +28,8 @@ from zcompute.bus.home import Greeting
 from zcompute.bus.identity import Identity, Keyring, Peer
 from zcompute.bus.inside import BUS_PING, BUS_STAT, BusInterface
 from zcompute.bus.limits import Limits
-from zcompute.bus.link import Link, Lower
+from zcompute.bus.link import Link
+from zcompute.bus.linkhome import Lower
 from zcompute.bus.listener import Listener
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.serving import Handler, Serving

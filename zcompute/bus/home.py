@@ -8,7 +8,8 @@ import zmq
 from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.envelope import Hello, Welcome
 from zcompute.bus.identity import Identity, Keyring, Peer
-from zcompute.bus.link import Link, LinkHome
+from zcompute.bus.link import Link
+from zcompute.bus.linkhome import LinkHome
 from zcompute.bus.serving import Serving
 from zcompute.bus.sessions import Sessions
 from zcompute.bus.streams import Streams

@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 import msgspec
@@ -22,7 +21,6 @@ from zcompute.bus.errors import (
     from_wire,
 )
 from zcompute.bus.following import StreamEvents, StreamSkip
-from zcompute.bus.handlers import Handlers
 from zcompute.bus.happenings import (
     AcksArrived,
     Happening,
@@ -33,12 +31,12 @@ from zcompute.bus.happenings import (
     Refused,
     ReportsArrived,
 )
-from zcompute.bus.identity import Peer, VersionRange
-from zcompute.bus.inbox import Inbox, OwnerHome, StreamInbox
+from zcompute.bus.identity import Peer
+from zcompute.bus.inbox import Inbox, StreamInbox
+from zcompute.bus.linkhome import Carrier, LinkHome, Lower
 from zcompute.bus.method import MethodSpec, PreparedMethod, check_version
 from zcompute.bus.protocol import LinkCore, State
-from zcompute.bus.sending import FrameTaker, Sender
-from zcompute.bus.turn import Turn
+from zcompute.bus.sending import Sender
 
 log = logging.getLogger(__name__)
 
@@ -46,60 +44,6 @@ REQUEST_ID_CHARS_MAX = 255
 UNREACHABLE = "peer is unreachable"
 
 _encode = msgspec.msgpack.Encoder().encode
-
-Lower = Callable[[Any], Any]
-"""Takes a message to the versions that a peer reads; raises ValueError when they cannot say it."""
-
-
-class Carrier(FrameTaker, Protocol):
-    """What moves a link's frames: a dialled socket, or a route of a listener."""
-
-    def on_hello(self, hello: Hello) -> None:
-        """The peer said hello on a link that has a peer already."""
-
-    def on_lost(self, link: "Link", reason: str) -> None:
-        """The link went down, whoever noticed."""
-
-    def on_refused(self, error: Exception) -> None:
-        """The listener refused our hello."""
-
-    def reset(self, reason: str) -> None:
-        """Begin anew with a hello."""
-
-
-class WorkTaker(Protocol):
-    """Takes the peer's calls and casts."""
-
-    @property
-    def ranges(self) -> Mapping[str, VersionRange]:
-        """The versions served, by interface."""
-
-    def on_call(self, link: "Link", call: Call, now: float) -> None:
-        """A call arrived."""
-
-    def on_cast(self, link: "Link", cast: Cast, now: float) -> None:
-        """A cast arrived."""
-
-
-class LinkHome(OwnerHome, Protocol):
-    """What a link needs of its endpoint."""
-
-    handlers: "Handlers[Link]"
-    active: "set[Link]"
-    blocked: "set[Link]"
-    up_links: "dict[Link, None]"
-    turn: Turn
-    closed: bool
-    lowering: Callable[[Mapping[str, Any]], Lower | None] | None
-
-    @property
-    def serving(self) -> WorkTaker: ...
-
-    def prepare(self, method: MethodSpec) -> PreparedMethod:
-        """The method's codec."""
-
-    def down_reason(self, link: "Link") -> str:
-        """Why a dialled link is not up."""
 
 
 def _wake(answered: list[OpenCall]) -> None:
