@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "conductor": ("zcompute.cli.services:conductor", "Run one conductor."),
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
     "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
+    "host": ("zcompute.cli.host_commands:host", "Force hosts down, and let them work again."),
     "keys": ("zcompute.cli.keys_commands:keys", "Create, list, rotate and revoke keys."),
     "notifications": (
         "zcompute.cli.notifications_commands:notifications",

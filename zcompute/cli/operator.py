@@ -25,6 +25,7 @@ from zcompute.bus import (
     EndpointStat,
     Link,
     LinkDown,
+    MethodSpec,
     PingReply,
     PingRequest,
     StatRequest,
@@ -102,6 +103,22 @@ class Operator:
 
     def __exit__(self, *_: object) -> None:
         self._endpoint.close()
+
+    def ask_cell(self, cell: str, method: MethodSpec, request: Any) -> Any:
+        """Call a conductor of a cell, another one when it does not answer. Raises CommandError, and what it answers."""
+        reasons: list[str] = []
+        for name, link in sorted(self._links.items(), key=lambda item: not item[1].up):
+            if link.peer is None or link.peer.cell != cell:
+                continue
+            try:
+                return link.call(method, request, timeout_ms=self._remaining_ms())
+            except BusError as error:
+                reasons.append(f"{name}: {error}")
+        raise CommandError(f"no conductor of cell {cell} has answered: {'; '.join(reasons) or 'none is linked'}")
+
+    def cells(self) -> list[str]:
+        """The cells of which a conductor is linked."""
+        return sorted({link.peer.cell for link in self._links.values() if link.up and link.peer is not None})
 
     def stats(self, services: Iterable[str] = ()) -> tuple[list[EndpointStat], list[Missing]]:
         """The stats of these services with all their links, of every conductor when none is named."""

@@ -11,11 +11,14 @@ from zcompute.bus.errors import LinkDown
 from zcompute.conductor.ledger import Ledger
 from zcompute.objects.command import Order
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import Method
+from zcompute.objects.methods import ADOPT, DESTROY, FORGET, Method
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
+
+# What a host that is forced down may still be told: to say what it has, and to destroy it.
+QUARANTINED_TAKES = frozenset({ADOPT.name, DESTROY.name, FORGET.name})
 
 
 class Commands:
@@ -25,6 +28,8 @@ class Commands:
         self._ledger = ledger
         self._links: dict[str, Link] = {}
         self._on_attach: list[Callable[[str], None]] = []
+        self._on_forced_down: list[Callable[[str], None]] = []
+        self._forced_down: set[str] = set()
 
     def on_attach(self, callback: Callable[[str], None]) -> None:
         """Call with each host that has become reachable. Must not block."""
@@ -40,6 +45,24 @@ class Commands:
         """The host is no longer to be reached over this link."""
         if self._links.get(host) is link:
             del self._links[host]
+
+    def on_forced_down(self, callback: Callable[[str], None]) -> None:
+        """Call with each host that is forced down from now on. Must not block."""
+        self._on_forced_down.append(callback)
+
+    def force_down(self, host: str, forced_down: bool) -> None:
+        """What was committed of the host. One that is forced down is quarantined, whether it is linked or not."""
+        if not forced_down:
+            self._forced_down.discard(host)
+        elif host not in self._forced_down:
+            self._forced_down.add(host)
+            for callback in self._on_forced_down:
+                callback(host)
+
+    def reaches(self, host: str, method: Method) -> bool:
+        """Whether a link reaches the host, and the host may be told this."""
+        allowed = host not in self._forced_down or method.name in QUARANTINED_TAKES
+        return allowed and self.link(host) is not None
 
     def link(self, host: str) -> Link | None:
         """The link that reaches the host, None while there is none."""
@@ -62,8 +85,11 @@ class Commands:
         )
 
     def send(self, host: str, method: Method, request: msgspec.Struct, *, timeout_ms: int) -> Any:
-        """Call the host's agent. Raises LinkDown when no link reaches it, CommandRefused, and the bus' errors."""
+        """Call the host's agent. Raises LinkDown when no link reaches it, or it is forced down and this is not for it;
+        CommandRefused, and the bus' errors."""
         link = self.link(host)
         if link is None:
             raise LinkDown(f"no link reaches host {host}")
+        if not self.reaches(host, method):
+            raise LinkDown(f"host {host} is forced down: it is not told to {method.name}")
         return link.call(method, request, timeout_ms=timeout_ms)

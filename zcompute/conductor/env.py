@@ -1,11 +1,12 @@
 """What a role of a conductor gets: one incarnation's endpoint, store, ledger and routers; and what a role is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from zcompute.bus import Endpoint
 from zcompute.cells.router import PartitionRouter
+from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.ledger import Ledger
 from zcompute.config import Config
 from zcompute.db.store import Store
@@ -28,6 +29,10 @@ class ConductorEnv:
     ledger: Ledger
     router: PartitionRouter
     root_router: PartitionRouter | None = None
+    forwarding: Forwarding = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forwarding = Forwarding(self.router, self.ledger, self.cell)
 
     @property
     def service_id(self) -> str:

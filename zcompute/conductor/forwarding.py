@@ -1,7 +1,7 @@
 """Calls that are handed on to the owner, bounded: what waits for another conductor never holds all workers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from gevent.lock import BoundedSemaphore
@@ -9,6 +9,7 @@ from gevent.lock import BoundedSemaphore
 from zcompute.bus.errors import Busy
 from zcompute.cells.router import PartitionRouter
 from zcompute.objects.methods import Method
+from zcompute.objects.partition import partition_of
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,34 @@ class ForwardSettings:
     busy_retry_ms: int = 50
 
 
+class Owning(Protocol):
+    """What forwarding asks of the ledger."""
+
+    def owns(self, partition: int) -> bool: ...
+
+
 class Forwarding:
-    """Hands calls on to the owner of a key. One an incarnation, shared by all that forward.
+    """Hands calls on to the owner of a key: once, so a fellow conductor's call is not handed on again.
 
     A forwarded call waits in a worker here for a worker there. Were all workers allowed to wait so, two conductors
     full of one another's calls would stand still until the deadline.
     """
 
-    def __init__(self, router: PartitionRouter, settings: ForwardSettings = ForwardSettings()) -> None:
+    def __init__(
+        self, router: PartitionRouter, ledger: Owning, cell: str, settings: ForwardSettings = ForwardSettings()
+    ) -> None:
         self._router = router
+        self._ledger = ledger
+        self._cell = cell
         self._settings = settings
         self._slots = BoundedSemaphore(settings.at_once_max)
+
+    def needed(self, key: str, context: Any) -> bool:
+        """Whether the key's partition is another's, and the caller is no fellow conductor, who has handed it on."""
+        if self._ledger.owns(partition_of(key)):
+            return False
+        peer = context.peer
+        return (peer.role, peer.cell) != ("conductor", self._cell)
 
     def call(self, key: str, method: Method, request: msgspec.Struct, context: Any) -> Any:
         """The owner's answer, within the caller's deadline. Raises Busy at once when ``at_once_max`` calls are under

@@ -15,7 +15,7 @@ from zcompute.objects.cell import CellCapacity, CellInfo, ServiceInfo
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
-from zcompute.objects.host import HostInventory, HostState
+from zcompute.objects.host import Host, HostInventory, HostState
 from zcompute.objects.instance import Instance, ServerSpec
 from zcompute.objects.interface import Interface as Interface
 from zcompute.objects.interface import Method as Method
@@ -34,10 +34,12 @@ class Empty(msgspec.Struct):
 
 
 class HostEpoch(msgspec.Struct, kw_only=True):
-    """A host's present agent epoch, as committed."""
+    """A host's present agent epoch, and whether it is forced down, as committed. The event's version is the row's
+    revision."""
 
     host: str
     agent_epoch: int
+    forced_down: bool = False
 
 
 class PartitionSnapshotDone(msgspec.Struct, kw_only=True):
@@ -84,6 +86,22 @@ class HostBeat(msgspec.Struct, kw_only=True):
     """The agent's work loop is alive, for these hosts (those whose owner the receiver is)."""
 
     hosts: list[str]
+
+
+class HostForceDownRequest(msgspec.Struct, kw_only=True):
+    """An operator's word that a host is down for certain (or, with False, that it may work again). With ``dry_run``
+    nothing is changed."""
+
+    host: str
+    forced_down: bool = True
+    dry_run: bool = False
+
+
+class HostForceDownReply(msgspec.Struct, kw_only=True):
+    """The host's row, after the commit. ``changed`` False: it was so already; of a dry run: whether it would change."""
+
+    host: Host
+    changed: bool
 
 
 # -- claims: conductor -> conductor of the same cell --------------------------------------------------------------
@@ -290,6 +308,7 @@ _ANY = frozenset({"api", "conductor", "compute", "scheduler", "operator"})
 _CONDUCTOR = frozenset({"conductor"})
 _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
+_OPERATOR_OR_CONDUCTOR = frozenset({"operator", "conductor"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
 
 TOPIC_ROLES: dict[str, frozenset[str]] = {
@@ -326,6 +345,9 @@ MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
 HOST_BEGIN = HOST_INTERFACE.method("begin", HostBeginRequest, HostBeginReply, _COMPUTE, "calls")
 HOST_ATTACH = HOST_INTERFACE.method("attach", HostAttachRequest, Empty, _COMPUTE, "control")
+HOST_FORCE_DOWN = HOST_INTERFACE.method(
+    "force_down", HostForceDownRequest, HostForceDownReply, _OPERATOR_OR_CONDUCTOR, "calls"
+)
 HOST_BEAT = HOST_INTERFACE.method("beat", HostBeat, None, _COMPUTE, "control")
 
 CLAIM = CLAIM_INTERFACE.method("claim", ClaimRequest, ClaimReply, _CONDUCTOR, "leaf")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -28,12 +29,14 @@ class Conductor:
         self.endpoint = bus.endpoint("conductor", name, limits=Limits(calls_workers=WORKERS))
         router = PartitionRouter(self.endpoint, "c1")
         router.update(PartitionMap(cell="c1", version=1, owners=[other] * PARTITIONS, epochs=[1] * PARTITIONS))
-        self.forwarding = Forwarding(router, ForwardSettings(at_once_max=forwards_at_once, busy_retry_ms=10))
+        owns_nothing = SimpleNamespace(owns=lambda _: False)
+        settings = ForwardSettings(at_once_max=forwards_at_once, busy_retry_ms=10)
+        self.forwarding = Forwarding(router, owns_nothing, "c1", settings)
         self.taken = taken
         self.endpoint.serve(INSTANCE_DELETE, self.delete)
 
     def delete(self, request: InstanceDeleteRequest, context: Any) -> Empty:
-        if context.peer.role == "conductor":
+        if not self.forwarding.needed("key", context):
             return Empty()
         self.taken.one_more()
         reply: Empty = self.forwarding.call("key", INSTANCE_DELETE, request, context)

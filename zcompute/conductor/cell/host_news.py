@@ -1,4 +1,4 @@
-"""What the conductors of a cell tell one another of hosts: the epoch of each host's agent, as committed.
+"""What the conductors of a cell tell one another of hosts: the agent's epoch, and whether it is forced down.
 
 Told to fellow conductors only, over links that are kept here: a conductor has thousands of links to agents, and all
 of these begin at once after a power cut.
@@ -42,14 +42,14 @@ class HostNews:
         for host in hosts:
             payload = _payload(host)
             for link in list(self._fellows):
-                link.event(TOPIC_EPOCHS, host.name, host.agent_epoch, payload)
+                link.event(TOPIC_EPOCHS, host.name, host.revision, payload)
 
     def link_up(self, link: Link) -> None:
         """A fellow conductor is new, or back: it may have missed news."""
         if self._is_fellow(link):
             self._fellows[link] = None
             for host in self._known:
-                link.event(TOPIC_EPOCHS, host.name, host.agent_epoch, _payload(host))
+                link.event(TOPIC_EPOCHS, host.name, host.revision, _payload(host))
 
     def link_down(self, link: Link) -> None:
         """It is told all when it is back."""
@@ -67,5 +67,10 @@ class HostNews:
         return peer is not None and (peer.role, peer.cell) == ("conductor", self._cell)
 
 
+def news_of(host: Host) -> HostEpoch:
+    """What others must know of a host. Pure."""
+    return HostEpoch(host=host.name, agent_epoch=host.agent_epoch, forced_down=host.forced_down)
+
+
 def _payload(host: Host) -> bytes:
-    return _encode(HostEpoch(host=host.name, agent_epoch=host.agent_epoch))
+    return _encode(news_of(host))

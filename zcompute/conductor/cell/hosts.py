@@ -11,7 +11,7 @@ import msgspec
 
 from zcompute.bus import CallContext, Link
 from zcompute.bus.errors import Forbidden, InvalidRequest, NotOwner
-from zcompute.conductor.cell.host_news import HostNews
+from zcompute.conductor.cell.host_news import HostNews, news_of
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
 from zcompute.conductor.cell.settings import CellSettings
@@ -19,18 +19,21 @@ from zcompute.conductor.change import Change
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.db.tables import HOSTS
-from zcompute.objects.errors import EpochRefused
+from zcompute.objects.errors import EpochRefused, HostNotFound
 from zcompute.objects.host import HOST_DOWN, HOST_UP, Host, HostInventory
 from zcompute.objects.methods import (
     HOST_ATTACH,
     HOST_BEAT,
     HOST_BEGIN,
+    HOST_FORCE_DOWN,
     Empty,
     HostAttachRequest,
     HostBeat,
     HostBeginReply,
     HostBeginRequest,
     HostEpoch,
+    HostForceDownReply,
+    HostForceDownRequest,
     Method,
 )
 from zcompute.objects.partition import partition_of
@@ -70,6 +73,16 @@ def begin_host(host: Host | None, inventory: HostInventory, service_id: str, now
         state=HOST_UP,
         updated_at_us=now_us,
     )
+
+
+def force_down(host: Host | None, request: HostForceDownRequest, now_us: int) -> HostForceDownReply:
+    """The row as it is, or would be, and whether that is a change. Pure. Raises HostNotFound."""
+    if host is None:
+        raise HostNotFound(f"host {request.host} is not known in this cell", host=request.host)
+    if host.forced_down == request.forced_down:
+        return HostForceDownReply(host=host, changed=False)
+    changed = msgspec.structs.replace(host, forced_down=request.forced_down, updated_at_us=now_us)
+    return HostForceDownReply(host=changed, changed=True)
 
 
 def check_epoch(name: str, host: Host | None, epoch: int, told: int = 0) -> None:
@@ -138,6 +151,7 @@ class Hosts:
         self._table = table
         self._commands = commands
         self._settings = settings
+        self._forwarding = env.forwarding
         self._liveness = Liveness(settings.liveness)
         self._greenlet: gevent.Greenlet | None = None
         self._alarm_at = 0.0
@@ -147,7 +161,12 @@ class Hosts:
 
     def handlers(self) -> list[tuple[Method, Handler]]:
         """Interface ``host``."""
-        return [(HOST_BEGIN, self.begin), (HOST_ATTACH, self.attach), (HOST_BEAT, self.beat)]
+        return [
+            (HOST_BEGIN, self.begin),
+            (HOST_ATTACH, self.attach),
+            (HOST_BEAT, self.beat),
+            (HOST_FORCE_DOWN, self.force_down),
+        ]
 
     def start(self) -> None:
         """Listen for epochs and lost links, and watch."""
@@ -178,7 +197,7 @@ class Hosts:
         self._table.put(host)
         log.info("host begun host=%s service=%s epoch=%s", host.name, service_id, host.agent_epoch)
         self._news.tell([host])
-        self._supersede(host.name, host.agent_epoch)
+        self.heard(news_of(host))
         return HostBeginReply(agent_epoch=host.agent_epoch)
 
     def attach(self, request: HostAttachRequest, context: CallContext) -> Empty:
@@ -199,6 +218,9 @@ class Hosts:
             return Empty()
         self.attachments.attach(link, request.epochs)
         for name in names:
+            row = rows.get((name,))
+            if row is not None and name not in superseded:  # else the news is newer than the row
+                self._commands.force_down(name, row.forced_down)
             self._commands.attach(name, link)
         return Empty()
 
@@ -235,16 +257,40 @@ class Hosts:
         for host in hosts:
             self._liveness.watch(host.name, now)
             self._table.put(host)
-            self._supersede(host.name, host.agent_epoch)
+            self.heard(news_of(host))
         self._news.tell(hosts)
 
     def lost(self, partitions: list[int]) -> None:
         """Others watch these now."""
         self._liveness.forget(self._table.drop(partitions))
 
+    def force_down(self, request: HostForceDownRequest, context: CallContext) -> HostForceDownReply:
+        """An operator's word, at the host's owner. Raises HostNotFound, NotOwner."""
+        if self._forwarding.needed(request.host, context):
+            reply: HostForceDownReply = self._forwarding.call(request.host, HOST_FORCE_DOWN, request, context)
+            return reply
+
+        def decide(change: Change) -> HostForceDownReply:
+            found = force_down(change.get(HOSTS, (request.host,)), request, change.now_us)
+            if found.changed and not request.dry_run:
+                change.put(HOSTS, found.host)
+            return found
+
+        reply = self._commit(request.host, decide)
+        if reply.changed and not request.dry_run:
+            log.warning(
+                "audit: host forced_down=%s host=%s by=%s state=%s instances=%s",
+                request.forced_down, request.host, context.peer.service_id, reply.host.state, reply.host.instances,
+            )  # fmt: skip
+            self._table.put(reply.host)
+            self._news.tell([reply.host])
+            self.heard(news_of(reply.host))
+        return reply
+
     def heard(self, news: HostEpoch) -> None:
-        """A fellow conductor has committed, or found, this epoch."""
+        """We, or a fellow conductor, have committed, or found, this."""
         self._supersede(news.host, news.agent_epoch)
+        self._commands.force_down(news.host, news.forced_down)
 
     def _supersede(self, host: str, agent_epoch: int) -> None:
         """A newer agent has the host: links of the older are heard no more."""

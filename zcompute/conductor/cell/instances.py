@@ -12,7 +12,6 @@ from zcompute.bus.errors import Busy, InvalidRequest
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
-from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.tasks.build_walk import begin_build
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.delete_walk import accept_delete
@@ -101,7 +100,7 @@ class Instances:
     ) -> None:
         self._env = env
         self._ledger = env.ledger
-        self._forwarding = Forwarding(env.router)
+        self._forwarding = env.forwarding
         self._engine = engine
         self._owed = owed
         self._settings = settings
@@ -118,7 +117,7 @@ class Instances:
         Raises Busy, NotOwner, InvalidRequest when the request was meant for another cell.
         """
         request = message.build_request
-        if self._forwards(request.uuid, context):
+        if self._forwarding.needed(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_BUILD, message, context)
         if request.cell not in (None, self._env.cell):
             raise InvalidRequest(f"expected a request for cell {self._env.cell}, found {request.cell}", field="cell")
@@ -147,7 +146,7 @@ class Instances:
         accepted when the instance is gone by then, whoever owns it. Raises InstanceNotFound, InstanceBusy, Busy,
         NotOwner.
         """
-        if self._forwards(request.uuid, context):
+        if self._forwarding.needed(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
         self._engine.check_room()
         fresh_id = self._make_task_id()
@@ -211,13 +210,6 @@ class Instances:
             self._engine.begin(snapshot.instance, snapshot.task)
 
     # -- forwarding -------------------------------------------------------------------------------------------------
-
-    def _forwards(self, uuid: str, context: Any) -> bool:
-        """Not the owner, and not asked by a fellow conductor, who has forwarded already."""
-        if self._ledger.owns(partition_of(uuid)):
-            return False
-        peer = context.peer
-        return (peer.role, peer.cell) != ("conductor", self._env.cell)
 
     def _forward(self, uuid: str, method: Method, request: msgspec.Struct, context: Any) -> Empty:
         reply: Empty = self._forwarding.call(uuid, method, request, context)

@@ -27,6 +27,9 @@ from zcompute.objects.report import (
 )
 from zcompute.objects.task import TASK_BUILD, TASK_DELETE, Task
 
+# The detail that says: a host which has begun anew since the delete still has the domain.
+GHOST = "the instance is deleted, and is on a host that was not asked to destroy it"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -49,7 +52,8 @@ def judge_observation(
     if instance is None:
         return Verdict(VERDICT_NOT_YOURS, "no such instance")
     if instance.vm_state == VM_DELETED:
-        return Verdict(VERDICT_SUPERSEDED, "the instance is deleted")
+        left_behind = not observation.gone and agent_epoch > instance.agent_epoch
+        return Verdict(VERDICT_SUPERSEDED, GHOST if left_behind else "the instance is deleted")
     if observation.generation > instance.generation:
         return Verdict(
             VERDICT_INVALID, f"generation {observation.generation} was never granted, newest is {instance.generation}"

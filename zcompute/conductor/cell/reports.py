@@ -10,7 +10,7 @@ import msgspec
 from zcompute.bus import Ack, Link, Report
 from zcompute.bus.errors import Busy, NotOwner
 from zcompute.conductor.cell.hosts import Attachments
-from zcompute.conductor.cell.observations import judge_observation, judge_step_result
+from zcompute.conductor.cell.observations import GHOST, judge_observation, judge_step_result
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.decision import Snapshot, apply
@@ -172,6 +172,8 @@ class Reports:
                     link.name, report.key, verdict, detail,
                 )  # fmt: skip
             self._answer(link, report, verdict, detail, lane=lane)
+            if detail == GHOST and not self._stopped:
+                self._engine.ghosts.suspect(body.host, body.instance_uuid)
             if snapshot is not None:
                 self._engine.applied(snapshot)
 

@@ -93,6 +93,7 @@ class CellRole:
         """Begin, with the partitions that are owned already and those that come."""
         env = self._env
         self._commands.on_attach(self.engine.host_attached)
+        self._commands.on_forced_down(self.engine.host_forced_down)
         env.endpoint.on_reports(self._reports.received)
         self._states.start()
         self._hosts.start()

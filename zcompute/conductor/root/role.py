@@ -15,7 +15,6 @@ from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
 from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
-from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.purge import Purge
 from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
@@ -77,7 +76,7 @@ class RootRole:
     ) -> None:
         self._env = env
         self._ledger = env.ledger
-        self._forwarding = Forwarding(env.router)
+        self._forwarding = env.forwarding
         self._settings = settings or RootSettings()
         self._limits = hand_off_limits or HandOffLimits()
         self._make_uuid = make_uuid

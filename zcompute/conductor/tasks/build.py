@@ -105,7 +105,7 @@ class Spawn:
         give_up_at = time.monotonic() + run.settings.link_wait_ms_max / 1000
         while run.is_at(task):
             run.changed.clear()
-            if run.env.commands.link(host) is not None:
+            if run.env.commands.reaches(host, SPAWN):
                 if self._send(run, task, host):
                     run.wait(run.settings.resend_ms)
                 continue

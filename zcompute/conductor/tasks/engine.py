@@ -19,6 +19,7 @@ from zcompute.conductor.tasks.adoption import adopt
 from zcompute.conductor.tasks.build_walk import abandon, no_host_told
 from zcompute.conductor.tasks.decision import Decision, Snapshot, park
 from zcompute.conductor.tasks.forgetting import Forgetting
+from zcompute.conductor.tasks.ghosts import Ghosts
 from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.parked import ParkedSweep
 from zcompute.conductor.tasks.run import DeadlinePassed, TaskEnv, TaskLost, TaskRun
@@ -42,6 +43,7 @@ class TaskEngine:
         self._running: set[TaskRun] = set()
         self._attached: set[str] = set()
         self._forgetting = Forgetting(env)
+        self.ghosts = Ghosts(env, self._forgetting)
         self._parked = ParkedSweep(env, lambda: list(self._runs.values()), self._look_again)
         self._stopped = False
 
@@ -99,6 +101,13 @@ class TaskEngine:
         if len(self._attached) == 1:
             gevent.spawn(self._look_at_attached)
 
+    def host_forced_down(self, host: str) -> None:
+        """Nobody need wait for this host any more: runners go on, parked tasks end."""
+        for run in list(self._runs.values()):
+            if run.task is not None and host in run.task.body.named_hosts:
+                run.changed.set()
+                self._look_again(run)
+
     def _look_at_attached(self) -> None:
         """All hosts of one turn at once: an agent attaches a thousand, and tasks are many."""
         hosts, self._attached = self._attached, set()
@@ -140,6 +149,7 @@ class TaskEngine:
             self._drop(run)
         self._queue.clear()
         self._forgetting.stop()
+        self.ghosts.stop()
         self._parked.stop()
 
     # -- runners ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
+from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.notices import tell_of_rows
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
@@ -106,11 +107,13 @@ class CellWorld:
         self.selections: list[Any] = []
         self.owed: list[Any] = []
         self.commands = Commands(self.ledger)
-        env = SimpleNamespace(ledger=self.ledger, cell="c1", router=self)
+        forwarding = Forwarding(self, self.ledger, "c1")
+        env = SimpleNamespace(ledger=self.ledger, cell="c1", router=self, forwarding=forwarding)
         self.engine = TaskEngine(
             TaskEnv("c1", self.ledger, self, self.commands, self, self._forced, self.owed.append, settings)
         )
         self.commands.on_attach(self.engine.host_attached)
+        self.commands.on_forced_down(self.engine.host_forced_down)
         self.ledger.on_decided(tell_of_rows)
         self.attachments = Attachments()
         self.reports = Reports(env, self.engine, self.attachments, settings)

@@ -7,19 +7,24 @@ import pytest
 
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import NOW_US, host
-from zcompute.bus.errors import Forbidden
+from zcompute.bus.errors import Forbidden, LinkDown
+from zcompute.conductor.cell.claims import takes_new
 from zcompute.conductor.cell.host_states import HostStates, host_state
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Attachments, Hosts, begin_host, check_epoch
 from zcompute.conductor.cell.registration import capacity_of
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
+from zcompute.conductor.forwarding import Forwarding
 from zcompute.config import SchedulerConfig
 from zcompute.db.tables import HOSTS
-from zcompute.objects.errors import EpochRefused
+from zcompute.objects.errors import EpochRefused, HostNotFound
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HOST_DOWN, HOST_UP, HostInventory
 from zcompute.objects.methods import (
+    ADOPT,
+    DESTROY,
+    SPAWN,
     TOPIC_EPOCHS,
     TOPIC_HOSTS,
     TOPIC_PARTITIONS,
@@ -27,6 +32,7 @@ from zcompute.objects.methods import (
     HostBeat,
     HostBeginRequest,
     HostEpoch,
+    HostForceDownRequest,
 )
 from zcompute.objects.partition import partition_of
 
@@ -52,7 +58,13 @@ def world():
     made = World()
     made.endpoint = Endpoint()
     env = SimpleNamespace(
-        ledger=made.ledger, store=made.store, endpoint=made.endpoint, cell="c1", config=None, service_id="c"
+        ledger=made.ledger,
+        store=made.store,
+        endpoint=made.endpoint,
+        cell="c1",
+        config=None,
+        service_id="c",
+        forwarding=Forwarding(made, made.ledger, "c1"),
     )
     made.table = HostTable()
     made.table.hold(range(256))
@@ -254,8 +266,8 @@ def test_a_conductor_that_missed_the_news_of_an_agent_is_told_at_its_hello_and_b
     for link in (fellow, other, root):
         world.hosts._news.link_up(link)
     assert fellow.events == [(TOPIC_EPOCHS, "h1", 1)]
-    world.hosts.gained([host("h7", agent_epoch=4)])
-    assert fellow.events[1:] == [(TOPIC_EPOCHS, "h7", 4)]
+    world.hosts.gained([host("h7", agent_epoch=4, revision=6)])
+    assert fellow.events[1:] == [(TOPIC_EPOCHS, "h7", 6)]
     world.hosts._news.link_down(fellow)
     world.hosts.gained([host("h8")])
     assert len(fellow.events) == 2
@@ -268,3 +280,61 @@ def test_a_new_owner_hears_links_of_an_older_agent_no_more(world):
     world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
     world.hosts.gained([host(agent_epoch=2)])  # begun at the former owner, which died before it told us
     assert world.hosts.attachments.epoch(old, "h1") is None
+
+
+def force(world, forced_down=True, **fields):
+    request = HostForceDownRequest(host="h1", forced_down=forced_down, **fields)
+    operator = SimpleNamespace(peer=SimpleNamespace(role="operator", cell="c1", service_id="op"))
+    return world.hosts.force_down(request, operator)
+
+
+def test_forcing_a_host_down_is_committed_told_and_takes_the_host_out(world, caplog):
+    link, fellow = Link(), Link(role="conductor")
+    world.hosts._news.link_up(fellow)
+    begin(world, link)
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(link))
+    assert force(world, dry_run=True).changed
+    assert not world.database.row(HOSTS, ("h1",)).forced_down
+    assert force(world).changed
+    assert not force(world).changed
+    row = world.database.row(HOSTS, ("h1",))
+    assert row.forced_down
+    assert not takes_new(row)
+    assert fellow.events[-1] == (TOPIC_EPOCHS, "h1", row.revision)
+    assert caplog.text.count("audit: host forced_down=True host=h1 by=op") == 1
+    assert world.commands.reaches("h1", DESTROY)
+    assert not world.commands.reaches("h1", SPAWN)
+    with pytest.raises(LinkDown, match="forced down"):
+        world.commands.send("h1", SPAWN, None, timeout_ms=1)
+    assert force(world, forced_down=False).changed
+    assert world.commands.reaches("h1", SPAWN)
+
+
+def test_a_host_that_is_not_known_cannot_be_forced_down(world):
+    with pytest.raises(HostNotFound):
+        force(world)
+
+
+def test_a_forced_down_host_that_returns_is_quarantined_at_every_conductor(world):
+    begin(world, Link())
+    force(world)
+    world.commands.force_down("h1", False)  # as at a conductor that was away then
+    link = Link()
+    assert begin(world, link) == 2
+    world.commands.force_down("h1", False)
+    world.hosts.attach(HostAttachRequest(epochs={"h1": 2}), context(link))
+    assert not world.commands.reaches("h1", SPAWN)
+    assert world.commands.reaches("h1", ADOPT)
+
+
+def test_news_that_overtakes_the_row_being_read_counts(world):
+    link, fellow = Link(), Link(role="conductor")
+    begin(world, link)
+    world.store.fetch_gate.clear()
+    attaching = gevent.spawn(world.hosts.attach, HostAttachRequest(epochs={"h1": 1}), context(link))
+    wait_for(lambda: len(world.database.fetches) > 1)
+    news = HostEpoch(host="h1", agent_epoch=1, forced_down=True)
+    world.hosts._news.received(fellow, SimpleNamespace(payload=msgspec.msgpack.encode(news)))
+    world.store.fetch_gate.set()
+    attaching.get(timeout=2)
+    assert not world.commands.reaches("h1", SPAWN)

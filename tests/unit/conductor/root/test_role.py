@@ -16,6 +16,7 @@ from tests.unit.conductor.root.fakes import (
     create_request,
 )
 from zcompute.bus.errors import Busy, DeadlineExceeded, Forbidden, InvalidRequest, NotOwner, Unavailable
+from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.root.role import RootRole, new_reservation_id
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.config import ConductorConfig
@@ -45,6 +46,7 @@ class Region:
             ledger=self.ledger,
             router=router,
             root_router=None,
+            forwarding=Forwarding(router, self.ledger, "root"),
         )
         uuids = iter(UUIDS)
         self.role = RootRole(

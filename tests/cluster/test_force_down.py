@@ -1,0 +1,57 @@
+"""An operator says that a host is down for certain: what waits for it ends, and it is quarantined when it is back."""
+
+import json
+from typing import Any
+
+from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, wait_until
+from zcompute.cli import exits
+from zcompute.cli.up.region import Region
+from zcompute.compute.virt.fake_log import domain_log_path, read_domain_log
+
+
+def force_down(region: Region, host: str, *options: str) -> dict[str, Any]:
+    done = command("host", "force-down", host, *options, "--format", "json", "--state-dir", str(region.paths.state_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def agent_of(region: Region, host: str) -> str:
+    return next(plan.id for plan in region.plans.values() if host in plan.hosts)
+
+
+def test_a_delete_on_a_dead_host_ends_and_the_host_destroys_what_it_still_has(sqlite_region: Region) -> None:
+    region = sqlite_region
+    run = boot(region, 20)
+    assert_all_active(run)
+    victim = next(item for item in run.boots if item.host.startswith("c1"))
+    host, agent = victim.host, agent_of(region, victim.host)
+    region.kill(agent)
+    client = region.client()
+    assert client.request("DELETE", f"/v2.1/servers/{victim.uuid}")[0] == 204
+    planned = force_down(region, host, "--dry-run")
+    assert (planned["cell"], planned["forced_down"], planned["changed"], planned["dry_run"]) == ("c1", True, True, True)
+    assert client.request("GET", f"/v2.1/servers/{victim.uuid}")[0] == 200
+    assert force_down(region, host)["changed"]
+    assert not force_down(region, host)["changed"]
+    wait_until(lambda: client.request("GET", f"/v2.1/servers/{victim.uuid}")[0] == 404, "the delete ended")
+
+    def domains() -> set[str]:
+        return set(read_domain_log(domain_log_path(region.paths.hosts, host)).running)
+
+    assert victim.uuid in domains()
+    region.restart(agent)
+    wait_until(lambda: victim.uuid not in domains(), "the host has destroyed it", found=domains)
+    later = boot(region, 20)
+    assert_all_active(later)
+    assert host not in {item.host for item in later.boots}
+    assert not force_down(region, host, "--off")["forced_down"]
+    region.wait_ready()
+    assert_audit_holds(region)
+    client.close()
+
+
+def test_a_host_that_nobody_knows_is_one_sentence(sqlite_region: Region) -> None:
+    done = command("host", "force-down", "nowhere", "--state-dir", str(sqlite_region.paths.state_dir))
+    assert done.returncode == exits.FAILED
+    assert "host nowhere is not known in cells c1, c2" in done.stderr
