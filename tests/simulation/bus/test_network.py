@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.simulation.bus.world import World
+from zcompute.bus import StreamSkip
 
 TURNS = 150
 AGENTS = 3
@@ -20,23 +21,35 @@ def one_thing(world: World, chance: random.Random) -> None:
     if dice < 0.35:
         for _ in range(chance.randrange(1, 30)):
             agent.report(chance.choice("abc"))
-    elif dice < 0.6:
-        agent.call(chance.random() < 0.5)
+    elif dice < 0.5:
+        for _ in range(chance.randrange(1, 6)):
+            agent.call(chance.random() < 0.5)
+    elif dice < 0.54:
+        for _ in range(chance.randrange(1, 4)):
+            agent.give_up()
+    elif dice < 0.62:
+        for _ in range(chance.randrange(1, 20)):
+            agent.cast()
+    elif dice < 0.7:
+        for _ in range(chance.randrange(1, 10)):
+            world.change_state(chance.choice("xyz"))
     elif dice < 0.8:
         for _ in range(chance.randrange(1, 25)):
-            world.stream.append(str(world.stream.next).encode())
+            world.append()
     elif dice < 0.85:
         world.cut(agent)
     elif dice < 0.9:
         world.half_open(agent, chance.randrange(2))
     elif dice < 0.97:
         world.lose_frame(agent, chance.randrange(2))
-    else:
+    elif dice < 0.99:
         world.restart(agent)
+    else:
+        world.restart_listener()
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_nothing_is_lost_doubled_or_out_of_order(seed: int) -> None:
+def run_seed(seed: int) -> World:
+    """One run from its seed; raises AssertionError where a promise is broken."""
     chance = random.Random(seed)
     world = World(seed)
     for _ in range(TURNS):
@@ -47,6 +60,23 @@ def test_nothing_is_lost_doubled_or_out_of_order(seed: int) -> None:
     for agent in world.agents:
         last = max((seqs[-1] for seqs in world.committed.get(agent.name, {}).values()), default=0)
         assert last == agent.seq
+    return world
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_nothing_is_lost_doubled_or_out_of_order(seed: int) -> None:
+    run_seed(seed)
+
+
+def test_the_runs_meet_what_they_are_about() -> None:
+    worlds = [run_seed(seed) for seed in range(5)]
+    assert sum(world.cancelled for world in worlds) > 8
+    assert sum(world.listener_life for world in worlds) > 0
+    assert sum(len(agent.cast_queued) for world in worlds for agent in world.agents) > sum(
+        len(world.casts) for world in worlds
+    )
+    assert all(world.states and world.casts for world in worlds)
+    assert any(isinstance(news, StreamSkip) for world in worlds for agent in world.agents for news in agent.told)
 
 
 def test_a_seed_replays_its_run() -> None:
@@ -56,7 +86,15 @@ def test_a_seed_replays_its_run() -> None:
         for _ in range(60):
             one_thing(world, chance)
             world.run(0.2)
-        runs.append((world.committed, [agent.cursor for agent in world.agents], sorted(world.begun.values())))
+        runs.append(
+            (
+                world.committed,
+                world.casts,
+                [agent.states for agent in world.agents],
+                [agent.cursor for agent in world.agents],
+                sorted(world.begun.values()),
+            )
+        )
     assert runs[0] == runs[1]
 
 
@@ -78,15 +116,22 @@ class Network(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, AGENTS - 1))
     def give_up(self, who: int) -> None:
-        agent = self.world.agents[who]
-        for open_call in list(agent.core.calls.values())[:1]:
-            agent.core.give_up(open_call)
-            agent.calls.remove(open_call)
+        self.world.agents[who].give_up()
+
+    @rule(who=st.integers(0, AGENTS - 1), count=st.integers(1, 20))
+    def cast(self, who: int, count: int) -> None:
+        for _ in range(count):
+            self.world.agents[who].cast()
+
+    @rule(key=st.sampled_from("xy"), count=st.integers(1, 5))
+    def change_state(self, key: str, count: int) -> None:
+        for _ in range(count):
+            self.world.change_state(key)
 
     @rule(count=st.integers(1, 40))
     def publish(self, count: int) -> None:
         for _ in range(count):
-            self.world.stream.append(str(self.world.stream.next).encode())
+            self.world.append()
 
     @rule(ms=st.sampled_from((20, 100, 400, 1500)))
     def pass_time(self, ms: int) -> None:
@@ -107,6 +152,10 @@ class Network(RuleBasedStateMachine):
     @rule(who=st.integers(0, AGENTS - 1))
     def restart(self, who: int) -> None:
         self.world.restart(self.world.agents[who])
+
+    @rule()
+    def restart_listener(self) -> None:
+        self.world.restart_listener()
 
     @invariant()
     def holds(self) -> None:

@@ -1,15 +1,19 @@
 """Diallers and a listener over a simulated network and clock: everything in it follows from the seed.
 
 A connection carries frames in order, each direction with its own delay; different connections overtake one another. It
-can be cut, lose a frame, or be half open: one direction swallows frames until the heartbeat finds out.
+can be cut, lose a frame, or be half open: one direction swallows frames until its silence is noticed. Either side may
+be killed and begin anew with what it has on disk: an agent's outbox and cursor, the listener's commits, states and log.
+
+TCP under a ROUTER that must deliver loses no frame of a connection that lasts. The protocol survives it all the same,
+but for state events: one whose frame is lost alone is missing until the next version or link.
 """
 
 import random
 from collections import deque
 from typing import Any
 
-from zcompute.bus.envelope import PROTOCOL_MINOR, Ack, Call, Hello, Reply, Report, Welcome
-from zcompute.bus.errors import BusError
+from zcompute.bus.envelope import PROTOCOL_MINOR, Ack, Call, Cast, Event, Hello, Reply, Report, Welcome, decode_frame
+from zcompute.bus.errors import BusError, LinkDown
 from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.bus.greeting import peer_of
 from zcompute.bus.happenings import AcksArrived, Happening, LinkUp, OpenCall, ReportsArrived
@@ -23,7 +27,9 @@ LIMITS = Limits(
 STEP_S = 0.02
 HEARTBEAT_S = 1.5
 ANSWER_S = 5.0
+ANSWER_SHARE = 0.03  # of the calls being served, in a step: most are open for a second
 STREAM = "news"
+STREAM_EVENTS = 30
 RANGES = {"echo": ((1, 0), (1, 0))}
 
 
@@ -42,11 +48,13 @@ class Wire:
         self.frames: deque[tuple[float, bytes]] = deque()
         self.dead = False
         self.lose_next = False
+        self.lost: list[bytes] = []
         self._chance = chance
 
     def put(self, frame: bytes, now: float) -> None:
         if self.dead or self.lose_next:
             self.lose_next = False
+            self.lost.append(frame)
             return
         earliest = self.frames[-1][0] if self.frames else 0.0
         self.frames.append((max(earliest, now + self._chance.choice((0.0, 0.01, 0.05, 0.3))), frame))
@@ -58,7 +66,7 @@ class Wire:
 
 
 class Agent:
-    """A dialler with its outbox, its calls, and the stream that it follows; `life` counts its restarts."""
+    """A dialler with its outbox, its calls and casts, and what it hears; `life` counts its restarts."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
@@ -66,10 +74,13 @@ class Agent:
         self.life = 0
         self.outbox: dict[tuple[str, int], Report] = {}  # durable: survives a restart
         self.seq = 0
+        self.seq_cast = 0
         self.told: list[StreamEvents | StreamSkip] = []
         self.cursor = 0  # durable too
         self.calls: list[OpenCall] = []
         self.settled: list[OpenCall] = []
+        self.given_up: list[OpenCall] = []
+        self.cast_queued: set[str] = set()
         self.begin()
 
     def begin(self) -> None:
@@ -81,6 +92,7 @@ class Agent:
         self.calls.clear()
         self.offered_at: dict[tuple[str, int], float] = {}
         self.waiting: deque[StreamEvents | StreamSkip] = deque()
+        self.states: dict[str, int] = {}  # the newest version heard, by key
         self.connected = False
         self.hello_due = 0.0
 
@@ -100,6 +112,22 @@ class Agent:
         if not idempotent:
             self.world.once.add(text.decode())
 
+    def give_up(self) -> None:
+        """The caller of the oldest open call is killed."""
+        for open_call in list(self.core.calls.values())[:1]:
+            self.core.give_up(open_call)
+            self.calls.remove(open_call)
+            self.given_up.append(open_call)
+
+    def cast(self) -> None:
+        self.seq_cast += 1
+        text = f"{self.name}.{self.life}.{self.seq_cast}"
+        try:
+            self.core.cast(Cast("echo.note", 1, 0, "-", text.encode()))
+        except LinkDown:
+            return
+        self.cast_queued.add(text)
+
 
 class World:
     """The listener, its agents and the network."""
@@ -108,8 +136,12 @@ class World:
         self.chance = random.Random(seed)
         self.now = 100.0
         self.calm = False
-        self.streams = Streams(LIMITS)
-        self.stream = self.streams.publish(STREAM, "", 0, 30, 100_000, frozenset({"conductor"}))
+        self.listener_life = 0
+        self.cancelled = 0  # calls that their server found cancelled
+        self.log: list[bytes] = []  # of the stream, on disk
+        self.states: dict[str, int] = {}  # the version of each key, on disk
+        self.casts: dict[str, int] = {}  # how often each arrived
+        self._publish_stream()
         self.sessions: dict[str, LinkCore] = {}
         self.wires: dict[str, tuple[Wire, Wire]] = {}  # to the listener, to the dialler
         self.half_open_since: dict[str, float] = {}
@@ -120,6 +152,28 @@ class World:
         self.once: set[str] = set()  # the calls that may be begun once only
         self.undecided: list[tuple[str, Report]] = []
         self.agents = [Agent(self, f"a{n}") for n in range(agents)]
+
+    # What the listener's application does
+
+    def append(self) -> None:
+        """One more event of the stream."""
+        self.log.append(str(len(self.log)).encode())
+        self.stream.append(self.log[-1])
+
+    def change_state(self, key: str) -> None:
+        """A new version, told to all that are up."""
+        self.states[key] = self.states.get(key, 0) + 1
+        for session in self.sessions.values():
+            assert session.event(Event("state", key, self.states[key], b"x"))
+
+    def _publish_stream(self) -> None:
+        """The newest events of the log, as after a start."""
+        kept = self.log[-STREAM_EVENTS // 2 :]
+        self.streams = Streams(LIMITS)
+        first = len(self.log) - len(kept)
+        self.stream = self.streams.publish(STREAM, "", first, STREAM_EVENTS, 100_000, frozenset({"conductor"}))
+        for payload in kept:
+            self.stream.append(payload)
 
     # Faults
 
@@ -150,6 +204,16 @@ class World:
         """kill -9 and a new process."""
         self.cut(agent)
         agent.begin()
+
+    def restart_listener(self) -> None:
+        """kill -9 and a new process: what was not committed, and every session, is gone."""
+        for agent in self.agents:
+            self.cut(agent)
+        self.sessions.clear()
+        self.unanswered.clear()
+        self.undecided.clear()
+        self.listener_life += 1
+        self._publish_stream()
 
     # Time
 
@@ -219,6 +283,12 @@ class World:
                 agent.settled.append(happening)
             elif isinstance(happening, StreamEvents | StreamSkip):
                 agent.waiting.append(happening)
+            elif isinstance(happening, Event):
+                known = agent.states.get(happening.key, 0)
+                assert happening.version >= known, (agent.name, happening, known)
+                agent.states[happening.key] = happening.version
+            elif isinstance(happening, LinkUp) and not happening.same_incarnation:
+                agent.offered_at.clear()  # what is owed is owed to the new process
 
     def _happen_here(self, agent: Agent, happenings: list[Happening]) -> None:
         session = self.sessions.get(agent.name)
@@ -236,6 +306,9 @@ class World:
                 text = happening.payload.decode()
                 self.begun[text] = self.begun.get(text, 0) + 1
                 self.unanswered.append((session, happening, serving))
+            elif isinstance(happening, Cast):
+                text = happening.payload.decode()
+                self.casts[text] = self.casts.get(text, 0) + 1
             elif isinstance(happening, LinkUp) and not happening.same_incarnation:
                 self.undecided = [item for item in self.undecided if item[0] != agent.name]
 
@@ -255,8 +328,10 @@ class World:
             session = self.sessions[agent.name] = LinkCore(LIMITS, interfaces=lambda: RANGES, streams=self.streams)
         elif session.peer is not None and hello.link_number <= session.link_number:
             return
-        welcome = greeting(Welcome, "l", "l1")
+        welcome = greeting(Welcome, "l", f"l{self.listener_life}")
         self._happen_here(agent, session.accept(hello, peer_of(hello, "", LIMITS), welcome, self.now))
+        for key, version in self.states.items():  # a snapshot at each link up
+            assert session.event(Event("state", key, version, b"x"))
 
     def _decide(self) -> None:
         """Commit some reports, in their order per key, and ack them in any; answer some calls."""
@@ -278,10 +353,19 @@ class World:
             self.chance.shuffle(some)
             self.sessions[name].ack(some)
         for item in list(self.unanswered):
-            if self.chance.random() < share:
+            if self.calm or self.chance.random() < ANSWER_SHARE:
                 self.unanswered.remove(item)
                 session, call, serving = item
+                if session.serving.get(call.call_id) is not serving:
+                    self._check_cancelled(call)
                 session.answer(Reply(call.call_id, call.payload), 1, serving)
+
+    def _check_cancelled(self, call: Call) -> None:
+        """Who asked must not wait for it any more: gave it up, has an outcome, or is another process by now."""
+        self.cancelled += 1
+        for agent in self.agents:
+            for open_call in agent.core.calls.values():
+                assert open_call.call.payload != call.payload or open_call.deadline <= self.now, call
 
     def _handle_stream(self, agent: Agent) -> None:
         while agent.waiting and (self.calm or self.chance.random() < 0.5):
@@ -309,6 +393,30 @@ class World:
             assert not agent.core.calls, agent.name
             assert agent.cursor == self.stream.next, (agent.name, agent.cursor, self.stream.next)
             assert all(open_call.outcome is not None for open_call in agent.calls)
+            lost = self._lost_states(agent)
+            for key, version in self.states.items():
+                assert agent.states.get(key) == version or version in lost.get(key, ()), (agent.name, key, version)
+            assert not self.sessions[agent.name].serving, agent.name
+            self._check_casts_arrive(agent)
+        assert not self.unanswered
+
+    def _lost_states(self, agent: Agent) -> dict[str, set[int]]:
+        """Versions that a lost frame of the connection took away, by key."""
+        lost: dict[str, set[int]] = {}
+        for frame in self.wires[agent.name][1].lost:
+            for envelope in decode_frame(frame, LIMITS):
+                if isinstance(envelope, Event):
+                    lost.setdefault(envelope.key, set()).add(envelope.version)
+        return lost
+
+    def _check_casts_arrive(self, agent: Agent) -> None:
+        """On a link that stays up and loses nothing, every cast arrives."""
+        before = set(agent.cast_queued)
+        for _ in range(10):
+            agent.cast()
+        self.run(1)
+        assert len(agent.cast_queued - before) == 10
+        assert all(self.casts.get(text) == 1 for text in agent.cast_queued - before)
 
     def check(self) -> None:
         """What holds at any time."""
@@ -322,6 +430,8 @@ class World:
                 expected = news.end
                 if isinstance(news, StreamEvents):
                     assert news.payloads == [str(n).encode() for n in range(first, news.end)]
+            assert all(open_call.outcome is None for open_call in agent.given_up)
+            assert not {id(open_call) for open_call in agent.given_up} & {id(done) for done in agent.settled}
             session = self.sessions.get(agent.name)
             if session is not None:
                 assert session.reports_in.over_credit == 0
@@ -329,3 +439,5 @@ class World:
             if isinstance(open_call.outcome, Reply):
                 assert open_call.outcome.payload == open_call.call.payload
         assert all(times == 1 for text, times in self.begun.items() if text in self.once), self.begun
+        queued = set().union(*(agent.cast_queued for agent in self.agents))
+        assert all(times == 1 and text in queued for text, times in self.casts.items()), self.casts
