@@ -57,6 +57,7 @@ class Admission:
         if not self._home.admit_pool.submit(self._greet, route, hello):
             route.hello = None
             self._listener.drop(route, None)
+            self._home.refusals.count("hellos_full", route.address)
             self.send_error(route.route_id, Busy("too many hellos", retry_after_ms=self._limits.hello_backoff_ms_max))
 
     def _greet(self, route: Route, hello: Hello) -> None:
