@@ -70,7 +70,7 @@ def test_nothing_is_lost_doubled_or_out_of_order(seed: int) -> None:
 
 def test_the_runs_meet_what_they_are_about() -> None:
     worlds = [run_seed(seed) for seed in range(5)]
-    assert sum(world.cancelled for world in worlds) > 8
+    assert sum(world.cancelled for world in worlds) > 3
     assert sum(world.listener_life for world in worlds) > 0
     assert sum(len(agent.cast_queued) for world in worlds for agent in world.agents) > sum(
         len(world.casts) for world in worlds
