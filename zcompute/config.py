@@ -75,6 +75,30 @@ class ConductorConfig(Section, frozen=True):
     ] = False
 
 
+class NotifierConfig(Section, frozen=True):
+    """One notifier: the same tables in every conductor of a cell."""
+
+    name: Annotated[
+        str, msgspec.Meta(description="its cursor's name: another name begins anew", pattern="^[a-z0-9_-]{1,64}$")
+    ]
+    kind: Annotated[str, msgspec.Meta(description="log, webhook, or a plug-in's name")]
+    url: Annotated[str, msgspec.Meta(description="webhook: http:// or https://, asked by POST")] = ""
+    token_file: Annotated[str, msgspec.Meta(description="webhook: file with a bearer token, mode 0600")] = ""
+    timeout_ms: Annotated[int, msgspec.Meta(description="how long one delivery may take", ge=100, le=60000)] = 5000
+    batch_max: Annotated[int, msgspec.Meta(description="notifications of one delivery", ge=1, le=500)] = 100
+
+
+class NotificationsConfig(Section, frozen=True):
+    """[notifications]: how long they are kept, and to whom a cell's conductors give them."""
+
+    retention_hours: Annotated[int, msgspec.Meta(description="kept so long", ge=1)] = 72
+    retention_rows_max: Annotated[int, msgspec.Meta(description="kept of one partition", ge=1000)] = 1_000_000
+    exists_s: Annotated[
+        int, msgspec.Meta(description="period of instance.exists for billing; 0: none is told", ge=0, le=86400)
+    ] = 3600
+    notifiers: Annotated[list[NotifierConfig], msgspec.Meta(description="notifiers")] = []
+
+
 class SchedulerConfig(Section, frozen=True):
     """[scheduler]"""
 
@@ -144,6 +168,7 @@ class Config(Section, frozen=True):
     bus: BusConfig = BusConfig()
     database: DatabaseConfig | None = None
     conductor: ConductorConfig = ConductorConfig()
+    notifications: NotificationsConfig = NotificationsConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     compute: ComputeConfig = ComputeConfig()
     api: ApiConfig = ApiConfig()

@@ -23,6 +23,7 @@ from zcompute.bus import (
     BusError,
     Endpoint,
     EndpointStat,
+    Identity,
     Link,
     LinkDown,
     MethodSpec,
@@ -78,17 +79,24 @@ def conductors_of(config: Config) -> list[PeerConfig]:
     return list({peer.id: peer for peer in [*config.bus.root, *config.bus.conductors]}.values())
 
 
+def own_identity(config: Config) -> Identity:
+    """The operator's key under a service id of this very command. Raises UsageRefused."""
+    try:
+        own = load_identity(config, ROLE)
+    except ConfigError as error:
+        raise UsageRefused(str(error)) from error
+    # Two commands at once are two services: with one id, each would take the other's links.
+    return replace(own, service_id=f"{own.service_id}-{os.getpid()}-{secrets.token_hex(3)}")
+
+
 class Operator:
     """An endpoint of role `operator`, for as long as one command runs; all its questions share one deadline."""
 
     def __init__(self, config: Config, timeout_ms: int) -> None:
         self._deadline = time.monotonic() + timeout_ms / 1000
         try:
-            own = load_identity(config, ROLE)
-            # Two commands at once are two services: with one id, each would take the other's links.
-            service_id = f"{own.service_id}-{os.getpid()}-{secrets.token_hex(3)}"
-            self._endpoint = Endpoint(replace(own, service_id=service_id))
-        except (ConfigError, BusConfigError) as error:
+            self._endpoint = Endpoint(own_identity(config))
+        except BusConfigError as error:
             raise UsageRefused(str(error)) from error
         self._links: dict[str, Link] = {}
         try:

@@ -14,6 +14,7 @@ from zcompute.conductor.doors import Doors, doors_of
 from zcompute.conductor.errors import ConductorError
 from zcompute.conductor.keywatch import KeyWatch
 from zcompute.conductor.life import Life
+from zcompute.conductor.notifiers.service import check_notifiers
 from zcompute.config import Config, ConfigError
 from zcompute.db.drivers import open_store
 from zcompute.db.errors import StoreError
@@ -42,6 +43,7 @@ class ConductorService:
             raise ConfigError("section [database]: a conductor needs its cell's database, found none")
         if not config.bus.listen:
             raise ConfigError('section [bus]: a conductor needs listen = "tcp://address:port", found none')
+        check_notifiers(config.notifications)
         self._config = config
         self._database = config.database
         self._keyring: Keyring | None = read_keyring(config.bus.keyring)

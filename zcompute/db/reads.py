@@ -124,7 +124,10 @@ def scan(
         if column not in table.columns:
             raise ValueError(f"{table.name} has no column {column!r}, but {table.columns}")
         conditions.equals(column, value)
-    if after is not None:
+    if after is not None and partitions == [after[0]] and table.key_columns[0] == PARTITION_COLUMN:
+        # The partition is given: a plain bound on the rest of the key is what the index is used for.
+        conditions.add(f"{table.key_columns[1]} > :after", after=after[1])
+    elif after is not None:
         _add_after(conditions, table, after)
     sql = conditions.select(table, ", ".join(table.key_columns), max(0, min(limit, SCAN_ROWS_MAX)))
     return [table.from_row(row) for row in session.select(sql, **conditions.values)]

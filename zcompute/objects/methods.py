@@ -26,6 +26,7 @@ TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
 TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
 TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
 TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
+TOPIC_NOTIFICATIONS = "notifications"  # stream; key: partition; cursor: n; payload: a packed Notification
 TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell; key: host; payload: HostEpoch
 
 
@@ -209,6 +210,37 @@ class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
     operation_id: str
 
 
+class NotificationHeadsReply(msgspec.Struct, kw_only=True):
+    """The number of the last committed notification of each partition."""
+
+    cell: str
+    last_n: list[int]
+
+
+class NotificationsRequest(msgspec.Struct, kw_only=True):
+    """A page of one partition's notifications, those behind ``after_n``."""
+
+    partition: int
+    after_n: int
+    limit: int = 100
+
+
+class NumberedBody(msgspec.Struct, kw_only=True, array_like=True):
+    """A notification under its number: ``body`` is a packed Notification."""
+
+    n: int
+    body: bytes
+
+
+class NotificationsReply(msgspec.Struct, kw_only=True):
+    """The page, in order, and the partition's last n as it was read before the page: an empty page below ``last_n``
+    says that the retention has taken them all. ``last_n`` is -1 for a page that has rows."""
+
+    cell: str
+    last_n: int
+    rows: list[NumberedBody]
+
+
 class ServiceListReply(msgspec.Struct, kw_only=True):
     services: list[ServiceInfo]
 
@@ -310,6 +342,7 @@ _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
 _OPERATOR_OR_CONDUCTOR = frozenset({"operator", "conductor"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
+_FOLLOWERS = frozenset({"api", "operator"})
 
 TOPIC_ROLES: dict[str, frozenset[str]] = {
     TOPIC_MAP: _ANY,
@@ -319,6 +352,9 @@ TOPIC_ROLES: dict[str, frozenset[str]] = {
     TOPIC_EPOCHS: _CONDUCTOR,
 }
 """Roles that may hear a topic: a hello that names another of these is refused."""
+
+STREAM_ROLES: dict[str, frozenset[str]] = {TOPIC_NOTIFICATIONS: _FOLLOWERS}
+"""Roles that may follow a stream."""
 
 EVENTS: dict[str, type] = {
     TOPIC_MAP: PartitionMap,
@@ -336,6 +372,7 @@ SCHEDULER_INTERFACE = Interface("scheduler")
 COMPUTE_INTERFACE = Interface("compute")
 INSTANCE_INTERFACE = Interface("instance")
 SERVICE_INTERFACE = Interface("service")
+NOTIFICATION_INTERFACE = Interface("notification")
 SERVERS_INTERFACE = Interface("servers")
 FLAVOR_INTERFACE = Interface("flavor")
 CELL_INTERFACE = Interface("cell")
@@ -369,6 +406,9 @@ INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
 )
 SERVICE_LIST = SERVICE_INTERFACE.method("list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
 
+NOTIFICATION_HEADS = NOTIFICATION_INTERFACE.method("heads", Empty, NotificationHeadsReply, _FOLLOWERS, "reads")
+NOTIFICATION_READ = NOTIFICATION_INTERFACE.method("read", NotificationsRequest, NotificationsReply, _FOLLOWERS, "reads")
+
 SERVERS_CREATE = SERVERS_INTERFACE.method("create", ServersCreateRequest, ServersCreateReply, _API)
 SERVERS_LOCATE = SERVERS_INTERFACE.method("locate", LocateRequest, LocateReply, _API_OR_CONDUCTOR, "reads")
 SERVERS_PENDING = SERVERS_INTERFACE.method("pending", InstanceQuery, PendingReply, _API, "reads")
@@ -391,6 +431,7 @@ INTERFACES: tuple[Interface, ...] = (
     COMPUTE_INTERFACE,
     INSTANCE_INTERFACE,
     SERVICE_INTERFACE,
+    NOTIFICATION_INTERFACE,
     SERVERS_INTERFACE,
     FLAVOR_INTERFACE,
     CELL_INTERFACE,

@@ -4,11 +4,13 @@ A notification is written in the transaction of the change that it tells of. ``n
 without gaps, in the order of the partition's commits; a cursor is a vector of n by partition.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
 
 from zcompute.objects.base import VersionedObject
+from zcompute.objects.partition import PARTITIONS
 
 PRIORITY_INFO = "INFO"
 PRIORITY_ERROR = "ERROR"
@@ -84,6 +86,25 @@ def document(cell: str, partition_id: int, n: int, body: Notification) -> dict[s
         "payload": payload_document(body.payload),
         "truncated": body.truncated,
     }
+
+
+def cursor_text(cell: str, cursor: Mapping[int, int]) -> str:
+    """A vector of n by partition as one word; partitions at 0 are left out."""
+    return f"{cell}/" + ",".join(f"{partition}:{n}" for partition, n in sorted(cursor.items()) if n)
+
+
+def parse_cursor(text: str) -> tuple[str, dict[int, int]]:
+    """The cell and the vector of a cursor's text. Raises ValueError."""
+    cell, slash, vector = text.rpartition("/")
+    if not slash or not cell:
+        raise ValueError(f"expected a cursor CELL/PARTITION:N,PARTITION:N,..., found {text!r}")
+    cursor: dict[int, int] = {}
+    for item in vector.split(",") if vector else ():
+        partition, _, n = item.partition(":")
+        if not (partition.isdecimal() and n.isdecimal() and int(partition) < PARTITIONS):
+            raise ValueError(f"expected PARTITION:N with a partition below {PARTITIONS} in a cursor, found {item!r}")
+        cursor[int(partition)] = int(n)
+    return cell, cursor
 
 
 def payload_document(payload: bytes) -> dict[str, Any]:

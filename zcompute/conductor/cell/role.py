@@ -20,6 +20,7 @@ from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import ConductorError
 from zcompute.conductor.notices import tell_of_rows
+from zcompute.conductor.notifiers.service import Notifications
 from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
@@ -78,6 +79,7 @@ class CellRole:
         self._instances = Instances(env, self.engine, self._outbox.owed, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._registration = Registration(env, env.root_router, self._table, self._settings)
+        self._notifications = Notifications(env, env.config.notifications)
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -87,6 +89,7 @@ class CellRole:
             *self._claims.handlers(),
             *self._instances.handlers(),
             *self._reads.handlers(),
+            *self._notifications.handlers(),
         ]
 
     def start(self) -> None:
@@ -101,6 +104,7 @@ class CellRole:
         self.engine.start()
         self._registration.start()
         env.ledger.on_decided(tell_of_rows)
+        self._notifications.start()
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
         gevent.spawn(self._gained, env.ledger.owned())
@@ -111,6 +115,7 @@ class CellRole:
         self._reports.stop()
         self.engine.stop()
         self._outbox.stop()
+        self._notifications.stop()
         self._registration.stop()
         self._claims.stop()
         self._hosts.stop()
@@ -121,6 +126,7 @@ class CellRole:
         """Hosts first: schedulers and claims need them; then the tasks, then what the root is owed."""
         if not partitions:
             return
+        self._notifications.gained(partitions)
         self._table.hold(self._owned(partitions))
         self._each_page(HOSTS, partitions, self._hosts.gained)
         self._states.gained(self._owned(partitions))
@@ -132,6 +138,7 @@ class CellRole:
         gone = [partition for partition in partitions if not self._env.ledger.owns(partition)]
         self.engine.lose(gone)
         self._outbox.lost(gone)
+        self._notifications.lost(gone)
         self._states.lost(gone)
         self._hosts.lost(gone)
         log.info("partitions lost count=%s", len(gone))

@@ -1,0 +1,167 @@
+"""`zcompute notifications tail` while conductors are killed: nothing unseen, in order per partition, no gap."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import require_mariadb
+from tests.cluster.region import (
+    assert_all_active,
+    assert_audit_holds,
+    boot,
+    boot_while,
+    delete_all,
+    started,
+    wait_until,
+)
+from tests.cluster.test_faults import owners, store_of, when_share_done
+from zcompute.cli.up.boots import Booter
+from zcompute.cli.up.databases import MARIADB
+from zcompute.cli.up.layout import Shape
+from zcompute.cli.up.region import Region
+from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, NOTIFICATIONS
+from zcompute.objects.partition import PARTITIONS
+
+BOOTS = 60
+SCAN_ROWS = 10_000
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
+    """One cell, so that every server's notifications are in it."""
+    require_mariadb()
+    shape = Shape(cells=("c1",), computes=1)
+    with started(tmp_path_factory.mktemp("r") / "s", MARIADB, shape) as region:
+        yield region
+
+
+class Tail:
+    """A running command and what it has printed."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = self._output.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def told(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if "n" in line]
+
+    def gaps(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if "gap" in line]
+
+    def cursors(self) -> list[str]:
+        return [line["cursor"] for line in self.lines() if "cursor" in line]
+
+    def seen(self, event_type: str) -> set[str]:
+        return {line["instance_uuid"] for line in self.told() if line["event_type"] == event_type}
+
+
+@contextmanager
+def tailing(region: Region, output: Path, *options: str) -> Iterator[Tail]:
+    """Run the command; interrupted at the end, and waited for."""
+    words = ["notifications", "tail", "--format", "json", "--cell", "c1", "--state-dir", str(region.paths.state_dir)]
+    with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "zcompute.cli.main", *words, *options], stdout=file, stderr=errors
+        )
+    tail = Tail(output)
+    try:
+        wait_until(lambda: tail.cursors() or process.poll() is not None, "the tail has begun", found=output.read_text)
+        yield tail
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == 0, output.with_suffix(".err").read_text()
+        finally:
+            process.kill()
+
+
+def kill_and_restart(region: Region, victim: str) -> None:
+    region.kill(victim)
+    with store_of(region, "c1") as store:
+        wait_until(lambda: victim not in owners(store), "the survivor has every partition")
+        region.restart(victim)
+        wait_until(lambda: victim in owners(store), f"{victim} owns partitions again")
+
+
+def assert_in_order(tail: Tail) -> None:
+    """Per partition each n once or again, never one before an earlier one was seen, none left out."""
+    last: dict[int, int] = {}
+    for line in tail.told():
+        partition, n = line["partition"], line["n"]
+        assert n <= last.get(partition, n - 1) + 1, f"{partition}: {n} after {last[partition]}"
+        last[partition] = max(n, last.get(partition, 0))
+    assert tail.gaps() == []
+
+
+def committed(region: Region) -> dict[tuple[int, int], str]:
+    """Every notification in the table: its name and its event type; gapless up to last_n."""
+    with store_of(region, "c1") as store:
+        rows = store.scan(NOTIFICATIONS, limit=SCAN_ROWS)
+        last_n = {row.partition_id: row.last_n for row in store.read_map().partitions}
+    for partition in range(PARTITIONS):
+        numbers = [row.n for row in rows if row.partition_id == partition]
+        assert numbers == list(range(1, last_n[partition] + 1))
+    return {(row.partition_id, row.n): row.event_type for row in rows}
+
+
+def test_a_tail_sees_every_change_in_order_while_conductors_are_killed(region: Region, tmp_path: Path) -> None:
+    before = set(committed(region))
+
+    def kill(booter: Booter) -> None:
+        for number, share in ((1, 0.2), (2, 0.6)):
+            when_share_done(booter, share)
+            kill_and_restart(region, f"c1-conductor-{number}")
+
+    with tailing(region, tmp_path / "tail.jsonl") as tail:
+        run = boot_while(region, BOOTS, kill)
+        assert_all_active(run)
+        uuids = {each.uuid for each in run.boots}
+        wait_until(lambda: uuids <= tail.seen("instance.create.end"), "every boot was told")
+        table = committed(region)
+        wait_until(
+            lambda: {(line["partition"], line["n"]) for line in tail.told()} >= set(table) - before,
+            "all that committed was told",
+        )
+        assert_in_order(tail)
+        for line in tail.told():
+            assert table.get((line["partition"], line["n"]), line["event_type"]) == line["event_type"]
+    assert_audit_holds(region)
+
+
+def test_a_tail_goes_on_from_its_cursor_and_sees_nothing_twice(region: Region, tmp_path: Path) -> None:
+    with tailing(region, tmp_path / "first.jsonl") as first:
+        uuids = [each.uuid for each in boot(region, 5).boots]
+        wait_until(lambda: set(uuids) <= first.seen("instance.create.end"), "every boot was told")
+    cursor = first.cursors()[-1]
+    delete_all(region, uuids)
+    with tailing(region, tmp_path / "second.jsonl", "--from", cursor) as second:
+        wait_until(lambda: set(uuids) <= second.seen("instance.delete.end"), "every delete was told")
+    names = [{(line["partition"], line["n"]) for line in tail.told()} for tail in (first, second)]
+    assert not names[0] & names[1]
+    assert_in_order(second)
+    with tailing(region, tmp_path / "all.jsonl", "--from", "start") as everything:
+        table = set(committed(region))
+        wait_until(lambda: {(x["partition"], x["n"]) for x in everything.told()} >= table, "all from the start")
+        assert_in_order(everything)
+
+
+def test_history_tells_what_was_done_with_a_server(region: Region) -> None:
+    (server,) = boot(region, 1).boots
+    delete_all(region, [server.uuid])
+    with store_of(region, "c1") as store:
+        actions = store.scan(INSTANCE_ACTIONS, where={"instance_uuid": server.uuid}, limit=10)
+        events = store.scan(INSTANCE_ACTION_EVENTS, where={"instance_uuid": server.uuid}, limit=50)
+    assert sorted((each.action, each.result) for each in actions) == [("create", "Success"), ("delete", "Success")]
+    assert [each.event for each in sorted(events, key=lambda each: each.finished_at_us)] == [
+        "build_schedule", "build_claim", "build_spawn", "delete_destroy", "delete_finish",
+    ]  # fmt: skip
