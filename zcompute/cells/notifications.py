@@ -102,11 +102,11 @@ class NotificationTail:
                 self._catch_up(partition, happening.end - 1)
                 return
             for n, body in enumerate(happening.payloads, happening.cursor):
-                if n <= self.seen[partition]:
-                    self.repeated += 1
-                    continue
                 self._catch_up(partition, n - 1)
-                self._give(partition, n, body)
+                if n > self.seen[partition]:
+                    self._give(partition, n, body)
+                else:
+                    self.repeated += 1
 
     def _give(self, partition: int, n: int, body: bytes) -> None:
         self._take(partition, n, body)

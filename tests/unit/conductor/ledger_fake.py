@@ -312,9 +312,25 @@ class FakeStore:
         self.fetch_gate.wait()
         return found
 
-    def scan(self, table: TableCodec[Any], **_: Any) -> list[Any]:
+    def scan(
+        self,
+        table: TableCodec[Any],
+        *,
+        partitions: Sequence[int] | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: int = 1 << 30,
+        after: tuple[Any, ...] | None = None,
+    ) -> list[Any]:
         self._trip()
-        return [table.from_row(row) for _, row in sorted(self.database.tables[table.name].items())]
+        at = {column: table.columns.index(column) for column in where or {}}
+        found = [
+            table.from_row(row)
+            for key, row in sorted(self.database.tables[table.name].items())
+            if (partitions is None or row[table.partition_at] in partitions)
+            and (after is None or key > after)
+            and all(row[at[column]] == value for column, value in (where or {}).items())
+        ]
+        return found[:limit]
 
     def list_instances(self, query: Any) -> list[Any]:
         raise NotImplementedError
