@@ -121,21 +121,21 @@ notifications from 12 to 340 are gone. Nothing is left out without one.
 | --- | --- |
 | `zcompute notifications tail` | follows all partitions of a cell over the bus, prints a cursor to go on from |
 | `[[notifications.notifiers]] kind = "log"` | a line of JSON each, in the conductor's log |
-| `[[notifications.notifiers]] kind = "webhook"` | POSTs a JSON array of notifications to a URL, again until the answer is 2xx |
+| `[[notifications.notifiers]] kind = "webhook"` | POSTs them as JSON to a URL, again until the answer is 2xx |
 | `[[notifications.notifiers]] kind = "NAME"` | a plug-in of entry point group `zcompute.notifiers` |
 
 A notifier runs in the conductor that owns a partition, and its cursor is kept in the cell's database: another owner
 goes on where the former stopped. A sink that fails holds up its own partitions only, until the retention is over.
 Keys and defaults are in [configuration](configuration.md).
 
-A webhook gets `{"notifications": [...]}` or `{"gap": {...}}`, all of one partition, and answers 2xx once it has them; any
-other answer, a timeout or a lost connection brings them again, after 0.2 s to 30 s. A plug-in is a function that takes
-the notifier's configuration and returns an object with `deliver(batch)`, `gap(cell, partition, first, last)` and
+A webhook gets `{"notifications": [...]}` or `{"gap": {...}}`, all of one partition, and answers 2xx once it has them;
+any other answer, a timeout or a lost connection brings them again, after 0.2 s to 30 s. A plug-in is a function that
+takes the notifier's configuration and returns an object with `deliver(batch)`, `gap(cell, partition, first, last)` and
 `close()` (`zcompute.conductor.notifiers.sink`).
 
-A new notifier begins with what is told from then on; so does `tail` without `--from`. `tail` prints its cursor every 10 s
-and at the end; `--from start` begins with the oldest that is kept. Kept are 72 hours and a million of each partition,
-unless told otherwise.
+A new notifier begins with what is told from then on; so does `tail` without `--from`. `tail` prints its cursor every
+10 s and at the end; `--from start` begins with the oldest that is kept. Kept are 72 hours and a million of each
+partition, unless told otherwise.
 
 A notification over 60,000 bytes comes without its payload, and `truncated` is true.
 
