@@ -20,8 +20,8 @@ from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.objects.methods import (
     NOTIFICATION_HEADS,
     NOTIFICATION_READ,
+    STREAM_NOTIFICATIONS,
     TOPIC_MAP,
-    TOPIC_NOTIFICATIONS,
     Empty,
     NotificationHeadsReply,
     NotificationsReply,
@@ -61,7 +61,7 @@ class NotificationTail:
     def start(self) -> None:
         """Follow at every conductor of the cell that is linked, and at those that come."""
         endpoint = self._endpoint
-        endpoint.on_stream(TOPIC_NOTIFICATIONS, self._happened)
+        endpoint.on_stream(STREAM_NOTIFICATIONS, self._happened)
         endpoint.on_event(TOPIC_MAP, self._mapped)
         endpoint.on_link_up(self._follow)
         for link in endpoint.links(role="conductor", cell=self.cell):
@@ -72,7 +72,7 @@ class NotificationTail:
         if peer is None or (peer.role, peer.cell) != ("conductor", self.cell):
             return
         for partition, n in self.seen.items():
-            link.follow(TOPIC_NOTIFICATIONS, str(partition), n + 1)
+            link.follow(STREAM_NOTIFICATIONS, str(partition), n + 1)
 
     def _mapped(self, link: Link, event: Event) -> None:
         """Dial conductors that joined, at the place that the map names."""

@@ -26,7 +26,7 @@ TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
 TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
 TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
 TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
-TOPIC_NOTIFICATIONS = "notifications"  # stream; key: partition; cursor: n; payload: a packed Notification
+STREAM_NOTIFICATIONS = "notifications"  # stream; key: partition; cursor: n; payload: a packed Notification
 TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell; key: host; payload: HostEpoch
 
 
@@ -225,7 +225,7 @@ class NotificationsRequest(msgspec.Struct, kw_only=True):
     limit: int = 100
 
 
-class NumberedBody(msgspec.Struct, kw_only=True, array_like=True):
+class NumberedBody(msgspec.Struct, kw_only=True):
     """A notification under its number: ``body`` is a packed Notification."""
 
     n: int
@@ -353,7 +353,7 @@ TOPIC_ROLES: dict[str, frozenset[str]] = {
 }
 """Roles that may hear a topic: a hello that names another of these is refused."""
 
-STREAM_ROLES: dict[str, frozenset[str]] = {TOPIC_NOTIFICATIONS: _FOLLOWERS}
+STREAM_ROLES: dict[str, frozenset[str]] = {STREAM_NOTIFICATIONS: _FOLLOWERS}
 """Roles that may follow a stream."""
 
 EVENTS: dict[str, type] = {

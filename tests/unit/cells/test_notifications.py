@@ -14,7 +14,7 @@ from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.cells.notifications import NotificationTail, heads
 from zcompute.objects.methods import (
     NOTIFICATION_HEADS,
-    TOPIC_NOTIFICATIONS,
+    STREAM_NOTIFICATIONS,
     NotificationHeadsReply,
     NotificationsReply,
     NumberedBody,
@@ -39,7 +39,7 @@ class Conductor:
         self.calls = 0
 
     def follow(self, topic: str, key: str, cursor: int) -> None:
-        assert topic == TOPIC_NOTIFICATIONS
+        assert topic == STREAM_NOTIFICATIONS
         self.followed[key] = cursor
 
     def call(self, method: Any, request: Any, *, timeout_ms: int) -> Any:
@@ -97,10 +97,10 @@ class Follower:
 
     def events(self, first: int, last: int) -> None:
         payloads = [body(n) for n in range(first, last + 1)]
-        self.bus.happened(self.conductor, StreamEvents(TOPIC_NOTIFICATIONS, str(PARTITION), first, payloads))
+        self.bus.happened(self.conductor, StreamEvents(STREAM_NOTIFICATIONS, str(PARTITION), first, payloads))
 
     def skip(self, first: int, end: int) -> None:
-        self.bus.happened(self.conductor, StreamSkip(TOPIC_NOTIFICATIONS, str(PARTITION), first, end))
+        self.bus.happened(self.conductor, StreamSkip(STREAM_NOTIFICATIONS, str(PARTITION), first, end))
 
 
 def test_every_partition_is_followed_from_behind_its_cursor_at_each_conductor_of_the_cell() -> None:

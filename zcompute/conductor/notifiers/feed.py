@@ -15,7 +15,7 @@ from zcompute.conductor.notifiers.settings import NotifierSettings
 from zcompute.conductor.notifiers.sink import Told
 from zcompute.db.store import Store
 from zcompute.db.tables import NOTIFICATIONS
-from zcompute.objects.methods import STREAM_ROLES, TOPIC_NOTIFICATIONS
+from zcompute.objects.methods import STREAM_NOTIFICATIONS, STREAM_ROLES
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class Feed:
 
     def _publish(self, partition: int, cursor: int) -> Stream:
         return self._endpoint.publish_stream(
-            TOPIC_NOTIFICATIONS,
+            STREAM_NOTIFICATIONS,
             str(partition),
-            roles=STREAM_ROLES[TOPIC_NOTIFICATIONS],
+            roles=STREAM_ROLES[STREAM_NOTIFICATIONS],
             cursor=cursor,
             events_max=self._settings.recent_rows_max,
             bytes_max=self._settings.recent_bytes_max,

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.conductor.ledger_world import World
 from tests.unit.conductor.notifiers.outlets import Outlets, names
-from zcompute.objects.methods import TOPIC_NOTIFICATIONS
+from zcompute.objects.methods import STREAM_NOTIFICATIONS
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_streams_carry_what_commits_under_its_n(outlets: Outlets) -> None:
     outlets.tell(7, "a", "b")
     outlets.tell(8, "c")
     outlets.tell(7, "d")
-    stream = outlets.publisher.streams.get((TOPIC_NOTIFICATIONS, "7"))
+    stream = outlets.publisher.streams.get((STREAM_NOTIFICATIONS, "7"))
     assert stream is not None
     assert (stream.first, stream.next, stream.roles) == (1, 4, frozenset({"api", "operator"}))
     assert outlets.feed.head(7) == 3
@@ -50,7 +50,7 @@ def test_a_new_owner_publishes_from_where_the_former_stopped() -> None:
     heir.gain([7])
     assert heir.feed.head(7) == 2
     former.tell(7, "c")
-    stream = heir.publisher.streams.get((TOPIC_NOTIFICATIONS, "7"))
+    stream = heir.publisher.streams.get((STREAM_NOTIFICATIONS, "7"))
     assert stream is not None
     assert (stream.first, stream.next) == (3, 4)
     assert names(heir.feed.read(7, 0, 10)) == ["a", "b", "c"]
@@ -62,13 +62,13 @@ def test_a_partition_that_was_lost_is_not_published(outlets: Outlets) -> None:
     outlets.feed.lost([7])
     outlets.tell(7, "b")
     assert outlets.feed.head(7) is None
-    assert outlets.publisher.streams.get((TOPIC_NOTIFICATIONS, "7")) is None
+    assert outlets.publisher.streams.get((STREAM_NOTIFICATIONS, "7")) is None
     assert outlets.feed.gained([7]) == [7]
     assert outlets.feed.head(7) == 2
 
 
 def test_a_gain_told_again_keeps_the_stream(outlets: Outlets) -> None:
     outlets.tell(7, "a")
-    before = outlets.publisher.streams.get((TOPIC_NOTIFICATIONS, "7"))
+    before = outlets.publisher.streams.get((STREAM_NOTIFICATIONS, "7"))
     outlets.gain([7])
-    assert outlets.publisher.streams.get((TOPIC_NOTIFICATIONS, "7")) is before
+    assert outlets.publisher.streams.get((STREAM_NOTIFICATIONS, "7")) is before
