@@ -1,99 +1,26 @@
-"""Two protocol cores against each other, without sockets; a seed replays a run."""
-
-import random
-from collections import deque
-from typing import Any
+"""The protocol's state machine: hello, calls, and what the loss of a link does to them."""
 
 import pytest
 
+from tests.unit.bus.pair import Pair, an_open_call, greeting
 from zcompute.bus.envelope import (
-    PROTOCOL_MINOR,
-    Ack,
     Call,
     Cast,
     Error,
     Event,
     Hello,
     Reply,
-    Report,
     Welcome,
     encode_frame,
 )
 from zcompute.bus.errors import Busy, DeadlineExceeded, LinkDown, LinkReset, UnsupportedVersion
 from zcompute.bus.happenings import (
-    AcksArrived,
-    Happening,
     HelloRefused,
     LinkLost,
-    LinkUp,
-    OpenCall,
     Refused,
-    ReportsArrived,
 )
 from zcompute.bus.limits import Limits
-from zcompute.bus.method import Priority
-from zcompute.bus.protocol import LinkCore, State, peer_of
-
-RANGES = {"echo": ((1, 0), (1, 2))}
-
-
-def greeting(kind: type[Any], service_id: str, incarnation: str, credit: int = 1000) -> Any:
-    return kind(
-        protocol_major=1, protocol_minor=PROTOCOL_MINOR, link_number=0, service_id=service_id, incarnation=incarnation,
-        role="conductor", cell="c1", release="1", hosts=[], interfaces=RANGES, topics=[], attributes=b"\x80",
-        report_credit=credit,
-    )  # fmt: skip
-
-
-def an_open_call(deadline: float, idempotent: bool = False, minor: int = 0) -> OpenCall:
-    return OpenCall(Call(0, "echo.say", 1, minor, 1000, "-", b"x"), "echo", deadline, idempotent)
-
-
-class Pair:
-    """A dialler and a listener with a network between them that can lose and repeat frames."""
-
-    def __init__(self, seed: int = 0, loss: float = 0.0, repeat: float = 0.0, limits: Limits | None = None) -> None:
-        self.random = random.Random(seed)
-        self.loss, self.repeat = loss, repeat
-        self.now = 100.0
-        self.limits = limits or Limits()
-        self.dialler = LinkCore(self.limits)
-        self.listener = LinkCore(self.limits)
-        self.incarnations = {"d": "d1", "l": "l1"}
-        self.seen: dict[LinkCore, list[Happening]] = {self.dialler: [], self.listener: []}
-
-    def connect(self) -> None:
-        """Hello and welcome, which a connection never loses without being lost itself."""
-        frame = self.dialler.begin_hello(greeting(Hello, "d", self.incarnations["d"]), self.now)
-        (hello,) = self.listener.receive(frame, self.now)
-        assert isinstance(hello, Hello)
-        welcome = greeting(Welcome, "l", self.incarnations["l"], self.limits.report_credit)
-        peer = peer_of(hello, "", self.limits)
-        self.seen[self.listener] += self.listener.accept(hello, peer, welcome, self.now)
-        first = self.listener.take_frame(self.now)
-        assert first is not None
-        self.seen[self.dialler] += self.dialler.receive(first, self.now)
-        assert self.dialler.state is State.UP
-
-    def lose_link(self) -> None:
-        for core in (self.dialler, self.listener):
-            self.seen[core] += core.lost("test", self.now)
-
-    def turn(self, ms: int = 10) -> None:
-        """Carry what waits on both sides, then let time pass."""
-        for sender, receiver in ((self.dialler, self.listener), (self.listener, self.dialler)):
-            while (frame := sender.take_frame(self.now)) is not None:
-                if self.random.random() < self.loss:
-                    continue
-                copies = 2 if self.random.random() < self.repeat else 1
-                for _ in range(copies):
-                    self.seen[receiver] += receiver.receive(frame, self.now)
-        self.now += ms / 1000
-        for core in (self.dialler, self.listener):
-            self.seen[core] += core.tick(self.now)
-
-    def reports_at(self, core: LinkCore) -> list[Report]:
-        return [r for h in self.seen[core] if isinstance(h, ReportsArrived) for r in h.reports]
+from zcompute.bus.protocol import LinkCore, State
 
 
 def test_hello_and_welcome_bring_both_sides_up() -> None:
@@ -275,233 +202,6 @@ def test_calls_of_a_lost_peer_are_cancelled_when_its_grace_is_over() -> None:
     assert not pair.listener.active
 
 
-def test_the_sender_never_exceeds_the_credit() -> None:
-    pair = Pair(limits=Limits(report_credit=10))
-    pair.connect()
-    reports = [Report("k", seq, b"") for seq in range(25)]
-    assert pair.dialler.report(reports) == 10
-    pair.turn()
-    assert pair.dialler.report(reports[10:]) == 0
-    pair.listener.ack([Ack("k", seq, "applied") for seq in range(4)])
-    pair.turn()
-    assert pair.dialler.reports_out.credit == 4
-    assert pair.dialler.report(reports[10:]) == 4
-
-
-def test_reports_over_the_granted_credit_are_refused() -> None:
-    pair = Pair(limits=Limits(report_credit=3))
-    pair.connect()
-    pair.dialler.reports_out.on_received(1, 0, 99, pair.now)
-    pair.dialler.report([Report("k", seq, b"") for seq in range(5)])
-    pair.turn()
-    assert [report.seq for report in pair.reports_at(pair.listener)] == [0, 1, 2]
-    assert Refused("over_credit") in pair.seen[pair.listener]
-
-
-def test_acks_are_selective_and_in_any_order() -> None:
-    pair = Pair()
-    pair.connect()
-    pair.dialler.report([Report("a", 1, b""), Report("b", 1, b""), Report("a", 2, b"")])
-    pair.turn()
-    pair.listener.ack([Ack("a", 2, "applied"), Ack("b", 1, "stale", "older")])
-    pair.turn()
-    assert list(pair.dialler.reports_out.unacked) == [("a", 1)]
-    (arrived,) = [h for h in pair.seen[pair.dialler] if isinstance(h, AcksArrived)]
-    assert [(ack.key, ack.verdict) for ack in arrived.acks] == [("a", "applied"), ("b", "stale")]
-
-
-def test_a_link_back_up_resends_the_unacknowledged_oldest_first() -> None:
-    pair = Pair()
-    pair.connect()
-    pair.dialler.report([Report("a", seq, b"") for seq in range(1, 6)])
-    pair.turn()
-    pair.listener.ack([Ack("a", 2, "applied")])
-    pair.turn()
-    pair.lose_link()
-    pair.seen[pair.listener].clear()
-    pair.connect()
-    pair.turn()
-    assert [report.seq for report in pair.reports_at(pair.listener)] == [1, 3, 4, 5]
-
-
-def test_a_new_incarnation_is_not_sent_the_old_ones_reports() -> None:
-    pair = Pair()
-    pair.connect()
-    pair.dialler.report([Report("a", 1, b"")])
-    pair.lose_link()
-    pair.incarnations["l"] = "l2"
-    pair.connect()
-    pair.turn()
-    assert pair.reports_at(pair.listener) == []
-    (_, up) = [h for h in pair.seen[pair.dialler] if isinstance(h, LinkUp)]
-    assert (up.same_incarnation, up.resent) == (False, 0)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_every_report_arrives_once_and_in_order_over_a_network_that_loses_and_repeats(seed: int) -> None:
-    pair = Pair(seed, loss=0.2, repeat=0.2, limits=Limits(report_credit=50, report_batch=7))
-    pair.connect()
-    wanted = [Report(f"k{n % 5}", n, b"x" * (n % 50)) for n in range(400)]
-    offered = acked = 0
-    for _ in range(4000):
-        offered += pair.dialler.report(wanted[offered : offered + pair.random.randrange(1, 20)])
-        arrived = pair.reports_at(pair.listener)
-        if len(arrived) > acked:
-            pair.listener.ack([Ack(report.key, report.seq, "applied") for report in arrived[acked:]])
-            acked = len(arrived)
-        pair.turn(ms=50)
-        if len(arrived) == len(wanted) and offered == len(wanted):
-            break
-    assert pair.reports_at(pair.listener) == wanted
-    assert pair.dialler.counters["reports_retransmitted"] + pair.listener.counters["naks_sent"] > 0
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_no_report_is_lost_when_the_link_itself_comes_and_goes(seed: int) -> None:
-    pair = Pair(seed, loss=0.05, limits=Limits(report_credit=40, report_batch=5))
-    pair.connect()
-    wanted = [Report("k", n, b"") for n in range(300)]
-    offered = 0
-    for _ in range(3000):
-        if pair.random.random() < 0.05:
-            pair.lose_link()
-            pair.connect()
-        offered += pair.dialler.report(wanted[offered : offered + 10])
-        for happening in pair.seen[pair.listener]:
-            if isinstance(happening, ReportsArrived):
-                pair.listener.ack([Ack(report.key, report.seq, "applied") for report in happening.reports])
-        durable = [h for h in pair.seen[pair.listener] if isinstance(h, ReportsArrived)]
-        pair.seen[pair.listener] = [h for h in pair.seen[pair.listener] if h not in durable]
-        pair.seen[pair.dialler].clear()
-        pair.turn(ms=50)
-        if offered == len(wanted) and not pair.dialler.reports_out.unacked:
-            return
-        if offered == len(wanted) and pair.random.random() < 0.02:
-            pair.lose_link()
-            pair.connect()
-    pytest.fail(f"{len(pair.dialler.reports_out.unacked)} reports were never acknowledged")
-
-
-def test_the_newest_state_event_replaces_what_still_waits() -> None:
-    pair = Pair()
-    pair.connect()
-    for version in (3, 5, 4):
-        assert pair.dialler.event(Event("map", "c1", version, b""))
-    assert pair.dialler.event(Event("map", "c2", 1, b""))
-    pair.turn()
-    arrived = [h for h in pair.seen[pair.listener] if isinstance(h, Event)]
-    assert [(event.key, event.version) for event in arrived] == [("c1", 5), ("c2", 1)]
-
-
-def test_state_events_over_their_bound_are_told_to_the_caller() -> None:
-    pair = Pair(limits=Limits(state_events_max=2))
-    pair.connect()
-    assert pair.dialler.event(Event("t", "1", 1, b""))
-    assert pair.dialler.event(Event("t", "2", 1, b""))
-    assert pair.dialler.event(Event("t", "2", 2, b""))
-    assert not pair.dialler.event(Event("t", "3", 1, b""))
-
-
-def test_a_full_queue_says_busy_to_the_caller() -> None:
-    pair = Pair(limits=Limits(queue_envelopes_max=2, open_calls_max=5))
-    pair.connect()
-    pair.dialler.cast(Cast("echo.note", 1, 0, "-", b""))
-    pair.dialler.cast(Cast("echo.note", 1, 0, "-", b""))
-    with pytest.raises(Busy):
-        pair.dialler.cast(Cast("echo.note", 1, 0, "-", b""))
-    with pytest.raises(Busy):
-        pair.dialler.call(an_open_call(pair.now + 1))
-    assert not pair.dialler.calls
-
-
-def test_a_peer_with_too_many_calls_is_told_busy() -> None:
-    pair = Pair(limits=Limits(serving_calls_max=1))
-    pair.connect()
-    first, second = an_open_call(pair.now + 5), an_open_call(pair.now + 5)
-    pair.dialler.call(first)
-    pair.dialler.call(second)
-    pair.turn()
-    pair.turn()
-    assert first.outcome is None
-    assert isinstance(second.outcome, Error)
-    assert second.outcome.wire_name == "Busy"
-
-
-def test_a_storm_of_calls_leaves_reports_their_share() -> None:
-    pair = Pair()
-    pair.connect()
-    for _ in range(500):
-        pair.dialler.call(an_open_call(pair.now + 5))
-    pair.dialler.report([Report("k", 1, b"")])
-    frame = pair.dialler.take_frame(pair.now)
-    assert frame is not None
-    kinds = [type(h) for h in pair.listener.receive(frame, pair.now)]
-    assert kinds.count(ReportsArrived) == 1
-    assert kinds[0] is ReportsArrived
-    assert kinds.count(Call) == 63
-
-
-def test_a_frame_ends_with_the_envelope_that_takes_it_to_its_byte_limit() -> None:
-    pair = Pair(limits=Limits(batch_bytes=1000))
-    pair.connect()
-    for size in (400, 400, 400, 5000, 10):
-        pair.dialler.cast(Cast("echo.note", 1, 0, "-", b"x" * size))
-    sizes = deque()
-    while (frame := pair.dialler.take_frame(pair.now)) is not None:
-        sizes.append([len(h.payload) for h in pair.listener.receive(frame, pair.now) if isinstance(h, Cast)])
-    assert list(sizes) == [[400, 400, 400], [5000], [10]]
-
-
-def kinds_of_frame(pair: Pair) -> list[str]:
-    """What the dialler's next frame brings, in order."""
-    frame = pair.dialler.take_frame(pair.now)
-    assert frame is not None
-    happenings = pair.listener.receive(frame, pair.now)
-    return [h.method if isinstance(h, Cast) else type(h).__name__ for h in happenings]
-
-
-def test_classes_go_in_their_order_and_each_has_its_share() -> None:
-    pair = Pair()
-    pair.connect()
-    for name, priority in (("read", Priority.READS), ("call", Priority.CALLS), ("control", Priority.CONTROL)):
-        for _ in range(200):
-            pair.dialler.cast(Cast(name, 1, 0, "-", b""), priority)
-    for n in range(200):
-        pair.dialler.event(Event("t", str(n), 1, b""))
-    pair.dialler.report([Report("k", 1, b"")])
-    first = kinds_of_frame(pair)
-    assert list(dict.fromkeys(first)) == ["control", "ReportsArrived", "call", "Event", "read"]
-    assert [first.count(name) for name in ("control", "call", "Event", "read")] == [24, 23, 8, 8]
-    frames = 1
-    while pair.dialler.outgoing:
-        kinds_of_frame(pair)
-        frames += 1
-    assert frames == -(-801 // 64)
-
-
-@pytest.mark.parametrize("places", [1, 2, 3, 64])
-def test_no_class_is_starved_by_large_envelopes_before_it(places: int) -> None:
-    pair = Pair(limits=Limits(batch_envelopes=places, batch_bytes=1000))
-    pair.connect()
-    seen = []
-    pair.dialler.cast(Cast("read", 1, 0, "-", b"x" * 3000), Priority.READS)
-    pair.dialler.cast(Cast("call", 1, 0, "-", b"x" * 3000))
-    for _ in range(6):
-        pair.dialler.cast(Cast("control", 1, 0, "-", b"x" * 3000), Priority.CONTROL)
-        seen += kinds_of_frame(pair)
-    assert {"read", "call", "control"} == set(seen)
-
-
-def test_a_storm_of_reads_leaves_room_for_calls_and_control() -> None:
-    pair = Pair(limits=Limits(queue_envelopes_max=8))
-    pair.connect()
-    for priority, room in ((Priority.READS, 4), (Priority.CALLS, 4), (Priority.CONTROL, 2)):
-        for _ in range(room):
-            pair.dialler.cast(Cast("x", 1, 0, "-", b""), priority)
-        with pytest.raises(Busy):
-            pair.dialler.cast(Cast("x", 1, 0, "-", b""), priority)
-
-
 def test_bye_takes_the_link_down() -> None:
     pair = Pair()
     pair.connect()
@@ -509,22 +209,3 @@ def test_bye_takes_the_link_down() -> None:
     assert pair.dialler.state is State.CLOSED
     with pytest.raises(LinkDown):
         pair.dialler.cast(Cast("echo.note", 1, 0, "-", b""))
-
-
-def test_a_report_whose_ack_was_lost_goes_again_when_it_is_offered_again() -> None:
-    pair = Pair()
-    pair.connect()
-    report = Report("k", 1, b"")
-    assert pair.dialler.report([report]) == 1
-    assert pair.dialler.report([report]) == 1
-    for _ in range(60):
-        pair.turn()
-    assert pair.reports_at(pair.listener) == [report]
-    pair.listener.ack([Ack("k", 1, "applied")])
-    assert pair.listener.take_frame(pair.now)  # lost on the way
-    assert pair.dialler.report([report]) == 1
-    pair.turn()
-    assert pair.reports_at(pair.listener) == [report, report]
-    pair.listener.ack([Ack("k", 1, "applied")])
-    pair.turn()
-    assert not pair.dialler.reports_out.unacked

@@ -8,7 +8,7 @@ import pytest
 from gevent.event import Event as Flag
 
 from tests.unit.bus.conftest import Bus, connect, wait_until
-from tests.unit.bus.test_protocol import Pair
+from tests.unit.bus.pair import Pair
 from zcompute.bus import BusConfigError, Busy, Endpoint, FrameRefused, Limits, Link, StreamEvents, StreamSkip
 from zcompute.bus.protocol import LinkCore
 from zcompute.bus.streams import Streams
