@@ -4,11 +4,11 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from tests.simulation.cell.plan import Event, Scale, make_plan
 from tests.simulation.cell.runner import Outcome, Pool, live, warm_up
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     scale = Scale.of(given.seconds, given.conductors, given.agents)
     if given.verbose:
         return _one(given.seed, scale, _kept(make_plan(given.seed, scale), given.keep), given.sabotage)
-    began_s = time.monotonic()
+    began_s = monotonic()
     total = Total()
     warm_up()
     seeds = iter(range(given.seed, given.seed + given.seeds))
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
             show(outcome, given)
         if outcome.failed and given.first:
             break
-    _sum_up(total, time.monotonic() - began_s)
+    _sum_up(total, monotonic() - began_s)
     if given.json:
         _write(Path(given.json), total)
     if total.failed and given.shrink:
@@ -99,9 +99,9 @@ def run_all(
 ) -> Iterator[Outcome]:
     """The outcomes, as they come."""
     pool = Pool(jobs)
-    ends_at_s = time.monotonic() + budget_s if budget_s else float("inf")
+    ends_at_s = monotonic() + budget_s if budget_s else float("inf")
     for seed in seeds:
-        if time.monotonic() >= ends_at_s:
+        if monotonic() >= ends_at_s:
             break
         yield from pool.begin(seed, scale, _kept(make_plan(seed, scale), keep), sabotage)
     yield from pool.rest()

@@ -8,10 +8,10 @@ The loop has what gevent asks of a loop and no more: timers, callbacks, and io w
 simulated sockets signal. Nothing here reads a real clock or a real file descriptor.
 """
 
-import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
 from typing import Any
 
 import gevent
@@ -92,7 +92,7 @@ class Callback:
 class Timer:
     """A timer watcher."""
 
-    __slots__ = ("_after_s", "_args", "_callback", "_loop", "_process", "_repeat_s", "_turn", "active")
+    __slots__ = ("_after_s", "_args", "_callback", "_loop", "_planned", "_process", "_repeat_s", "active")
 
     pending = False
     ref = True
@@ -104,31 +104,34 @@ class Timer:
         self._callback: Callable[..., Any] | None = None
         self._args: tuple[Any, ...] = ()
         self._process: Process | None = None
-        self._turn = 0
+        self._planned: Callback | None = None
         self.active = False
 
     def start(self, callback: Callable[..., Any], *args: Any, update: bool = False) -> None:
+        if self._planned is not None:
+            self._planned.stop()
         self._callback, self._args, self._process = callback, args, self._loop.process
         self.active = True
-        self._turn += 1
-        self._loop.plan(self._after_s, self._process, self._fire, (self._turn,))
+        self._planned = self._loop.plan(self._after_s, self._process, self._fire)
 
     def again(self, callback: Callable[..., Any], *args: Any, update: bool = False) -> None:
         self.start(callback, *args)
 
-    def _fire(self, turn: int) -> None:
+    def _fire(self) -> None:
         callback = self._callback
-        if turn != self._turn or not self.active or callback is None:
+        if callback is None:
             return
         if self._repeat_s:
-            self._loop.plan(self._repeat_s, self._process, self._fire, (turn,))
+            self._planned = self._loop.plan(self._repeat_s, self._process, self._fire)
         else:
             self.active = False
         callback(*self._args)
 
     def stop(self) -> None:
         self.active = False
-        self._turn += 1
+        if self._planned is not None:
+            self._planned.stop()
+            self._planned = None
         self._callback = None
         self._args = ()
 
@@ -230,7 +233,7 @@ class VirtualLoop:
     def later(self, after_s: float, process: Process | None, callback: Callable[..., Any], *args: Any) -> None:
         """Call under this process, exactly then."""
         self._count += 1
-        heapq.heappush(self._timers, (self.now_s + after_s, self._count, Callback(callback, args, process)))
+        heappush(self._timers, (self.now_s + after_s, self._count, Callback(callback, args, process)))
 
     def first(self, entries: Iterable[Callback]) -> None:
         """Run these before all that waits."""
@@ -240,11 +243,13 @@ class VirtualLoop:
         """A greenlet of this process."""
         self.soon(process, lambda: gevent.spawn(callback, *args))
 
-    def plan(self, after_s: float, process: Process | None, callback: Callable[..., Any], args: Any) -> None:
+    def plan(self, after_s: float, process: Process | None, callback: Callable[[], None]) -> Callback:
         """A timer of a process: never early, a little late."""
         self._count += 1
         due_s = self.now_s + (after_s + self._late() * TIMER_LATE_S_MAX if after_s > 0 else 0.0)
-        heapq.heappush(self._timers, (due_s, self._count, Callback(callback, args, process)))
+        entry = Callback(callback, (), process)
+        heappush(self._timers, (due_s, self._count, entry))
+        return entry
 
     # -- gevent's side ------------------------------------------------------------------------------------------
 
@@ -253,32 +258,31 @@ class VirtualLoop:
         while True:
             steps = 0
             while ready:
-                self._step(ready.popleft())
+                entry = ready.popleft()
+                callback, process = entry.callback, entry.process
+                if callback is None:
+                    continue
+                if process is not None and process.held is not None:
+                    process.held.append(entry)
+                    continue
+                entry.callback = None
+                self.process = process
+                try:
+                    callback(*entry.args or ())
+                except BaseException as error:  # noqa: BLE001  # as gevent's own loops do: the hub decides
+                    self.handle_error(entry, type(error), error, error.__traceback__)
+                entry.args = None
                 steps += 1
                 if steps > STALL_CALLBACKS_MAX:
                     raise Stalled(f"{steps} callbacks at {self.now_s:.6f}")
             self.steps += steps
             if not timers:
                 return
-            due_s = timers[0][0]
-            self.now_s = max(self.now_s, due_s)
-            while timers and timers[0][0] <= self.now_s:
-                ready.append(heapq.heappop(timers)[2])
-
-    def _step(self, entry: Callback) -> None:
-        callback, process = entry.callback, entry.process
-        if callback is None:
-            return
-        if process is not None and process.held is not None:
-            process.held.append(entry)
-            return
-        entry.callback = None
-        self.process = process
-        try:
-            callback(*entry.args or ())
-        except BaseException as error:  # noqa: BLE001  # as gevent's own loops do: the hub decides what becomes of it
-            self.handle_error(entry, type(error), error, error.__traceback__)
-        entry.args = None
+            now_s = self.now_s = max(self.now_s, timers[0][0])
+            while timers and timers[0][0] <= now_s:
+                entry = heappop(timers)[2]
+                if entry.callback is not None:
+                    ready.append(entry)
 
     def run_callback(self, func: Callable[..., Any], *args: Any) -> Callback:
         entry = Callback(func, args, self.process)

@@ -15,9 +15,9 @@ class Scale:
     seconds: float = 5.0
     conductors: int = 2
     agents: int = 10
-    creates: int = 12
-    deletes: int = 6
-    powers: int = 40
+    creates: int = 10
+    deletes: int = 5
+    powers: int = 25
 
     @classmethod
     def of(cls, seconds: float, conductors: int, agents: int) -> "Scale":

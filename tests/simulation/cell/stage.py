@@ -1,7 +1,7 @@
 """Makes one process fit for a whole simulated cell: clock, ids, chance, sockets, threads and databases are replaced.
 
-Only entry points of the simulation come here, and before anything of the product is imported: what is replaced stays
-so for the life of the process.
+Only entry points of the simulation come here: what is replaced stays so for the life of the process. A second stage
+in the same process replaces the first, whose life is over; its greenlets are kept, or their ``finally`` would run.
 """
 
 import gc
@@ -21,7 +21,7 @@ from gevent._hub_local import set_hub
 from tests.simulation.cell.loop import BEGIN_S, VirtualLoop
 from tests.simulation.cell.wire import Network, SimContext
 
-TICK_MS = 50  # twice the bus' own: half of a life's callbacks were ticks
+TICK_MS = 100  # four times the bus' own: half of a life's callbacks were ticks
 REREAD_MS = 1000  # a simulated socket misses no edge
 WALL_S = 1_800_000_000.0
 
@@ -152,10 +152,13 @@ def _replace_seams(loop: VirtualLoop, network: Network) -> None:
         _number(kind)
 
 
+_numbered: dict[type, Callable[..., None]] = {}
+
+
 def _number(kind: type) -> None:
     """Sets of these are walked in the order of their hashes: let that be the same in every run."""
     numbers = itertools.count(1)
-    former = kind.__init__
+    former = _numbered.setdefault(kind, kind.__init__)
 
     def begin(self: Any, *args: Any, **named: Any) -> None:
         self.__dict__["_simulated_number"] = next(numbers)

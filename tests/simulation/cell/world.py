@@ -19,6 +19,8 @@ from tests.simulation.cell.plan import Event, Scale
 from tests.simulation.cell.wire import Network, Weather
 from zcompute import __version__
 from zcompute.bus import BusError, Endpoint, Identity, register_error
+from zcompute.bus.link import Link
+from zcompute.compute.links import ConductorLinks
 from zcompute.compute.service import ComputeService
 from zcompute.compute.settings import Settings
 from zcompute.conductor import service as conductor_service
@@ -63,6 +65,9 @@ SETTLE_LOOK_S = 0.05
 def uuid_of(number: int) -> str:
     """The servers of a simulated life, by number."""
     return f"00000000-0000-4000-8000-{number:012d}"
+
+
+_faces = (Link.report, Endpoint.on_acks, Endpoint.serve, ConductorLinks.learn)
 
 
 class Conductor:
@@ -204,10 +209,7 @@ class World:
         """Hear at the public faces of the bus and the agent what is reported, acknowledged, learnt and obeyed."""
         world = self
         conductor_service.open_store = lambda *_: SimStore(world.server, world.loop.process or Process("nobody"))
-        from zcompute.bus.link import Link
-        from zcompute.compute.links import ConductorLinks
-
-        send, hear, serve, learn = Link.report, Endpoint.on_acks, Endpoint.serve, ConductorLinks.learn
+        send, hear, serve, learn = _faces
 
         def report(link: Link, reports: Any) -> int:
             world.checker.reported(world.network.running(), reports)
