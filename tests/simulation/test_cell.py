@@ -14,8 +14,8 @@ import pytest
 from tests.simulation.cell.shrink import fewest
 
 SEEDS = 1000
-BUDGET_S = 90
-SEEDS_MIN = 150  # on the slowest machine that runs the tests
+BUDGET_S = 65
+SEEDS_MIN = 100  # on the slowest machine that runs the tests
 SABOTAGE_SEEDS = 100
 
 

@@ -14,7 +14,7 @@ from tests.simulation.cell.loop import BEGIN_S
 from zcompute.bus import Ack, Report
 from zcompute.conductor.tasks.delete_walk import STEP_DESTROY
 from zcompute.db.batch import Batch, Delete
-from zcompute.db.tables import CLAIMS, HOSTS, INSTANCES, TASKS
+from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, NOTIFICATIONS, TASKS
 from zcompute.objects.command import Order
 from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.report import (
@@ -86,7 +86,7 @@ class Checker:
             elif name == HOSTS.name:
                 for key in keys:
                     self._claims_add_up(key)
-            elif name == "notifications":
+            elif name == NOTIFICATIONS.name:
                 self._notified_in_order(change)
 
     def _instance_changed(self, old_row: Any, new_row: Any) -> None:
@@ -139,12 +139,12 @@ class Checker:
     def _notified_in_order(self, change: Any) -> None:
         if isinstance(change, Delete):
             return
-        at_partition, at_n = (change.table.columns.index(name) for name in ("partition_id", "n"))
-        for partition, n in sorted((row[at_partition], row[at_n]) for row in change.rows):
-            last = self._notified.get(partition)
-            if last is not None and n != last + 1:
+        for partition, n in sorted(row[: len(NOTIFICATIONS.key_columns)] for row in change.rows):
+            last = self._notified.get(partition, 0)
+            if n != last + 1:
                 self.violated("notification", f"partition {partition} has {n} behind {last}")
             self._notified[partition] = n
+            self.seen["notification"] += 1
 
     # -- reports and their verdicts -----------------------------------------------------------------------------
 
@@ -244,13 +244,35 @@ class Checker:
     def unrest(self) -> list[str]:
         """What is not as it must be when nothing fails any more and all work is done."""
         found = [f"task {key[0]} is left" for key in self._rows.tables[TASKS.name]]
+        told = self._told()
         for uuid in sorted(self._created):
             row = self._rows.tables[INSTANCES.name].get((uuid,))
             if row is None:
                 found.append(f"instance {uuid} is lost")
                 continue
-            found += self._instance_unrest(INSTANCES.from_row(row))
+            instance: Instance = INSTANCES.from_row(row)
+            found += self._instance_unrest(instance) or self._untold(instance, told)
         return found
+
+    def _told(self) -> Counter[tuple[str, str]]:
+        """How often each event of each instance was told, and each of its actions entered."""
+        notes = (NOTIFICATIONS.from_row(row) for row in self._rows.tables[NOTIFICATIONS.name].values())
+        told = Counter((note.instance_uuid, note.event_type) for note in notes)
+        for row in self._rows.tables[INSTANCE_ACTIONS.name].values():
+            action = INSTANCE_ACTIONS.from_row(row)
+            told[action.instance_uuid, f"{action.action} {'over' if action.finished_at_us else 'begun'}"] += 1
+        return told
+
+    def _untold(self, instance: Instance, told: Counter[tuple[str, str]]) -> list[str]:
+        """The ends of a server's build and delete are told once, and stand in its history once."""
+        uuid = instance.uuid
+        wanted = {"create over": 1, "create begun": 0, "delete begun": 0}
+        if instance.vm_state == VM_ACTIVE:
+            wanted |= {"instance.create.end": 1, "instance.delete.end": 0}
+        elif uuid in self._deleted:
+            wanted |= {"instance.delete.end": 1, "delete over": 1}
+        counts = {what: told[uuid, what] for what in wanted}
+        return [f"{uuid} is {instance.vm_state}: {counts}, expected {wanted}"] if counts != wanted else []
 
     def _instance_unrest(self, instance: Instance) -> list[str]:
         uuid, where = instance.uuid, self._hypervisors.running(instance.uuid)
@@ -262,6 +284,9 @@ class Checker:
             return [f"{uuid} is {instance.vm_state}, {instance.task_state}"]
         if where != [instance.host]:
             return [f"{uuid} is active on {instance.host}, it runs on {where}"]
+        name = str(instance.claim).split("/")
+        if (uuid, name[0], int(name[-1])) not in self._rows.tables[CLAIMS.name]:
+            return [f"{uuid} is active, its claim {instance.claim} is not there"]
         domain = self._hypervisors.domains[where[0]][uuid]
         if domain.power_state != instance.power_state:
             return [f"{uuid} has power {domain.power_state} on {where[0]}, the row says {instance.power_state}"]
