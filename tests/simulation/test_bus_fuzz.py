@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fuzz.bus import decoder, dialogs, live, seeds
+from tests.fuzz.bus import decoder, dialled, dialogs, live, seeds
 from tests.fuzz.bus.mutate import Mutator
 
 
@@ -23,6 +23,12 @@ def test_dialogs_stay_within_their_bounds_and_every_call_ends(seed: int) -> None
 def test_a_seed_gives_the_same_frames_again() -> None:
     first, second = Mutator(5, seeds.frames()), Mutator(5, seeds.frames())
     assert [first.frame() for _ in range(500)] == [second.frame() for _ in range(500)]
+
+
+def test_a_dialler_of_a_hostile_listener_ends_every_call_and_finds_a_proper_one() -> None:
+    outcomes = dialled.run(4_000, 1)
+    assert outcomes["refused_malformed"] > 300
+    assert outcomes["lives"] > 10
 
 
 def test_a_conductor_under_bad_frames_fails_nowhere_and_answers_its_neighbour() -> None:

@@ -328,10 +328,12 @@ class LinkCore(Calls):
             self.outgoing.add_control(found.question)
 
     def _on_bye(self, bye: Bye, now: float, happenings: list[Happening]) -> None:
-        happenings += self.lost(f"peer said bye: {bye.reason}", now)
+        if self.state is UP:  # else it was said before our hello arrived, whose answer is on its way
+            happenings += self.lost(f"peer said bye: {bye.reason}", now)
 
     def _on_hello_required(self, required: HelloRequired, now: float, happenings: list[Happening]) -> None:
-        happenings += self.lost("listener does not know the route", now)
+        if self.state is UP:  # else it is about what we sent before our hello
+            happenings += self.lost("listener does not know the route", now)
 
     # Time
 

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.bus --mutations N --seed S`: the decoder, dialogs of cores, and a live endpoint, in turn."""
+"""`python -m tests.fuzz.bus --mutations N --seed S`: the decoder, dialogs of cores, a dialler, a listener, in turn."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 
-from tests.fuzz.bus import decoder, dialogs, live
+from tests.fuzz.bus import decoder, dialled, dialogs, live
 
 RSS_GROWTH_MB_MAX = 50.0
 P99_RATIO_MAX = 2.0
@@ -34,14 +34,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.bus", description=__doc__)
     parser.add_argument("--mutations", type=int, default=100_000, help="of each target")
     parser.add_argument("--seed", type=int, default=1, help="repeats a run; targets without I/O repeat exactly")
-    parser.add_argument("--targets", default="decoder,dialogs,live")
+    parser.add_argument("--targets", default="decoder,dialogs,dialled,live")
     parser.add_argument("--frames-per-second", type=int, default=0, help="of the live target; 0: as many as it takes")
     parser.add_argument("--json", metavar="FILE")
     chosen = parser.parse_args()
     results: dict[str, object] = {}
     good = True
     try:
-        for name, run in (("decoder", decoder.run), ("dialogs", dialogs.run)):
+        for name, run in (("decoder", decoder.run), ("dialogs", dialogs.run), ("dialled", dialled.run)):
             if name in chosen.targets.split(","):
                 results[name] = timed(name, run, chosen.mutations, chosen.seed)
         if "live" in chosen.targets.split(","):

@@ -18,12 +18,14 @@ from zcompute.bus.envelope import (
     Credit,
     Envelope,
     Hello,
+    HelloRequired,
     Nak,
     ReportBatch,
     Welcome,
     encode_frame,
 )
 from zcompute.bus.listener import Route
+from zcompute.bus.protocol import State
 
 
 class Scene:
@@ -251,6 +253,20 @@ def test_a_reply_beyond_the_limit_is_refused_before_it_is_sent(bus: Bus) -> None
     link = connect(server, bus.endpoint("compute", "compute-1"))
     with pytest.raises(FrameRefused):
         link.call(ECHO, Ask("x"), timeout_ms=2000)
+
+
+@pytest.mark.parametrize("late", [Bye("of another life"), HelloRequired("for another frame")])
+def test_a_late_word_about_the_life_before_leaves_a_hello_waiting_for_its_answer(
+    hostile: HostileListener, late: Envelope
+) -> None:
+    """A busy listener asks for a hello for each of two old frames; the second time the hello is on its way."""
+    hostile.welcome()
+    hostile.send(HelloRequired("for a frame"))
+    wait_until(lambda: hostile.link.core.state is State.HELLO_SENT)
+    hostile.send(late)
+    wait_until(lambda: hostile.client.counters["frames_received"] == 3)
+    assert hostile.link.core.state is State.HELLO_SENT
+    hostile.welcome()
 
 
 def test_a_welcome_that_was_not_asked_for_is_refused(hostile: HostileListener) -> None:
