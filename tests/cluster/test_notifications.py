@@ -22,11 +22,12 @@ from tests.cluster.region import (
     wait_until,
 )
 from tests.cluster.test_faults import owners, store_of, when_share_done
+from tests.unit.conductor.notifiers.test_webhook import Receiver
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region
-from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, NOTIFICATIONS
+from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, NOTIFICATIONS, NOTIFIER_CURSORS
 from zcompute.objects.partition import PARTITIONS
 
 BOOTS = 60
@@ -34,11 +35,27 @@ SCAN_ROWS = 10_000
 
 
 @pytest.fixture(scope="module")
-def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
-    """One cell, so that every server's notifications are in it."""
+def receiver() -> Iterator[Receiver]:
+    """What a webhook posts to."""
+    made = Receiver()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Region]:
+    """One cell, so that every server's notifications are in it; its conductors have a webhook."""
     require_mariadb()
     shape = Shape(cells=("c1",), computes=1)
+    notifier = f'name = "hook"\nkind = "webhook"\nurl = "{receiver.url}"\n'
     with started(tmp_path_factory.mktemp("r") / "s", MARIADB, shape) as region:
+        for service_id in ("c1-conductor-1", "c1-conductor-2"):
+            with region.paths.config(service_id).open("a", encoding="utf-8") as config:
+                config.write(f"\n[[notifications.notifiers]]\n{notifier}")
+            kill_and_restart(region, service_id)
+        with store_of(region, "c1") as store:
+            wait_until(lambda: len(store.scan(NOTIFIER_CURSORS, limit=SCAN_ROWS)) == PARTITIONS, "cursors are there")
         yield region
 
 
@@ -153,6 +170,43 @@ def test_a_tail_goes_on_from_its_cursor_and_sees_nothing_twice(region: Region, t
         table = set(committed(region))
         wait_until(lambda: {(x["partition"], x["n"]) for x in everything.told()} >= table, "all from the start")
         assert_in_order(everything)
+
+
+def test_a_webhook_gets_every_change_in_order_while_conductors_are_killed_and_it_fails_itself(
+    region: Region, receiver: Receiver
+) -> None:
+    def disturb(booter: Booter) -> None:
+        when_share_done(booter, 0.2)
+        receiver.answers = [503, 0, 500] * 3
+        kill_and_restart(region, "c1-conductor-1")
+
+    with store_of(region, "c1") as store:
+        before = {row.partition_id: row.last_n for row in store.read_map().partitions}
+        assert_all_active(boot_while(region, BOOTS, disturb))
+        table = set(committed(region))
+        wait_until(lambda: table <= posted(receiver) | names_upto(before), "everything was posted")
+        wait_until(
+            lambda: all(
+                cursor.n >= max((n for p, n in table if p == cursor.partition_id), default=0)
+                for cursor in store.scan(NOTIFIER_CURSORS, limit=SCAN_ROWS)
+            ),
+            "the cursors have followed",
+        )
+    assert not [post for post in receiver.posts if "gap" in post]
+    last: dict[int, int] = {}
+    for post in receiver.posts:
+        for told in post["notifications"]:
+            partition, n = told["partition"], told["n"]
+            assert n <= last.get(partition, n - 1) + 1, f"{partition}: {n} after {last[partition]}"
+            last[partition] = max(n, last.get(partition, 0))
+
+
+def posted(receiver: Receiver) -> set[tuple[int, int]]:
+    return {(told["partition"], told["n"]) for post in list(receiver.posts) for told in post.get("notifications", ())}
+
+
+def names_upto(last_n: dict[int, int]) -> set[tuple[int, int]]:
+    return {(partition, n) for partition, last in last_n.items() for n in range(1, last + 1)}
 
 
 def test_history_tells_what_was_done_with_a_server(region: Region) -> None:
