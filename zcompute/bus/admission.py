@@ -168,6 +168,13 @@ class Admission:
         if self._may_notice(route_id):
             self.send_error(route_id, Forbidden(f"key {name} is not known any more"))
 
+    def tell_barred(self, route_id: bytes) -> bool:
+        """Answer a barred key that it shall come later; False when it was told so a moment ago and goes on."""
+        if not self._may_notice(route_id):
+            return False
+        self.send_error(route_id, Busy("too many frames that cannot be taken", retry_after_ms=self._limits.bar_ms))
+        return True
+
     def _require_hello(self, route_id: bytes) -> None:
         """Answer hello_required."""
         if not self._may_notice(route_id):

@@ -166,6 +166,9 @@ class Dialler:
         self._plan_hello(time.monotonic())
         self.link.fail_calls(f"hello refused: {error}")
 
+    def on_offence(self, reason: str) -> None:
+        """It is counted; a listener that we depend on is not left for it."""
+
     def reset(self, reason: str) -> None:
         """Begin anew."""
         self.link.lose(reason)

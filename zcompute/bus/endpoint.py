@@ -11,6 +11,7 @@ import gevent
 import msgspec
 import zmq
 
+from zcompute.bus.conduct import Conduct
 from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.dialler import Dialler
 from zcompute.bus.envelope import (
@@ -98,6 +99,7 @@ class Endpoint:
         self.turn = turn = Turn()
         self.serving = Serving(limits, self.refusals, self.counters, turn)
         self.sessions = Sessions(limits)
+        self.conduct = Conduct(limits)
         self.streams = Streams(limits)
         self.link_pool = WorkerPool("links", limits.link_workers, limits.routes_max * 2, limits.job_run_max, turn.soon)
         self.admit_pool = WorkerPool("admit", limits.admit_workers, limits.routes_max * 2, limits.job_run_max)

@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeVar
 
 import zmq
 
+from zcompute.bus.conduct import Conduct
 from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.envelope import Hello, Welcome
 from zcompute.bus.identity import Identity, Keyring, Peer
@@ -28,6 +29,7 @@ class Home(LinkHome, Protocol):
     admit: Callable[[Peer], None] | None
     context: zmq.Context[Any]
     sessions: Sessions
+    conduct: Conduct
     streams: Streams
     admit_pool: WorkerPool
 

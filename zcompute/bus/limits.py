@@ -84,6 +84,9 @@ class Limits:
     unknown_keys_burst: int = 50  # refusals of unknown keys that leave at once; then
     unknown_keys_per_s: int = 100  # so many a second, while known keys are answered at once
     unknown_keys_held_max: int = 300  # handshakes held back by that; more are refused at once. Below 5 s in all
+    offences_burst: int = 200  # frames that cannot be taken, of one key; then
+    offences_per_s: int = 20  # so many a second; beyond, its connection is ended and the key is barred
+    bar_ms: int = 10_000  # for so long: hellos are answered Busy, connections that send more are ended
     frames_per_turn: int = 32  # read from one socket before others get their turn
     paced_routes_per_tick: int = 40  # so many peers heard within a tick, and a listener's socket is read at a pace:
-    paced_read_ms: int = 4  # once in this time, until less than half as many are heard
+    paced_read_ms: int = 5  # once in this time, until less than half as many are heard

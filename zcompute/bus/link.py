@@ -171,8 +171,8 @@ class Link:
         """Queue a request without an answer. Raises LinkDown, Busy, UnknownMethod, UnsupportedVersion, FrameRefused."""
         prepared = self._spoken.get(id(method)) or self._check_spoken(method)
         rid = current_request_id.get() if request_id is None else request_id
-        payload = self._payload(request)
-        cast = Cast(prepared.full_name, prepared.major, prepared.minor, rid[:REQUEST_ID_CHARS_MAX], payload)
+        text = rid[:REQUEST_ID_CHARS_MAX]
+        cast = Cast(prepared.full_name, prepared.major, prepared.minor, text, self._payload(request))
         self.core.cast(cast, prepared.priority)
         self._endpoint.counters["casts"] += 1
         prepared.sent += 1
@@ -186,8 +186,7 @@ class Link:
         """
         for report in reports:
             self._check_size(len(report.payload))
-        taken = self.core.report(reports)
-        if taken:
+        if taken := self.core.report(reports):
             self._endpoint.active.add(self)
             self.flush_soon()
         return taken
@@ -254,8 +253,7 @@ class Link:
         self._settle_queue()
 
     def _leave_stream(self, topic: str, key: str) -> None:
-        inbox = self._stream_inboxes.pop((topic, key), None)
-        if inbox is not None:
+        if (inbox := self._stream_inboxes.pop((topic, key), None)) is not None:
             inbox.close()
 
     def _took_events(self, topic: str, key: str, cursor: int) -> None:
@@ -356,17 +354,16 @@ class Link:
         elif isinstance(happening, ReportsArrived | AcksArrived):
             self.inbox.put(happening)
         elif isinstance(happening, StreamEvents | StreamSkip):
-            stream_inbox = self._stream_inboxes.get((happening.topic, happening.key))
-            if stream_inbox is not None:
+            if (stream_inbox := self._stream_inboxes.get((happening.topic, happening.key))) is not None:
                 stream_inbox.put(happening)
         elif isinstance(happening, Refused):
             self._endpoint.refusals.count(happening.reason, self.name, happening.detail)
-        elif isinstance(happening, Hello):
-            if self._carrier is not None:
-                self._carrier.on_hello(happening)
-        elif isinstance(happening, HelloRefused):
-            if self._carrier is not None:
-                self._carrier.on_refused(happening.error)
+            if self.carrier is not None:
+                self.carrier.on_offence(happening.reason)
+        elif isinstance(happening, Hello) and self._carrier is not None:
+            self._carrier.on_hello(happening)
+        elif isinstance(happening, HelloRefused) and self._carrier is not None:
+            self._carrier.on_refused(happening.error)
         elif isinstance(happening, LinkUp):
             self._came_up(happening)
         elif isinstance(happening, LinkLost):

@@ -30,6 +30,9 @@ class Carrier(FrameTaker, Protocol):
     def on_refused(self, error: Exception) -> None:
         """The listener refused our hello."""
 
+    def on_offence(self, reason: str) -> None:
+        """The peer sent what cannot be taken."""
+
     def reset(self, reason: str) -> None:
         """Begin anew with a hello."""
 

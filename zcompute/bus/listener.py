@@ -11,6 +11,8 @@ import time
 import zmq
 
 from zcompute.bus.admission import Admission
+from zcompute.bus.conduct import OFFENCES, STRANGER_WEIGHT
+from zcompute.bus.connections import cut, far_end
 from zcompute.bus.envelope import Hello, HelloRequired, encode_frame
 from zcompute.bus.errors import BusError, Busy, Forbidden
 from zcompute.bus.home import Home
@@ -137,6 +139,44 @@ class Listener:
         self.drop(route, None)
         route.cut()
 
+    # Conduct
+
+    def on_offence(self, route: Route, reason: str) -> None:
+        """A refusal of what this route sent: one too many bars its key."""
+        if reason in OFFENCES and self.endpoint.conduct.offend(route.key_name, time.monotonic()):
+            self.endpoint.turn.soon(self._bar, route)
+
+    def _bar(self, route: Route) -> None:
+        link = route.link
+        name = link.name if link is not None else route.address
+        self._note_barred(route.key_name, name)
+        route.hello = None
+        if link is not None:
+            link.say_bye("too many frames that cannot be taken")
+            link.lose("barred")
+        self.drop(route, None)
+        route.cut()
+
+    def _note_barred(self, key_name: str, name: str) -> None:
+        self.endpoint.counters["peers_barred"] += 1
+        log.warning("peer barred key=%s peer=%s ms=%d", key_name, name, self._limits.bar_ms)
+
+    def _takes_stranger(self, route_id: bytes, key_name: str, message: zmq.Frame) -> bool:
+        """Whether a frame on an unknown route is looked at: those of barred keys are not, and end the connection."""
+        now = time.monotonic()
+        conduct = self.endpoint.conduct
+        if conduct.offend(key_name, now, STRANGER_WEIGHT):
+            self._note_barred(key_name, str(message.get("Peer-Address")))
+        if not conduct.barred(key_name, now):
+            return True
+        self.endpoint.refusals.count("barred", key_name)
+        if not self._admission.tell_barred(route_id):
+            self._read_monitor()
+            descriptor = int(message.get(zmq.SRCFD))
+            if descriptor not in self._by_descriptor:  # else it is another's by now
+                cut(descriptor, far_end(descriptor))
+        return False
+
     # Reading
 
     def _read(self) -> bool:
@@ -164,6 +204,8 @@ class Listener:
             route = routes.get(route_id)
             if message.more:
                 self._drop_parts(route.address if route is not None else str(message.get("Peer-Address")))
+                if route is not None:
+                    self.on_offence(route, "multipart")
             elif route is None:
                 self._receive_stranger(route_id, message)
             elif route.link is None:
@@ -188,6 +230,7 @@ class Listener:
     def _receive_early(self, route: Route, frame: bytes) -> None:
         """A frame of a route whose hello is being admitted: only another hello means anything."""
         hello = self._admission.read_hello(frame, route.address, route.route_id)
+        self.on_offence(route, "before_welcome" if hello is None else "hello_again")
         if hello is not None:
             self.admit(route, hello)
 
@@ -200,6 +243,8 @@ class Listener:
             if keyring.holds(*key) is None:
                 self._admission.drop_revoked(route_id, address, key[0])
                 return
+        if not self._takes_stranger(route_id, key[0], message):
+            return
         hello = self._admission.read_hello(message.bytes, address, route_id)
         if hello is None:
             return

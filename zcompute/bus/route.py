@@ -22,6 +22,9 @@ class RouteHome(Protocol):
     def drop(self, route: "Route", link: Link | None) -> None:
         """Forget the route."""
 
+    def on_offence(self, route: "Route", reason: str) -> None:
+        """The peer sent what cannot be taken."""
+
 
 class Route:
     """A connection of a ROUTER that said hello; carries one link once it is admitted."""
@@ -44,6 +47,7 @@ class Route:
 
     def on_hello(self, hello: Hello) -> None:
         """A new hello over the same connection."""
+        self._listener.on_offence(self, "hello_again")
         link = self.link
         self.link = None
         self.hello = hello  # keeps the route while its link is taken down
@@ -58,6 +62,10 @@ class Route:
     def on_refused(self, error: Exception) -> None:
         """Listeners send no hello that could be refused."""
         self._listener.endpoint.refusals.count("unasked_error", self.address, str(error))
+
+    def on_offence(self, reason: str) -> None:
+        """It counts against the key."""
+        self._listener.on_offence(self, reason)
 
     def reset(self, reason: str) -> None:
         """Forget the route and ask for a hello."""

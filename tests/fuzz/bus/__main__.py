@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="repeats a run; targets without I/O repeat exactly")
     parser.add_argument("--targets", default="decoder,dialogs,dialled,live")
     parser.add_argument("--frames-per-second", type=int, default=0, help="of the live target; 0: as many as it takes")
+    parser.add_argument("--barring", action="store_true", help="the live target bars keys that flood, as services do")
     parser.add_argument("--json", metavar="FILE")
     chosen = parser.parse_args()
     results: dict[str, object] = {}
@@ -45,7 +46,7 @@ def main() -> int:
             if name in chosen.targets.split(","):
                 results[name] = timed(name, run, chosen.mutations, chosen.seed)
         if "live" in chosen.targets.split(","):
-            outcome = live.run(chosen.mutations, chosen.seed, chosen.frames_per_second)
+            outcome = live.run(chosen.mutations, chosen.seed, chosen.frames_per_second, barring=chosen.barring)
             results["live"] = asdict(outcome)
             print(f"live: {json.dumps(asdict(outcome), indent=1)}")
             good = outcome.rss_growth_mb <= RSS_GROWTH_MB_MAX and outcome.calls_failed == 0

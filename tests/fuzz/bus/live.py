@@ -35,14 +35,17 @@ class Outcome:
     refused: dict[str, int]
 
 
-def run(mutations: int, seed: int, frames_per_second: int = 0, window_s: float = WINDOW_S) -> Outcome:
+def run(
+    mutations: int, seed: int, frames_per_second: int = 0, window_s: float = WINDOW_S, barring: bool = False
+) -> Outcome:
     """Send so many mutated frames; frames_per_second 0: as fast as the victim takes them.
 
-    Raises FindingError when the victim logs a failure, ends, or loses its neighbour.
+    barring: the victim ends connections that flood, as services do, and what is counted is what was sent; else it takes
+    everything. Raises FindingError when the victim logs a failure, ends, or loses its neighbour.
     """
     keys = wire.make_keys(ATTACKERS)
     text = msgspec.json.encode(keys).decode()
-    victim = wire.Process("victim", text)
+    victim = wire.Process("victim", text, "barring" if barring else "patient")
     running = [victim]
     try:
         address = victim.answer()["address"]
@@ -53,7 +56,7 @@ def run(mutations: int, seed: int, frames_per_second: int = 0, window_s: float =
         if not neighbour.answer()["up"]:
             raise FindingError("the neighbour cannot connect")
         attacker.answer()
-        return _measure(mutations, victim, neighbour, attacker, (frames_per_second, window_s))
+        return _measure(mutations, victim, neighbour, attacker, (frames_per_second, window_s, barring))
     except EOFError as error:
         raise FindingError(f"seed {seed}: {error}") from error
     finally:
@@ -62,22 +65,23 @@ def run(mutations: int, seed: int, frames_per_second: int = 0, window_s: float =
 
 
 def _measure(
-    mutations: int, victim: wire.Process, neighbour: wire.Process, attacker: wire.Process, pace: tuple[int, float]
+    mutations: int, victim: wire.Process, neighbour: wire.Process, attacker: wire.Process, pace: tuple[int, float, bool]
 ) -> Outcome:
-    frames_per_second, window_s = pace
+    frames_per_second, window_s, barring = pace
+    sent = 0
     _window(neighbour, window_s)
     attacker.order(WARM_UP_MUTATIONS, 0)
     attacker.answer()
     before = state = _state(victim)
     share = int(frames_per_second * window_s) or FLOOD_FRAMES
     pairs, in_window = [], []
-    while state["frames"] - before["frames"] < mutations:
+    while (sent if barring else state["frames"] - before["frames"]) < mutations:
         quiet = _window(neighbour, window_s)
         attacker.order(share, frames_per_second)
         began = _state(victim)["frames"]
         hostile = _window(neighbour, window_s)
         in_window.append(_state(victim)["frames"] - began)
-        attacker.answer()
+        sent += attacker.answer()["sent"]
         pairs.append((quiet, hostile))
         state = _state(victim)
     windows = [window for pair in pairs for window in pair]

@@ -1,4 +1,4 @@
-"""A conductor's endpoint as services have it, with CURVE: `python -m tests.fuzz.bus.victim KEYS`."""
+"""A conductor's endpoint as services have it, with CURVE: `python -m tests.fuzz.bus.victim KEYS patient|barring`."""
 
 from gevent import monkey
 
@@ -60,14 +60,16 @@ def rss_mb() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def serve(keys: wire.Keys) -> Endpoint:
+def serve(keys: wire.Keys, limits: Limits) -> Endpoint:
     """Everything that a peer may use."""
     ring = Keyring(
         [KeyEntry(pair.name, pair.public, "compute", wire.CELL) for pair in (keys.neighbour, *keys.attackers)]
     )
     mine = keys.server
     endpoint = Endpoint(
-        Identity("conductor", wire.CELL, mine.name, "1.0", frozenset(), mine.public, mine.secret), keyring=ring
+        Identity("conductor", wire.CELL, mine.name, "1.0", frozenset(), mine.public, mine.secret),
+        keyring=ring,
+        limits=limits,
     )
 
     def say(ask: wire.Ask, context: CallContext) -> wire.Ask:
@@ -104,7 +106,8 @@ def main() -> None:
     logging.getLogger().addHandler(failures)
     hub = gevent.get_hub()
     hub.print_exception = lambda context, kind, value, traceback: failures.texts.append(f"hub: {kind} {value!r}")
-    endpoint = serve(msgspec.json.decode(sys.argv[1], type=wire.Keys))
+    limits = Limits() if sys.argv[2] == "barring" else Limits(offences_burst=10**12)
+    endpoint = serve(msgspec.json.decode(sys.argv[1], type=wire.Keys), limits)
     wire.answer(address=endpoint.bind("tcp://127.0.0.1:0"))
     gevent.spawn(publish, endpoint)
     for _ in FileObject(sys.stdin.fileno(), "rb", close=False):
