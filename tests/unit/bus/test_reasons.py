@@ -37,6 +37,7 @@ SEEN_BY = {
     "UnknownMethod": "unit/bus/test_refusals.py::test_calls_that_no_caller_of_ours_would_send_are_refused_by_name",
     "UnsupportedVersion": "unit/bus/test_calls.py::test_the_receiver_checks_the_version_too",
     "bad_sequence": "unit/bus/test_refusals.py::test_sequences_that_were_never_sent_are_refused",
+    "barred": "unit/bus/test_conduct.py::test_a_flood_of_bad_frames_ends_the_connection_and_bars_the_key_for_a_while",
     "before_welcome": "unit/bus/test_refusals.py::test_what_follows_a_bye_is_refused",
     "busy": "unit/bus/test_refusals.py::test_a_call_beyond_those_served_at_once_is_answered_busy",
     "envelopes": "unit/bus/test_refusals.py::test_much_before_a_hello_and_too_many_envelopes_are_refused",
