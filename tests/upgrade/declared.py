@@ -12,7 +12,7 @@ from zcompute.bus.inside import BuiltInMethod
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.interface import Interface, Method
-from zcompute.objects.methods import EVENTS, INTERFACES, REPORTS
+from zcompute.objects.methods import EVENTS, INTERFACES, RELAYED_REPORTS, REPORTS
 
 Described = dict[str, dict[str, Any]]
 
@@ -42,7 +42,7 @@ def payloads() -> dict[str, type[msgspec.Struct]]:
         if method.reply is not None:
             found[f"reply {method.interface}.{method.name}"] = method.reply
     found |= {f"event {topic}": kind for topic, kind in EVENTS.items()}
-    return found | {f"report {name}": kind for name, kind in REPORTS.items()}
+    return found | {f"report {name}": kind for name, kind in (REPORTS | RELAYED_REPORTS).items()}
 
 
 def objects() -> dict[str, type[VersionedObject]]:

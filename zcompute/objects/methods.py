@@ -20,6 +20,11 @@ from zcompute.objects.instance import Instance, ServerSpec
 from zcompute.objects.interface import Interface as Interface
 from zcompute.objects.interface import Method as Method
 from zcompute.objects.partition import PartitionMap
+from zcompute.objects.relay import FindReply as FindReply
+from zcompute.objects.relay import FindRequest as FindRequest
+from zcompute.objects.relay import RelayedBeat as RelayedBeat
+from zcompute.objects.relay import RelayedBegin as RelayedBegin
+from zcompute.objects.relay import RelayedReport as RelayedReport
 from zcompute.objects.report import Observation, StepResult
 
 TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
@@ -84,7 +89,7 @@ class HostAttachRequest(msgspec.Struct, kw_only=True):
 
 
 class HostBeat(msgspec.Struct, kw_only=True):
-    """The agent's work loop is alive, for these hosts (those whose owner the receiver is)."""
+    """The agent's work loop is alive, for these hosts. The receiver hands on what it is not the owner of."""
 
     hosts: list[str]
 
@@ -364,12 +369,14 @@ EVENTS: dict[str, type] = {
     TOPIC_EPOCHS: HostEpoch,
 }
 REPORTS: dict[str, type] = {"observation": Observation, "step_result": StepResult}
+RELAYED_REPORTS: dict[str, type] = {"relayed_report": RelayedReport}
 
 CLUSTER_INTERFACE = Interface("cluster", carries=EVENTS)
 HOST_INTERFACE = Interface("host", carries=REPORTS)
 CLAIM_INTERFACE = Interface("claim")
 SCHEDULER_INTERFACE = Interface("scheduler")
 COMPUTE_INTERFACE = Interface("compute")
+RELAY_INTERFACE = Interface("relay", carries=RELAYED_REPORTS)
 INSTANCE_INTERFACE = Interface("instance")
 SERVICE_INTERFACE = Interface("service")
 NOTIFICATION_INTERFACE = Interface("notification")
@@ -396,6 +403,22 @@ SPAWN = COMPUTE_INTERFACE.method("spawn", SpawnRequest, CommandReply, _CONDUCTOR
 DESTROY = COMPUTE_INTERFACE.method("destroy", DestroyRequest, CommandReply, _CONDUCTOR)
 ADOPT = COMPUTE_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
 FORGET = COMPUTE_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
+
+RELAY_BEGIN = RELAY_INTERFACE.method("begin", RelayedBegin, HostBeginReply, _CONDUCTOR)
+RELAY_BEAT = RELAY_INTERFACE.method("beat", RelayedBeat, None, _CONDUCTOR, "control")
+RELAY_FIND = RELAY_INTERFACE.method("find", FindRequest, FindReply, _CONDUCTOR, "control")
+RELAY_SPAWN = RELAY_INTERFACE.method("spawn", SpawnRequest, CommandReply, _CONDUCTOR)
+RELAY_DESTROY = RELAY_INTERFACE.method("destroy", DestroyRequest, CommandReply, _CONDUCTOR)
+RELAY_ADOPT = RELAY_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
+RELAY_FORGET = RELAY_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
+
+RELAYED_COMMANDS: dict[Method, Method] = {
+    SPAWN: RELAY_SPAWN,
+    DESTROY: RELAY_DESTROY,
+    ADOPT: RELAY_ADOPT,
+    FORGET: RELAY_FORGET,
+}
+"""What to ask another conductor for when no link reaches the host: every method that computes serve."""
 
 INSTANCE_BUILD = INSTANCE_INTERFACE.method("build", BuildRequestMessage, Empty, _CONDUCTOR)
 INSTANCE_GET = INSTANCE_INTERFACE.method("get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
@@ -429,6 +452,7 @@ INTERFACES: tuple[Interface, ...] = (
     CLAIM_INTERFACE,
     SCHEDULER_INTERFACE,
     COMPUTE_INTERFACE,
+    RELAY_INTERFACE,
     INSTANCE_INTERFACE,
     SERVICE_INTERFACE,
     NOTIFICATION_INTERFACE,

@@ -46,6 +46,16 @@ def test_every_method_is_declared_in_its_interface_and_none_beside():
         assert all(method.interface_version == interface.version for method in interface.methods.values())
 
 
+def test_every_command_to_an_agent_can_be_relayed_in_the_same_form():
+    assert list(methods.RELAYED_COMMANDS) == list(methods.COMPUTE_INTERFACE.methods.values())
+    for command, relayed in methods.RELAYED_COMMANDS.items():
+        assert (relayed.name, relayed.request, relayed.reply) == (command.name, command.request, command.reply)
+
+
+def test_only_conductors_relay():
+    assert all(method.roles == {"conductor"} for method in methods.RELAY_INTERFACE.methods.values())
+
+
 def test_every_topic_has_its_payload_and_its_roles():
     topics = {value for name, value in vars(methods).items() if name.startswith("TOPIC_") and isinstance(value, str)}
     assert topics == set(EVENTS) == set(methods.TOPIC_ROLES)
