@@ -5,6 +5,10 @@ and folds in the outbox, and goes with the next. A lane that is slow, or says bu
 report without a verdict (the frame or its answer was lost) goes again after ``answer_ms_max``, later and later;
 ``busy`` and ``not_owner`` put the instance back for a while, ``not_yet`` the report alone. A frame that waits for
 stragglers longer than ``straggler_ms`` does not hold back the rest of its lane.
+
+An owner that no link leads to is reached over a relay (``peer``): its answers count as the owner's. As one report of an
+instance is unanswered at a time, there are two ways for an instance only after a time-out or a loss, and then the
+owner's watermark (generation, epoch, sequence) refuses the older that comes behind the newer.
 """
 
 import heapq
@@ -75,9 +79,15 @@ class Dispatch:
                 self._settle(line)
 
     def take(
-        self, owner: str, now: float, room: int, lane_room: Callable[[int], int] = lambda lane: ROOM_MAX
+        self,
+        owner: str,
+        now: float,
+        room: int,
+        lane_room: Callable[[int], int] = lambda lane: ROOM_MAX,
+        peer: str = "",
     ) -> list[Entry]:
-        """The next reports for this owner, at most ``room`` and ``lane_room`` of each lane; sent at ``now``."""
+        """The next reports for this owner, at most ``room`` and ``lane_room`` of each lane; sent at ``now`` to ``peer``
+        (the owner, unless it is a relay)."""
         taken: list[Entry] = []
         lanes = self._queues.get(owner, {})
         for lane in list(lanes):
@@ -90,17 +100,17 @@ class Dispatch:
                 most = min(most, 1)
             if most > 0:
                 lines = list(islice(lanes[lane].values(), most))
-                taken += self._send(owner, lane, lines, now)
+                taken += self._send(owner, lane, lines, now, peer or owner)
                 if lane in lanes:  # another is first the next time
                     lanes[lane] = lanes.pop(lane)
         return taken
 
-    def _send(self, owner: str, lane: int, lines: list[Line], now: float) -> list[Entry]:
+    def _send(self, owner: str, lane: int, lines: list[Line], now: float, peer: str) -> list[Entry]:
         frame = self._frames[owner, lane] = Frame({line.waiting[0] for line in lines}, now)
         entries = []
         for line in lines:
             self._unqueue(line)
-            line.sent, line.frame = line.waiting[0], frame
+            line.sent, line.frame, line.peer = line.waiting[0], frame, peer
             again_ms = self._settings.answer_ms_max << min(line.sent_times, DOUBLINGS_MAX)
             line.sent_times += 1
             self._wait(line, now + min(again_ms, self._settings.answer_again_ms_max) / 1000)
@@ -116,12 +126,19 @@ class Dispatch:
                 self._unsend(line)
                 self._settle(line)
 
-    def answered(self, owner: str, ack: Ack, now: float) -> bool:
+    def relayed_for(self, peer: str, ack: Ack) -> str:
+        """The owner for whom this peer was a relay when it was sent what this answers; "" when it was none."""
+        line = self._lines.get(ack.key)
+        sent = line is not None and line.sent == ack.seq and line.peer == peer
+        return line.owner if line is not None and sent and line.owner != peer else ""
+
+    def answered(self, peer: str, ack: Ack, now: float) -> bool:
         """An answer came. True: it is final, the outbox may forget the entry. Unknown sequences are no news."""
         line = self._lines.get(ack.key)
         if line is None:
             return False
-        was_sent = line.owner == owner and line.sent == ack.seq
+        was_sent = bool(line.sent) and line.peer == peer and line.sent == ack.seq
+        owner = line.owner if was_sent else peer
         if line.owner == owner:
             self._pace(owner, ack.lane or line.lane, ack, now)
         if was_sent:
@@ -159,7 +176,7 @@ class Dispatch:
         return False
 
     def given_up(self) -> list[tuple[str, str, int]]:
-        """(owner, key, sequence) of what was sent and will not be offered again, whatever its answer: told once."""
+        """(peer, key, sequence) of what was sent and will not be offered there again, whatever comes of it: told once."""
         given_up, self._given_up = self._given_up, []
         return given_up
 
@@ -169,10 +186,28 @@ class Dispatch:
             del self._paces[name]
         for line in list(self._lines.values()):
             if line.owner == owner:
-                if line.sent:
+                if line.sent and line.peer == owner:
                     self._unsend(line)
                 line.sent_times = 0
                 self._settle(line)
+
+    def way_changed(self, owner: str, peer: str) -> None:
+        """From now on the owner is reached over this peer: what went a way that is gone goes again, and what slowed
+        that way down says nothing of this one. What a relay was given is the relay's while its link is up."""
+        for name in [name for name in self._paces if name[0] == owner]:
+            del self._paces[name]
+        if peer != owner:
+            self._send_again(line for line in self._lines.values() if line.owner == owner and line.peer == owner)
+
+    def relay_lost(self, peer: str) -> None:
+        """The link with this peer is down: what it was to hand on goes again, by another way."""
+        self._send_again(line for line in self._lines.values() if line.peer == peer and line.owner != peer)
+
+    def _send_again(self, lines: Iterable[Line]) -> None:
+        for line in [line for line in lines if line.sent]:
+            self._give_up(line)
+            line.sent_times = 0
+            self._settle(line)
 
     def tick(self, now: float) -> float | None:
         """Queue what is due; answers when to come again (None: nothing waits)."""
@@ -270,7 +305,7 @@ class Dispatch:
         self._settle(line)
 
     def _give_up(self, line: Line) -> None:
-        """What is on its way is waited for no more: it was folded, or another owns the instance."""
+        """What is on its way is waited for no more: it was folded, goes another way, or another owns the instance."""
         if line.sent:
-            self._given_up.append((line.owner, line.key, line.sent))
+            self._given_up.append((line.peer, line.key, line.sent))
         self._unsend(line)

@@ -72,7 +72,7 @@ class Hosts:
     def _run_begin(self, session: HostSession) -> None:
         backoff = Backoff(self._settings.retry_ms_min, self._settings.retry_ms_max)
         while True:
-            link = self._links.owner_link(session.name)
+            link = self._links.way_to(session.name)
             if link is None:
                 self._links.wait_change(self._settings.retry_ms_max / 1000)
                 continue
@@ -90,6 +90,7 @@ class Hosts:
             reply: HostBeginReply = link.call(HOST_BEGIN, request, timeout_ms=self._settings.begin_ms)
         except NotOwner as error:
             log.info("host not begun, asking for the map host=%s error=%s", session.name, error)
+            self._links.refused(session.name, link)
             self._links.refresh(link)
             return None
         except (DeadlineExceeded, LinkReset) as error:
@@ -98,6 +99,7 @@ class Hosts:
             return None
         except (BusError, ServiceError) as error:
             log.warning("host not begun host=%s error=%s", session.name, error)
+            self._links.refused(session.name, link)
             return None
         return reply.agent_epoch
 
@@ -128,11 +130,11 @@ class Hosts:
     # -- beats -----------------------------------------------------------------------------------------------------
 
     def beat(self) -> None:
-        """Tell each owner that its hosts are alive. A beat that cannot be sent is simply missed."""
+        """Tell each owner, by relays where no link leads to it, that its hosts are alive. A beat that cannot be sent is
+        simply missed."""
         by_link: dict[Link, list[str]] = {}
         for name in self.epochs():
-            link = self._links.owner_link(name)
-            if link is not None:
+            for link in self._links.ways_to(name):
                 by_link.setdefault(link, []).append(name)
         for link, names in by_link.items():
             try:

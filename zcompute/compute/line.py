@@ -25,6 +25,7 @@ class Line:
     waiting: list[int] = field(default_factory=list)  # rising
     parked: dict[int, float] = field(default_factory=dict)  # until when
     sent: int = 0  # unanswered; it may have been folded since
+    peer: str = ""  # to whom it was sent: the owner, or a relay
     sent_times: int = 0  # since the last answer
     frame: Frame | None = None  # with which it was sent
     lane: int = 0  # to which it was sent, or for which it is queued

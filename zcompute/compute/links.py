@@ -1,6 +1,7 @@
 """Links to every conductor of the cell, and the partition map that says which of them owns what."""
 
 import logging
+import time
 from collections.abc import Callable
 
 import gevent
@@ -13,9 +14,18 @@ from zcompute.compute.ending import end_all
 from zcompute.compute.fences import EPOCH_MAX
 from zcompute.compute.known import KnownConductors, Place
 from zcompute.compute.settings import Settings
+from zcompute.compute.ways import Ways
 from zcompute.config import PeerConfig
 from zcompute.objects.errors import EpochRefused, ServiceError
-from zcompute.objects.methods import HOST_ATTACH, MAP_GET, TOPIC_MAP, Empty, HostAttachRequest, MapReply
+from zcompute.objects.methods import (
+    HOST_ATTACH,
+    MAP_GET,
+    RELAY_INTERFACE,
+    TOPIC_MAP,
+    Empty,
+    HostAttachRequest,
+    MapReply,
+)
 from zcompute.objects.partition import PARTITIONS, PartitionMap
 
 log = logging.getLogger(__name__)
@@ -49,6 +59,11 @@ def is_sound(cell_map: PartitionMap, cell: str) -> bool:
     )
 
 
+def relays(link: Link) -> bool:
+    """Whether this conductor hands on what is another's to decide: one of an older release does not."""
+    return link.peer is not None and RELAY_INTERFACE.name in link.peer.interfaces
+
+
 class ConductorLinks:
     """Dials by the map, greets each link that comes up: learn the map, attach the hosts' epochs, then it is ready.
 
@@ -75,6 +90,7 @@ class ConductorLinks:
         self._greetings: dict[str, gevent.Greenlet] = {}
         self._map_asked: set[str] = set()
         self._refreshing: gevent.Greenlet | None = None
+        self._ways = Ways(settings, endpoint.identity.service_id)
         self._changed = Signal()
         self.map = PartitionMap(cell=cell)
         self.epochs: Callable[[], dict[str, int]] = dict
@@ -97,10 +113,22 @@ class ConductorLinks:
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
-    def owner_link(self, key: str) -> Link | None:
-        """The link to the owner of a key's partition, None while there is none."""
-        link = self._up.get(self.map.owner_of(key))
-        return link if link is not None and link.up else None
+    def way_to(self, key: str) -> Link | None:
+        """The link to the owner of a key's partition, or to a relay while there is none; None without either."""
+        return self._up.get(self._ways.to(self.map.owner_of(key), self._usable(), time.monotonic()))
+
+    def ways_to(self, key: str) -> list[Link]:
+        """The same for what gets no answer: the owner's link, or those of a few relays."""
+        names = self._ways.all_to(self.map.owner_of(key), self._usable(), time.monotonic())
+        return [self._up[name] for name in names]
+
+    def _usable(self) -> dict[str, bool]:
+        return {service_id: relays(link) for service_id, link in self._up.items() if link.up}
+
+    def refused(self, key: str, link: Link) -> None:
+        """What was sent over this link did not reach the owner of the key."""
+        if link.peer is not None:
+            self._ways.refused(self.map.owner_of(key), link.peer.service_id, time.monotonic())
 
     def wait_change(self, timeout_s: float) -> None:
         """Wait until a link or the map has changed, this long at most."""

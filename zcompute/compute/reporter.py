@@ -1,4 +1,7 @@
-"""Sends what the outbox owes to the owners of the instances, over the links that may carry reports."""
+"""Sends what the outbox owes to the owners of the instances, over the links that may carry reports.
+
+An owner without such a link is reached over another conductor, which hands on: see ``ways``.
+"""
 
 import logging
 import time
@@ -10,10 +13,13 @@ from gevent.event import Event
 from zcompute.bus import Ack, BusError, Link, Report
 from zcompute.bus.errors import UnsupportedVersion
 from zcompute.compute.dispatch import Dispatch
+from zcompute.compute.links import relays
 from zcompute.compute.outbox import Entry, Outbox
 from zcompute.compute.settings import Settings
+from zcompute.compute.ways import Ways
 from zcompute.log import REPEATED
 from zcompute.objects.report import (
+    VERDICT_BUSY,
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
     VERDICT_NOT_YET,
@@ -30,11 +36,13 @@ IDLE_S = 1.0
 class Reporter:
     """Outbox and dispatch as one. A host's entries are held until the host has begun its epoch (``release``)."""
 
-    def __init__(self, outbox: Outbox, settings: Settings) -> None:
+    def __init__(self, outbox: Outbox, settings: Settings, me: str = "") -> None:
         self._outbox = outbox
+        self._ways = Ways(settings, me)
+        self._peers: dict[str, str] = {}  # by owner: to whom its reports go
         self._dispatch = Dispatch(settings, self._lane_of)
         self._links: dict[str, Link] = {}
-        self._met: dict[str, Link] = {}  # the last link to each owner, ready or not
+        self._met: dict[str, Link] = {}  # the last link to each conductor, ready or not
         self._released: set[str] = set()
         self._wake = Event()
         self.on_not_owner: Callable[[Link, int], None] = lambda link, map_version: None
@@ -99,8 +107,10 @@ class Reporter:
         self._wake.set()
 
     def link_unready(self, owner: str) -> None:
-        """No reports over this owner's link until ``link_ready``."""
+        """No reports over this owner's link until ``link_ready``, its own or those that it was to hand on."""
         self._links.pop(owner, None)
+        self._dispatch.relay_lost(owner)
+        self._wake.set()
 
     def acks(self, link: Link, acks: list[Ack]) -> None:
         """Verdicts came."""
@@ -115,6 +125,9 @@ class Reporter:
             # The bus resends over a link that is not attached again yet: being refused there says nothing.
             early = ack.verdict == VERDICT_INVALID and not ready
             heard = msgspec.structs.replace(ack, verdict=VERDICT_NOT_OWNER) if early else ack
+            relayed_for = self._dispatch.relayed_for(peer.service_id, ack)
+            if relayed_for and (heard.verdict == VERDICT_NOT_OWNER or (ack.verdict == VERDICT_BUSY and not ack.lane)):
+                self._ways.refused(relayed_for, peer.service_id, now)  # an owner that is busy names its lane
             if self._dispatch.answered(peer.service_id, heard, now):
                 final.append(ack.seq)
             if early:
@@ -141,22 +154,33 @@ class Reporter:
     def pump(self, now: float) -> float | None:
         """Send what can be sent; answers when something more is due."""
         self._dispatch.tick(now)
-        for owner, key, seq in self._dispatch.given_up():
-            link = self._met.get(owner)
+        for peer, key, seq in self._dispatch.given_up():
+            link = self._met.get(peer)
             if link is not None:
                 link.withdraw_report(key, seq)
         for owner in self._dispatch.owners():
-            link = self._links.get(owner)
+            link = self._way(owner, now)
             if link is not None and link.up:
                 self._send(owner, link, now)
         return self._dispatch.tick(now)
 
+    def _way(self, owner: str, now: float) -> Link | None:
+        """Where an owner's reports go: to itself, or to a relay."""
+        usable = {service_id: relays(link) for service_id, link in self._links.items()}
+        peer = self._ways.to(owner, usable, now)
+        if peer and peer != self._peers.get(owner, owner):
+            log.info("reports go by way of=%s owner=%s", peer, owner)
+            self._dispatch.way_changed(owner, peer)
+        if peer:
+            self._peers[owner] = peer
+        return self._links.get(peer)
+
     def _lane_of(self, owner: str, key: str) -> int:
-        link = self._met.get(owner)
+        link = self._met.get(self._peers.get(owner, owner))
         return 0 if link is None else link.lane_of(key)
 
     def _send(self, owner: str, link: Link, now: float) -> None:
-        entries = self._dispatch.take(owner, now, link.report_credit, link.lane_room)
+        entries = self._dispatch.take(owner, now, link.report_credit, link.lane_room, self._peers[owner])
         reports = [report for entry in entries if (report := self._readable(owner, link, entry, now)) is not None]
         if not reports:
             return
@@ -176,5 +200,5 @@ class Reporter:
             return Report(entry.key, entry.seq, link.encode(self._outbox.body(entry.seq)))
         except UnsupportedVersion as error:
             log.info("report not sayable yet instance=%s error=%s", entry.key, error, extra=REPEATED)
-            self._dispatch.answered(owner, Ack(entry.key, entry.seq, VERDICT_NOT_YET), now)
+            self._dispatch.answered(self._peers[owner], Ack(entry.key, entry.seq, VERDICT_NOT_YET), now)
             return None

@@ -62,7 +62,7 @@ class ComputeService:
         self._generations = Generations(self._state.generations, settings, time.monotonic())
         self._outbox = Outbox(self._state.outbox, settings)
         self._workers = Workers(config.compute.workers_max, settings.waiting_max)
-        self.reporter = Reporter(self._outbox, settings)
+        self.reporter = Reporter(self._outbox, settings, config.service.id)
         self.observer = Observer(self._driver, self._generations, self.reporter, self._workers.busy)
         self._steps = Steps(self._driver, self._generations, self.reporter, self.observer)
         self._loops: list[gevent.Greenlet] = []

@@ -39,6 +39,9 @@ class Settings:
     begin_ms: int = 10_000  # host.begin: one commit at the owner
     retry_ms_min: int = 50  # back-off of begin and attach, doubled up to the maximum
     retry_ms_max: int = 1_000
+    relay_after_ms: int = 1_000  # an owner without a link for so long is reached over another conductor
+    relay_rest_ms: int = 2_000  # a relay that refused is asked last for so long
+    beat_relays_max: int = 2  # relays that hand on one beat: nobody says whether a beat has come
 
     # observing
     observe_ms: int = 10_000  # between two comparisons of domains with what was reported

@@ -9,6 +9,7 @@ import msgspec
 from zcompute.bus import Link
 from zcompute.bus.errors import LinkDown
 from zcompute.conductor.ledger import Ledger
+from zcompute.conductor.ways import Ways
 from zcompute.objects.command import Order
 from zcompute.objects.instance import Instance
 from zcompute.objects.methods import ADOPT, DESTROY, FORGET, Method
@@ -22,14 +23,21 @@ QUARANTINED_TAKES = frozenset({ADOPT.name, DESTROY.name, FORGET.name})
 
 
 class Commands:
-    """The table host -> link, fed by ``host.attach`` and by links going down, and calls over it."""
+    """The table host -> link, fed by ``host.attach`` and by links going down, and calls over it.
 
-    def __init__(self, ledger: Ledger) -> None:
+    A host that is not attached here is reached over another conductor (``ways``), with the same order: its agent judges
+    the owner's epoch whoever hands the order on.
+    """
+
+    def __init__(self, ledger: Ledger, ways: Ways | None = None) -> None:
         self._ledger = ledger
+        self._ways = ways
         self._links: dict[str, Link] = {}
         self._on_attach: list[Callable[[str], None]] = []
         self._on_forced_down: list[Callable[[str], None]] = []
         self._forced_down: set[str] = set()
+        if ways is not None:
+            ways.on_found = self._reached
 
     def on_attach(self, callback: Callable[[str], None]) -> None:
         """Call with each host that has become reachable. Must not block."""
@@ -38,6 +46,11 @@ class Commands:
     def attach(self, host: str, link: Link) -> None:
         """The host's agent has been let in on this link; a later attachment replaces an earlier one."""
         self._links[host] = link
+        if self._ways is not None:
+            self._ways.forget(host)
+        self._reached(host)
+
+    def _reached(self, host: str) -> None:
         for callback in self._on_attach:
             callback(host)
 
@@ -60,12 +73,15 @@ class Commands:
                 callback(host)
 
     def reaches(self, host: str, method: Method) -> bool:
-        """Whether a link reaches the host, and the host may be told this."""
-        allowed = host not in self._forced_down or method.name in QUARANTINED_TAKES
-        return allowed and self.link(host) is not None
+        """Whether this can be sent to the host now: there is a way, and the host may be told this."""
+        return not self._quarantined(host, method) and self.has_way(host)
+
+    def has_way(self, host: str) -> bool:
+        """Whether the host's agent can be reached. If not, others are asked; ``on_attach`` tells of a way."""
+        return self.link(host) is not None or (self._ways is not None and self._ways.has(host))
 
     def link(self, host: str) -> Link | None:
-        """The link that reaches the host, None while there is none."""
+        """The own link that reaches the host, None while there is none."""
         link = self._links.get(host)
         return link if link is not None and link.up else None
 
@@ -85,11 +101,16 @@ class Commands:
         )
 
     def send(self, host: str, method: Method, request: msgspec.Struct, *, timeout_ms: int) -> Any:
-        """Call the host's agent. Raises LinkDown when no link reaches it, or it is forced down and this is not for it;
+        """Call the host's agent. Raises LinkDown when no way reaches it, or it is forced down and this is not for it;
         CommandRefused, and the bus' errors."""
-        link = self.link(host)
-        if link is None:
-            raise LinkDown(f"no link reaches host {host}")
-        if not self.reaches(host, method):
+        if self._quarantined(host, method):
             raise LinkDown(f"host {host} is forced down: it is not told to {method.name}")
-        return link.call(method, request, timeout_ms=timeout_ms)
+        link = self.link(host)
+        if link is not None:
+            return link.call(method, request, timeout_ms=timeout_ms)
+        if self._ways is None:
+            raise LinkDown(f"no link reaches host {host}")
+        return self._ways.send(host, method, request, timeout_ms=timeout_ms)
+
+    def _quarantined(self, host: str, method: Method) -> bool:
+        return host in self._forced_down and method.name not in QUARANTINED_TAKES

@@ -1,4 +1,4 @@
-"""The links with the other conductors of the own cell: kept here, since a conductor has thousands of links to agents."""
+"""The links with the other conductors of the own cell: kept apart, since a conductor has thousands with agents."""
 
 import logging
 

@@ -58,7 +58,7 @@ class Ways:
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
 
-    def reaches(self, host: str) -> bool:
+    def has(self, host: str) -> bool:
         """Whether a fellow is known to reach the host; if none is, they are asked, and ``on_found`` says so."""
         way = self._known.get(host)
         if way is None or not way.link.up:
@@ -74,7 +74,7 @@ class Ways:
         and what the agent and the bus answer."""
         way = self._known.get(host)
         if way is None or not way.link.up:
-            self.reaches(host)
+            self.has(host)
             raise LinkDown(f"no conductor is known to reach host {host}")
         try:
             return way.link.call(RELAYED_COMMANDS[method], request, timeout_ms=timeout_ms)

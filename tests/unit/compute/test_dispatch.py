@@ -295,3 +295,41 @@ def test_every_report_ends_whatever_happens_on_the_way(seed: int) -> None:
                     owed.remove(one.seq)
     assert owed == set()
     assert len(dispatch) == 0
+
+
+def test_a_relays_answers_count_as_the_owners() -> None:
+    dispatch = made(entry(1), entry(2))
+    assert seqs(dispatch.take("k1", 0.0, MANY, peer="k2")) == [1, 2]
+    assert dispatch.relayed_for("k2", ack(1, VERDICT_APPLIED)) == "k1"
+    assert dispatch.relayed_for("k1", ack(1, VERDICT_APPLIED)) == ""
+    assert dispatch.answered("k2", ack(1, VERDICT_APPLIED), 0.01)
+    assert not dispatch.answered("k2", ack(2, VERDICT_BUSY, retry_after_ms=100), 0.01)
+    assert dispatch.take("k1", 0.05, MANY) == [], "it said when to come again"
+    assert seqs(dispatch.take("k1", 0.2, MANY)) == [2]
+
+
+def test_what_a_lost_relay_was_given_goes_again_at_once_and_nothing_else() -> None:
+    dispatch = made(entry(1))
+    dispatch.take("k1", 0.0, MANY, peer="k2")
+    dispatch.relay_lost("k3")
+    assert dispatch.take("k1", 0.3, MANY) == []
+    dispatch.relay_lost("k2")
+    assert seqs(dispatch.take("k1", 0.3, MANY)) == [1]
+    dispatch.relay_lost("k1")
+    assert dispatch.take("k1", 0.6, MANY) == [], "the bus itself repeats what was sent to the owner"
+
+
+def test_when_the_owner_is_cut_off_what_was_on_its_way_there_goes_by_the_relay() -> None:
+    dispatch = made(entry(1))
+    dispatch.take("k1", 0.0, MANY)
+    dispatch.way_changed("k1", "k2")
+    assert seqs(dispatch.take("k1", 0.1, MANY, peer="k2")) == [1]
+
+
+def test_when_the_direct_link_is_back_the_relay_keeps_what_it_was_given() -> None:
+    dispatch = made(entry(1, "a"), entry(2, "a"))
+    assert seqs(dispatch.take("k1", 0.0, MANY, peer="k2")) == [1]
+    dispatch.way_changed("k1", "k1")
+    assert dispatch.take("k1", 1.0, MANY) == [], "one report of an instance is unanswered at a time, whatever its way"
+    assert dispatch.answered("k2", ack(1, VERDICT_APPLIED, "a"), 1.0)
+    assert seqs(dispatch.take("k1", 1.0, MANY)) == [2]

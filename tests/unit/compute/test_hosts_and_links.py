@@ -16,7 +16,7 @@ from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 class NoLinks:
     """No owner can be reached."""
 
-    def owner_link(self, key: str) -> None:
+    def way_to(self, key: str) -> None:
         return None
 
     def wait_change(self, timeout_s: float) -> None:

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +8,31 @@ from zcompute.bus.errors import UnsupportedVersion
 from zcompute.compute.outbox import Outbox
 from zcompute.compute.reporter import Reporter
 from zcompute.compute.settings import Settings
-from zcompute.objects.report import VERDICT_INVALID, Observation
+from zcompute.objects.report import VERDICT_APPLIED, VERDICT_BUSY, VERDICT_INVALID, Observation
 
 LIMITS = Settings()
+
+
+class Conductor:
+    """A link with a conductor that relays; what was reported over it is kept."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lowers = False
+        self.peer = SimpleNamespace(service_id=name, interfaces={"relay": ((1, 0), (1, 0))})
+        self.up = True
+        self.report_credit = 100
+        self.reported: list[int] = []
+
+    def lane_of(self, key: str) -> int:
+        return 0
+
+    def lane_room(self, lane: int) -> int:
+        return 100
+
+    def report(self, reports: list[Any]) -> int:
+        self.reported += [report.seq for report in reports]
+        return len(reports)
 
 
 def owing(tmp_path: Path) -> tuple[Reporter, Any]:
@@ -44,7 +67,7 @@ class OlderPeer:
     name, up, lowers, report_credit = "k1", True, True, 100
 
     def __init__(self) -> None:
-        self.peer = SimpleNamespace(service_id="k1")
+        self.peer = SimpleNamespace(service_id="k1", interfaces={})
         self.sent: list[Report] = []
         self.cannot = False
 
@@ -75,3 +98,31 @@ def test_an_older_conductor_is_told_in_the_versions_that_it_reads(tmp_path: Path
     link.cannot = False
     reporter.pump(LIMITS.not_yet_ms / 1000)
     assert [report.payload for report in link.sent] == [b"older a"]
+
+
+def test_an_owner_that_is_cut_off_is_reached_over_another_conductor_until_it_is_back(tmp_path: Path) -> None:
+    reporter, _ = owing(tmp_path)
+    owner, near, other = (Conductor(name) for name in ("k1", "k2", "k3"))
+    links: list[Any] = [near, other]
+    for link in links:
+        reporter.link_ready(link.name, link, False)
+    reporter.pump(0.0)
+    assert near.reported == other.reported == [], "the owner's link may just be coming up"
+    after = LIMITS.relay_after_ms / 1000
+    reporter.pump(after)
+    first, second = (near, other) if near.reported else (other, near)
+    assert (first.reported, second.reported) == ([1], [])
+    busy = [Ack("a", 1, VERDICT_BUSY, "relay: no link with owner k1", retry_after_ms=1)]
+    first_link: Any = first
+    reporter.acks(first_link, busy)
+    later = time.monotonic() + 1
+    reporter.pump(later)
+    assert second.reported == [1], "the other one is tried"
+    second_link: Any = second
+    reporter.acks(second_link, [Ack("a", 1, VERDICT_APPLIED)])
+    assert len(reporter) == 0
+    owner_link: Any = owner
+    reporter.link_ready("k1", owner_link, False)
+    reporter.report(Observation(instance_uuid="a", host="node1", generation=1, power_state=4))
+    reporter.pump(later + 1)
+    assert owner.reported == [2]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from zcompute.bus import Endpoint, Event, Link
+from zcompute.conductor.fellows import is_fellow
 from zcompute.objects.host import Host
 from zcompute.objects.methods import TOPIC_EPOCHS, HostEpoch
 
@@ -46,7 +47,7 @@ class HostNews:
 
     def link_up(self, link: Link) -> None:
         """A fellow conductor is new, or back: it may have missed news."""
-        if self._is_fellow(link):
+        if is_fellow(link.peer, self._cell):
             self._fellows[link] = None
             for host in self._known:
                 link.event(TOPIC_EPOCHS, host.name, host.revision, _payload(host))
@@ -57,14 +58,10 @@ class HostNews:
 
     def received(self, link: Link, event: Event) -> None:
         """News, believed from fellow conductors only."""
-        if not self._is_fellow(link):
+        if not is_fellow(link.peer, self._cell):
             log.warning("epoch event refused from=%s", link.name)
             return
         self._heard(_decode(event.payload))
-
-    def _is_fellow(self, link: Link) -> bool:
-        peer = link.peer
-        return peer is not None and (peer.role, peer.cell) == ("conductor", self._cell)
 
 
 def news_of(host: Host) -> HostEpoch:

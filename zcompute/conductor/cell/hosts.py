@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,10 +14,12 @@ from zcompute.bus.errors import Forbidden, InvalidRequest, NotOwner
 from zcompute.conductor.cell.host_news import HostNews, news_of
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
+from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.fellows import Fellows
 from zcompute.db.tables import HOSTS
 from zcompute.objects.errors import EpochRefused, HostNotFound
 from zcompute.objects.host import HOST_DOWN, HOST_UP, Host, HostInventory
@@ -26,6 +28,8 @@ from zcompute.objects.methods import (
     HOST_BEAT,
     HOST_BEGIN,
     HOST_FORCE_DOWN,
+    RELAY_BEAT,
+    RELAY_BEGIN,
     Empty,
     HostAttachRequest,
     HostBeat,
@@ -35,6 +39,8 @@ from zcompute.objects.methods import (
     HostForceDownReply,
     HostForceDownRequest,
     Method,
+    RelayedBeat,
+    RelayedBegin,
 )
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import VERDICT_INVALID, VERDICT_SUPERSEDED
@@ -42,6 +48,8 @@ from zcompute.objects.report import VERDICT_INVALID, VERDICT_SUPERSEDED
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Rows = Mapping[tuple[str, ...], Host]
 
 
 def begin_host(host: Host | None, inventory: HostInventory, service_id: str, now_us: int) -> Host:
@@ -144,12 +152,26 @@ class Attachments:
 
 
 class Hosts:
-    """The handlers of interface ``host`` and the liveness of the owned hosts."""
+    """The handlers of interface ``host`` and the liveness of the owned hosts.
 
-    def __init__(self, env: ConductorEnv, table: HostTable, commands: Commands, settings: CellSettings) -> None:
+    What an agent says of hosts that are others' to serve goes to their owners by the ``relay``, and what theirs hand on
+    comes in here.
+    """
+
+    def __init__(
+        self,
+        env: ConductorEnv,
+        table: HostTable,
+        commands: Commands,
+        relay: Relay,
+        fellows: Fellows,
+        settings: CellSettings,
+    ) -> None:
         self._env = env
         self._table = table
         self._commands = commands
+        self._relay = relay
+        self._fellows = fellows
         self._settings = settings
         self._forwarding = env.forwarding
         self._liveness = Liveness(settings.liveness)
@@ -160,12 +182,14 @@ class Hosts:
         self._news = HostNews(env.endpoint, env.cell, table, self.heard)
 
     def handlers(self) -> list[tuple[Method, Handler]]:
-        """Interface ``host``."""
+        """Interface ``host``, and what a relay hands on to the owner of a host."""
         return [
             (HOST_BEGIN, self.begin),
             (HOST_ATTACH, self.attach),
             (HOST_BEAT, self.beat),
             (HOST_FORCE_DOWN, self.force_down),
+            (RELAY_BEGIN, self.relayed_begin),
+            (RELAY_BEAT, self.relayed_beat),
         ]
 
     def start(self) -> None:
@@ -182,11 +206,19 @@ class Hosts:
     # -- handlers ---------------------------------------------------------------------------------------------------
 
     def begin(self, request: HostBeginRequest, context: CallContext) -> HostBeginReply:
-        """A new agent at its host's owner. Raises NotOwner, Forbidden."""
-        inventory = request.inventory
-        _check_hosts(context, [inventory.name])
-        service_id = context.peer.service_id
+        """A new agent takes up its host; handed on when another owns it. Raises NotOwner, Forbidden, Busy."""
+        _check_hosts(context, [request.inventory.name])
+        try:
+            return self._begin(request.inventory, context.peer.service_id)
+        except NotOwner:
+            return self._relay.begin(request, context)
 
+    def relayed_begin(self, request: RelayedBegin, context: CallContext) -> HostBeginReply:
+        """The same, handed on by a fellow conductor. Raises NotOwner, Forbidden."""
+        self._fellows.check(context)
+        return self._begin(request.inventory, request.service_id)
+
+    def _begin(self, inventory: HostInventory, service_id: str) -> HostBeginReply:
         def decide(change: Change) -> Host:
             host = begin_host(change.get(HOSTS, (inventory.name,)), inventory, service_id, change.now_us)
             change.put(HOSTS, host)
@@ -206,7 +238,7 @@ class Hosts:
         if len(names) > self._settings.attach_hosts_max:
             raise InvalidRequest(f"{len(names)} hosts in one attach, at most {self._settings.attach_hosts_max}")
         _check_hosts(context, names)
-        rows, superseded = self._read_hosts(request.epochs)
+        rows, superseded = self.read(request.epochs)
         for name in names:
             try:
                 check_epoch(name, rows.get((name,)), request.epochs[name], superseded.get(name, 0))
@@ -224,12 +256,12 @@ class Hosts:
             self._commands.attach(name, link)
         return Empty()
 
-    def _read_hosts(self, epochs: Mapping[str, int]) -> tuple[dict[tuple[str, ...], Host], dict[str, int]]:
-        """The hosts' rows, and the newer epochs of which word came while they were read."""
+    def read(self, names: Iterable[str]) -> tuple[Rows, dict[str, int]]:
+        """The hosts' rows at the primary, and the newer epochs of which word came while they were read."""
         newer: dict[str, int] = {}
         self._attaching[id(newer)] = newer
         try:
-            return self._env.store.fetch(HOSTS, [(name,) for name in epochs]), newer
+            return self._env.store.fetch(HOSTS, [(name,) for name in names]), newer
         finally:
             del self._attaching[id(newer)]
 
@@ -237,9 +269,25 @@ class Hosts:
         """The agent's work loop is alive. A host that is not attached to this link is not believed."""
         now = time.monotonic()
         epochs = self.attachments.by_link.get(context.link, {})
+        others = {}
         for host in request.hosts:
-            if host in epochs:
-                self._liveness.beat(host, now)
+            if host in epochs and not self._liveness.beat(host, now):
+                others[host] = epochs[host]
+        if others:
+            self._relay.beat(others)
+
+    def relayed_beat(self, request: RelayedBeat, context: CallContext) -> None:
+        """Beats that a fellow conductor has heard. They count under the host's present epoch only. Raises Forbidden."""
+        self._fellows.check(context)
+        now = time.monotonic()
+        for name, agent_epoch in request.epochs.items():
+            host = self._table.get(name)
+            if host is not None and host.agent_epoch == agent_epoch:
+                self._liveness.beat(name, now)
+            else:
+                found = "not owned here" if host is None else f"epoch {host.agent_epoch}"
+                detail = f"beat of host {name} under epoch {agent_epoch}: {found}"
+                self._env.endpoint.refusals.count("relay_beat", context.link.name, detail)
 
     # -- links and ownership ----------------------------------------------------------------------------------------
 

@@ -13,9 +13,13 @@ from zcompute.objects.host import HOST_DOWN, HOST_UNKNOWN, HOST_UP
 
 @dataclass(frozen=True)
 class LivenessSettings:
-    """``beat_s`` as agents send them; a beat counts as in a row when it comes within one interval too many."""
+    """``beat_s`` as agents send them; a beat counts as in a row when it comes within one interval too many.
+
+    Two that are less than ``apart_s_min`` apart are one that two relays handed on.
+    """
 
     beat_s: float = 2.0
+    apart_s_min: float = 0.5
     missed_max: int = 3
     in_a_row: int = 3
     together_share: float = 0.1
@@ -63,14 +67,18 @@ class Liveness:
         for host in hosts:
             self._hosts.pop(host, None)
 
-    def beat(self, host: str, now: float) -> None:
-        """A beat has come. One of a host that is not watched here is ignored: its agent has an older map."""
+    def beat(self, host: str, now: float) -> bool:
+        """A beat has come. False: the host is another's to watch."""
         watched = self._hosts.get(host)
         if watched is None:
-            return
-        on_time = now - watched.last_beat <= 2 * self._settings.beat_s
-        watched.in_a_row = watched.in_a_row + 1 if on_time else 1
+            return False
+        since = now - watched.last_beat
+        if since > 2 * self._settings.beat_s:
+            watched.in_a_row = 1
+        elif since >= self._settings.apart_s_min or not watched.in_a_row:
+            watched.in_a_row += 1
         watched.last_beat = now
+        return True
 
     def check(self, now: float) -> Findings:
         """What has changed. A finding is repeated at each check until ``declared`` says that it was committed."""

@@ -145,9 +145,7 @@ class Relay:
         """Hand a begin to the host's owner; the host is the sender's, as its key says. Raises like ``report``."""
         way = self._way(request.inventory.name)
         peer = context.peer
-        relayed = RelayedBegin(
-            inventory=request.inventory, service_id=peer.service_id, incarnation=peer.incarnation
-        )
+        relayed = RelayedBegin(inventory=request.inventory, service_id=peer.service_id, incarnation=peer.incarnation)
         if not self._begin_slots.acquire(blocking=False):
             raise self._refused("full", context.link, "begins_at_once_max begins are under way here")
         try:

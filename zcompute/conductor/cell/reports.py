@@ -1,6 +1,7 @@
 """Reports of agents: decoded, decided in the ledger, answered in bulk when their batches have committed."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,13 @@ import msgspec
 
 from zcompute.bus import Ack, Link, Report
 from zcompute.bus.errors import Busy, NotOwner
-from zcompute.conductor.cell.hosts import Attachments
+from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.observations import GHOST, judge_observation, judge_step_result
+from zcompute.conductor.cell.relay import Relay
+from zcompute.conductor.cell.vouching import Vouching
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv
+from zcompute.conductor.fellows import is_fellow
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.history import action_key
@@ -20,6 +24,7 @@ from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, TASKS, Key, TableCodec
 from zcompute.log import REPEATED
 from zcompute.objects.partition import partition_of
+from zcompute.objects.relay import RelayedReport
 from zcompute.objects.report import (
     VERDICT_BUSY,
     VERDICT_INVALID,
@@ -46,13 +51,22 @@ class Reports:
 
     A link has so much room in each lane (``Limits.lane_credit``); what is beyond is answered ``busy`` at once, whoever
     sends too much for a lane that is slow, so no report of another lane ever waits behind it.
+
+    An agent's report of an instance that is another conductor's goes there by the ``relay``; one that a fellow
+    conductor hands on is decided here or refused, never handed on again.
     """
 
-    def __init__(self, env: ConductorEnv, engine: TaskEngine, attachments: Attachments, settings: TaskSettings) -> None:
+    def __init__(
+        self, env: ConductorEnv, engine: TaskEngine, hosts: Hosts, relay: Relay, settings: TaskSettings
+    ) -> None:
         self._ledger = env.ledger
+        self._cell = env.cell
         self._engine = engine
-        self._attachments = attachments
+        self._attachments = hosts.attachments
+        self._relay = relay
+        self._vouching = Vouching(env, hosts, self._believed, self._answer)
         self._settings = settings
+        relay.answer = self._reply
         self._acks: dict[Link, list[Ack]] = {}
         self._flushing = False
         self._stopped = False
@@ -60,23 +74,54 @@ class Reports:
     def stop(self) -> None:
         """No verdict leaves any more: what was not answered is reported again, to whoever owns it then."""
         self._stopped = True
+        self._vouching.stop()
         self._acks.clear()
 
     def received(self, link: Link, reports: list[Report]) -> None:
-        """A frame of reports of one agent."""
+        """A frame of reports of one agent, or of a fellow conductor that hands them on."""
+        take = self._vouching.received if is_fellow(link.peer, self._cell) else self._of_agent
         for report in reports:
-            try:
-                body: Observation | StepResult = _decode(report.payload)
-            except msgspec.DecodeError as error:
-                self._refuse(link, report, f"cannot be read: {error}")
-                continue
-            epoch = self._attachments.epoch(link, body.host)
-            if body.instance_uuid != report.key:
-                self._refuse(link, report, "the key is not the instance's uuid")
-            elif epoch is None:
-                self._refuse_unattached(link, report, body.host)
-            else:
-                self._submit(link, report, body, epoch)
+            take(link, report)
+
+    def _of_agent(self, link: Link, report: Report) -> None:
+        body = self._read(link, report, report.payload)
+        if body is None:
+            return
+        epoch = self._attachments.epoch(link, body.host)
+        if epoch is None:
+            self._refuse_unattached(link, report, body.host)
+        elif self._ledger.owns(partition_of(body.instance_uuid)):
+            self._submit(link, report, body, epoch, report.seq)
+        else:
+            self._hand_on(link, report, body.host, epoch)
+
+    def _hand_on(self, link: Link, report: Report, host: str, epoch: int) -> None:
+        try:
+            self._relay.report(link, report, host, epoch)
+        except (NotOwner, Busy) as error:
+            self._put_off(link, report, 0, error)
+
+    def _believed(self, link: Link, report: Report, relayed: RelayedReport) -> None:
+        """A fellow conductor vouches for this host and epoch; whose instance it is, is judged here."""
+        body = self._read(link, report, relayed.payload)
+        if body is None:
+            return
+        if body.host != relayed.host:
+            self._refuse(link, report, f"the report is of host {body.host}, the relay vouches for {relayed.host}")
+        else:
+            self._submit(link, report, body, relayed.agent_epoch, relayed.seq)
+
+    def _read(self, link: Link, report: Report, payload: bytes) -> Observation | StepResult | None:
+        """What is reported; None for what cannot be it, which is answered."""
+        try:
+            body: Observation | StepResult = _decode(payload)
+        except msgspec.DecodeError as error:
+            self._refuse(link, report, f"cannot be read: {error}")
+            return None
+        if body.instance_uuid != report.key:
+            self._refuse(link, report, "the key is not the instance's uuid")
+            return None
+        return body
 
     def _refuse(self, link: Link, report: Report, detail: str) -> None:
         log.warning("report refused from=%s key=%s detail=%s", link.name, report.key, detail)
@@ -96,10 +141,12 @@ class Reports:
         report: Report,
         body: Observation | StepResult,
         epoch: int,
+        seq: int,
         unread: Unread | None = None,
     ) -> None:
         uuid = body.instance_uuid
         partition = partition_of(uuid)
+        again = partial(self._submit, link, report, body, epoch, seq)
         lane = self._ledger.lane_of(partition)
         if lane and not link.admit_report(lane):
             self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
@@ -107,7 +154,7 @@ class Reports:
         try:
             if isinstance(body, Observation):
                 ticket = self._ledger.submit(
-                    partition, [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, report.seq)
+                    partition, [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, seq)
                 )
             else:
                 known = self._engine.task_keys(uuid) if unread is None else [unread]
@@ -117,7 +164,7 @@ class Reports:
             self._settle(link, lane)
             self._put_off(link, report, lane, error)
         else:
-            ticket.on_done(partial(self._done, link, report, lane, body, epoch))
+            ticket.on_done(partial(self._done, link, report, lane, again))
 
     def _settle(self, link: Link, lane: int) -> None:
         if lane:
@@ -152,9 +199,7 @@ class Reports:
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
-    def _done(
-        self, link: Link, report: Report, lane: int, body: Observation | StepResult, epoch: int, ticket: Ticket
-    ) -> None:
+    def _done(self, link: Link, report: Report, lane: int, again: Callable[[Unread], None], ticket: Ticket) -> None:
         self._settle(link, lane)
         error = ticket.error
         if isinstance(error, NotOwner | Busy):
@@ -163,7 +208,7 @@ class Reports:
             log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
             self._answer(link, report, VERDICT_NOT_YET, str(error), lane=lane)
         elif len(ticket.result) == 2:  # a task that the engine has not read yet, soon after a gain
-            self._submit(link, report, body, epoch, ticket.result)
+            again(ticket.result)
         else:
             verdict, detail, snapshot = ticket.result
             if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
@@ -188,9 +233,11 @@ class Reports:
         retry_after_ms: int = 0,
         version: int = 0,
     ) -> None:
+        self._reply(link, Ack(report.key, report.seq, verdict, detail, lane, retry_after_ms, version))
+
+    def _reply(self, link: Link, ack: Ack) -> None:
         if self._stopped:
             return
-        ack = Ack(report.key, report.seq, verdict, detail, lane, retry_after_ms, version)
         self._acks.setdefault(link, []).append(ack)
         if not self._flushing:
             self._flushing = True

@@ -13,18 +13,21 @@ from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reads import Reads
 from zcompute.conductor.cell.registration import Registration
+from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import ConductorError
+from zcompute.conductor.fellows import Fellows
 from zcompute.conductor.notices import tell_of_rows
 from zcompute.conductor.notifiers.service import Notifications
 from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.conductor.ways import Ways
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
 from zcompute.log import REPEATED
@@ -58,7 +61,10 @@ class CellRole:
             delete_deadline_s=env.config.conductor.delete_deadline_s,
         )
         self._table = HostTable()
-        self._commands = Commands(env.ledger)
+        self._fellows = Fellows(env.endpoint, env.cell)
+        self._ways = Ways(self._fellows)
+        self._commands = Commands(env.ledger, self._ways)
+        self._relay = Relay(env, self._fellows, self._commands)
         self._outbox = RootOutbox(env, env.root_router, self._settings)
         self.engine = TaskEngine(
             TaskEnv(
@@ -72,10 +78,10 @@ class CellRole:
                 settings=task_settings,
             )
         )
-        self._hosts = Hosts(env, self._table, self._commands, self._settings)
+        self._hosts = Hosts(env, self._table, self._commands, self._relay, self._fellows, self._settings)
         self._claims = Claims(env, self._table, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)
-        self._reports = Reports(env, self.engine, self._hosts.attachments, task_settings)
+        self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
         self._instances = Instances(env, self.engine, self._outbox.owed, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._registration = Registration(env, env.root_router, self._table, self._settings)
@@ -83,9 +89,10 @@ class CellRole:
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
-        """Interfaces host, claim, instance and service."""
+        """Interfaces host, relay, claim, instance and service."""
         return [
             *self._hosts.handlers(),
+            *self._relay.handlers(),
             *self._claims.handlers(),
             *self._instances.handlers(),
             *self._reads.handlers(),
@@ -98,6 +105,9 @@ class CellRole:
         self._commands.on_attach(self.engine.host_attached)
         self._commands.on_forced_down(self.engine.host_forced_down)
         env.endpoint.on_reports(self._reports.received)
+        self._fellows.start()
+        self._ways.start()
+        self._relay.start()
         self._states.start()
         self._hosts.start()
         self._claims.start()
@@ -113,6 +123,8 @@ class CellRole:
         """End every greenlet and let no verdict out any more."""
         self._stopped = True
         self._reports.stop()
+        self._relay.stop()
+        self._ways.stop()
         self.engine.stop()
         self._outbox.stop()
         self._notifications.stop()

@@ -24,7 +24,7 @@ def adopt(run: TaskRun) -> None:
     pending = [host for host in task.body.named_hosts if host not in task.body.destroyed]
     while pending and run.is_at(task):
         run.changed.clear()
-        away = [host for host in pending if run.env.commands.link(host) is None]
+        away = [host for host in pending if not run.env.commands.has_way(host)]
         forced = run.env.forced_down(away) if away else set()
         adopted = run.at_hosts((host for host in pending if host not in away), lambda host: _adopt_at(run, host))
         pending = [host for host in pending if host not in forced and host not in adopted]

@@ -31,7 +31,7 @@ class Destroy:
         while run.is_at(task):
             run.changed.clear()
             pending = _pending(run)
-            away = [host for host in pending if run.env.commands.link(host) is None]
+            away = [host for host in pending if not run.env.commands.has_way(host)]
             forced = run.env.forced_down(away) if away else set()
             if forced:
                 _count_clean(run, sorted(forced))

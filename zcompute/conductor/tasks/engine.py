@@ -168,7 +168,7 @@ class TaskEngine:
         self._start_next()
 
     def _reachable(self, task: Task) -> bool:
-        return any(self._env.commands.link(host) is not None for host in task.body.named_hosts)
+        return any(self._env.commands.has_way(host) for host in task.body.named_hosts)
 
     def _start_next(self) -> None:
         while self._queue and len(self._running) < self._env.settings.runners_max:

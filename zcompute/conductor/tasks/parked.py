@@ -46,7 +46,7 @@ class ParkedSweep:
         """One round; returns how many tasks were woken. Raises StoreError."""
         page = self._next_page()
         silent = {run.uuid: _silent_hosts(run) for run in page}
-        away = {host for hosts in silent.values() for host in hosts if self._env.commands.link(host) is None}
+        away = {host for hosts in silent.values() for host in hosts if not self._env.commands.has_way(host)}
         forced = self._forced_down(sorted(away))
         woken = [run for run in page if _can_go_on(silent[run.uuid], away, forced)]
         for run in woken:

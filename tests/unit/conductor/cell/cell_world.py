@@ -11,7 +11,7 @@ from tests.unit.conductor.ledger_fake import FakeDatabase
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import build_request
 from zcompute.bus import Limits, Report
-from zcompute.bus.errors import DeadlineExceeded, LinkDown
+from zcompute.bus.errors import DeadlineExceeded, LinkDown, NotOwner
 from zcompute.bus.lanes import ReceiverLanes
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.instances import Instances
@@ -91,6 +91,13 @@ class Agent:
         return [order for command, order in self.commands if command == name]
 
 
+class NoRelay:
+    """There is no other conductor."""
+
+    def report(self, *_: Any) -> None:
+        raise NotOwner("nobody else owns anything")
+
+
 class CellWorld:
     """``claims`` are granted unless the host is in ``full``; ``hosts`` is what the scheduler knows, best first."""
 
@@ -116,7 +123,9 @@ class CellWorld:
         self.commands.on_forced_down(self.engine.host_forced_down)
         self.ledger.on_decided(tell_of_rows)
         self.attachments = Attachments()
-        self.reports = Reports(env, self.engine, self.attachments, settings)
+        self.relay: Any = NoRelay()
+        attached: Any = SimpleNamespace(attachments=self.attachments)
+        self.reports = Reports(env, self.engine, attached, self.relay, settings)
         self.instances = Instances(env, self.engine, self.owed.append, CellSettings(), settings)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():

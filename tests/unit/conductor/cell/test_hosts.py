@@ -12,9 +12,11 @@ from zcompute.conductor.cell.claims import takes_new
 from zcompute.conductor.cell.host_states import HostStates, host_state
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Attachments, Hosts, begin_host, check_epoch
+from zcompute.conductor.cell.liveness import LivenessSettings
 from zcompute.conductor.cell.registration import capacity_of
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
+from zcompute.conductor.fellows import Fellows
 from zcompute.conductor.forwarding import Forwarding
 from zcompute.config import SchedulerConfig
 from zcompute.db.tables import HOSTS
@@ -69,7 +71,10 @@ def world():
     made.table = HostTable()
     made.table.hold(range(256))
     made.commands = Commands(made.ledger)
-    made.hosts = Hosts(env, made.table, made.commands, CellSettings(liveness_check_ms=5))
+    made.fellows = Fellows(made.endpoint, "c1")
+    made.relay = SimpleNamespace(beats={}, beat=lambda epochs: made.relay.beats.update(epochs))
+    settings = CellSettings(liveness_check_ms=5, liveness=LivenessSettings(apart_s_min=0.0))
+    made.hosts = Hosts(env, made.table, made.commands, made.relay, made.fellows, settings)
     yield made
     made.hosts.stop()
     made.close()

@@ -31,6 +31,15 @@ def test_three_beats_in_a_row_are_up_again():
         assert liveness.check(at).up == expected
 
 
+def test_a_beat_that_two_relays_hand_on_is_one():
+    liveness = up("h1")
+    liveness.declared("h1", HOST_DOWN)
+    for at, expected in ((20.0, ()), (20.1, ()), (22.0, ()), (22.1, ()), (24.0, ("h1",))):
+        assert liveness.beat("h1", at)
+        assert liveness.check(at).up == expected
+    assert not liveness.beat("h2", 24.0), "another's to watch"
+
+
 def test_beats_with_a_gap_begin_to_count_anew():
     liveness = up("h1")
     liveness.declared("h1", HOST_DOWN)

@@ -1,0 +1,112 @@
+"""An agent is cut off from one conductor of its cell, which lives: the other one hands on, and nothing is lost."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster.forwarder import Forwarder, detoured
+from tests.cluster.region import (
+    assert_all_active,
+    assert_audit_holds,
+    boot,
+    boot_while,
+    command,
+    delete_all,
+    started,
+    wait_until,
+    when_share_done,
+)
+from zcompute.cli.up.boots import Booter
+from zcompute.cli.up.databases import SQLITE
+from zcompute.cli.up.layout import Shape
+from zcompute.cli.up.region import Region
+
+AGENT, FAR, NEAR = "c1-compute-1", "c1-conductor-2", "c1-conductor-1"
+BOOTS = 40
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Region, Forwarder]]:
+    """A cell of two conductors, all of whose hosts are at one agent; its link with FAR can be cut."""
+    shape = Shape(cells=("c1",), conductors=2, computes=1, hosts_per_compute=4)
+    with started(tmp_path_factory.mktemp("r") / "s", SQLITE, shape) as region:
+        with detoured(region, AGENT, [FAR]) as forwarders:
+            region.wait_ready()
+            yield region, forwarders[FAR]
+
+
+@pytest.fixture
+def cut(cell: tuple[Region, Forwarder]) -> Iterator[tuple[Region, Forwarder]]:
+    """The link is down, and both conductors own partitions; afterwards it is up again."""
+    region, forwarder = cell
+    wait_until(lambda: FAR in linked(region), "the direct link up")
+    wait_until(lambda: owners(region) == {NEAR, FAR}, "both own partitions")
+    forwarder.cut()
+    wait_until(lambda: FAR not in linked(region), "the direct link down")
+    yield region, forwarder
+    forwarder.open()
+
+
+def stat(region: Region, service_id: str) -> dict[str, Any]:
+    done = command("bus", "stat", service_id, "--state-dir", str(region.paths.state_dir), "--format", "json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(done.stdout)["endpoints"]
+    return dict(found)
+
+
+def counter(region: Region, service_id: str, name: str) -> int:
+    return int(stat(region, service_id)["counters"].get(name, 0))
+
+
+def linked(region: Region) -> set[str]:
+    """The conductors with which the agent has a link."""
+    links = stat(region, AGENT)["links"]
+    return {link["service_id"] for link in links if link["state"] == "up"}
+
+
+def owners(region: Region) -> set[str]:
+    from zcompute.db.drivers import open_store
+
+    store = open_store(region.database_url("c1"))
+    try:
+        return set(store.read_map().partition_map().owners)
+    finally:
+        store.close()
+
+
+def down_hosts(region: Region) -> list[str]:
+    api = region.client()
+    services = api.get("/v2.1/os-services")["services"]
+    api.close()
+    return [row["host"] for row in services if row["binary"] == "nova-compute" and row["state"] != "up"]
+
+
+def test_boots_and_deletes_go_on_and_hosts_stay_up(cut: tuple[Region, Forwarder]) -> None:
+    region, _ = cut
+    run = boot(region, BOOTS)
+    assert_all_active(run)
+    assert_audit_holds(region)
+    delete_all(region, [item.uuid for item in run.boots[: BOOTS // 2]])
+    assert_audit_holds(region)
+    assert owners(region) == {NEAR, FAR}, "no take-over: the far conductor lives"
+    for name in ("relayed_reports", "relayed_commands", "relayed_beats"):
+        assert counter(region, NEAR, name) > 0, name
+    assert counter(region, FAR, "relayed_reports") == 0
+    assert down_hosts(region) == []
+
+
+def test_the_direct_link_comes_back_in_the_middle(cut: tuple[Region, Forwarder]) -> None:
+    region, forwarder = cut
+
+    def mend(booter: Booter) -> None:
+        when_share_done(booter, 0.3)
+        forwarder.open()
+        wait_until(lambda: FAR in linked(region), "the direct link up")
+
+    assert_all_active(boot_while(region, 3 * BOOTS, mend))
+    assert_audit_holds(region)
+    before = counter(region, NEAR, "relayed_reports")
+    assert_all_active(boot(region, 10))
+    assert counter(region, NEAR, "relayed_reports") == before, "nothing is relayed any more"
