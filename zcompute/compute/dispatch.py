@@ -176,7 +176,7 @@ class Dispatch:
         return False
 
     def given_up(self) -> list[tuple[str, str, int]]:
-        """(peer, key, sequence) of what was sent and will not be offered there again, whatever comes of it: told once."""
+        """(peer, key, sequence) of what was sent and will not be offered there again. Told once."""
         given_up, self._given_up = self._given_up, []
         return given_up
 

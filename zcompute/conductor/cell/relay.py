@@ -111,7 +111,7 @@ class Relay:
         if not way.report([Report(report.key, number, payload)]):
             raise self._refused("credit", link, f"{way.name} takes no more reports now")
         size = len(report.payload)
-        self._window.add(number, Handed(link, report.key, report.seq, size, way, time.monotonic()))
+        self._window.add(Handed(link, report.key, report.seq, number, size, way, time.monotonic()))
         self._count("relayed_reports")
 
     def verdicts(self, way: Link, acks: list[Ack]) -> None:
@@ -125,7 +125,8 @@ class Relay:
 
     def link_down(self, link: Link) -> None:
         """An owner or an agent is away. What was under way may have been decided: it comes again, and falls there."""
-        self._window.sender_lost(link)
+        for one in self._window.sender_lost(link):
+            one.way.withdraw_report(one.key, one.number)
         self._give_back(self._window.way_lost(link), f"lost the link with the owner: {link.name}")
 
     def _sweep(self) -> None:
@@ -135,6 +136,7 @@ class Relay:
 
     def _give_back(self, handed: list[Handed], reason: str) -> None:
         for one in handed:
+            one.way.withdraw_report(one.key, one.number)  # or it keeps its place in the owner's credit
             self._env.endpoint.refusals.count(REFUSED + "unanswered", one.way.name, reason)
             ack = Ack(one.key, one.seq, VERDICT_BUSY, f"relay: {reason}", retry_after_ms=self._limits.retry_ms)
             self.answer(one.link, ack)

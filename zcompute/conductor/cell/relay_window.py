@@ -36,6 +36,7 @@ class Handed:
     link: Link
     key: str
     seq: int
+    number: int
     size: int
     way: Link
     at: float
@@ -69,9 +70,9 @@ class RelayWindow:
         self._last += 1
         return self._last
 
-    def add(self, number: int, handed: Handed) -> None:
+    def add(self, handed: Handed) -> None:
         """It is on its way."""
-        self._handed[number] = handed
+        self._handed[handed.number] = handed
         self._by_link[handed.link] += 1
         self.bytes += handed.size
 
@@ -87,11 +88,11 @@ class RelayWindow:
         """The link with an owner is down: these will not be answered in time."""
         return [self._remove(number) for number, handed in list(self._handed.items()) if handed.way is way]
 
-    def sender_lost(self, link: Link) -> None:
+    def sender_lost(self, link: Link) -> list[Handed]:
         """Nobody waits for these any more: the sender reports them again, here or elsewhere."""
-        if link in self._by_link:
-            for number in [number for number, handed in self._handed.items() if handed.link is link]:
-                self._remove(number)
+        if link not in self._by_link:
+            return []
+        return [self._remove(number) for number, handed in list(self._handed.items()) if handed.link is link]
 
     def expired(self, now: float) -> list[Handed]:
         """Those that waited longer than they may; they count as unanswered."""

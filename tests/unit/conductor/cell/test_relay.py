@@ -42,6 +42,7 @@ class Link:
         self.up = True
         self.room = 1000
         self.reports: list[Report] = []
+        self.withdrawn: list[int] = []
         self.sent: list[tuple[Any, Any, int]] = []
         self.answer: Any = None
 
@@ -50,6 +51,9 @@ class Link:
         self.reports += taken
         self.room -= len(taken)
         return len(taken)
+
+    def withdraw_report(self, key: str, seq: int) -> None:
+        self.withdrawn.append(seq)
 
     def cast(self, method: Any, request: Any) -> None:
         self.sent.append((method, request, 0))
@@ -176,6 +180,7 @@ def test_when_the_owners_link_is_lost_its_senders_are_told_to_come_again(world: 
     world.relay.link_down(world.owner)
     ((link, ack),) = world.answers
     assert (link, ack.seq, ack.verdict) == (world.agent, 8, "busy")
+    assert world.owner.withdrawn == [world.owner.reports[0].seq]
     world.relay.verdicts(world.owner, [Ack(UUID, world.owner.reports[0].seq, "applied")])
     assert len(world.answers) == 1, "it comes again, and falls by its sequence"
 
@@ -185,13 +190,14 @@ def test_a_sender_that_is_gone_hears_nothing(world: World) -> None:
     world.relay.link_down(world.agent)
     world.relay.link_down(world.owner)
     assert world.answers == []
+    assert world.owner.withdrawn == [world.owner.reports[0].seq]
 
 
 def test_what_is_not_answered_in_time_counts_as_unanswered() -> None:
     window = RelayWindow(RelayLimits(answer_ms_max=1000))
     agent, owner = Link("agent-1", "compute"), Link("k2")
     for number, at in ((1, 10.0), (2, 10.5)):
-        window.add(number, Handed(agent, UUID, number, 10, owner, at))
+        window.add(Handed(agent, UUID, number, number, 10, owner, at))
     assert [one.seq for one in window.expired(11.2)] == [1]
     assert (len(window), window.bytes) == (1, 10)
 
