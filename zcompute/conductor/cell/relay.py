@@ -36,7 +36,7 @@ from zcompute.objects.methods import (
     RelayedReport,
 )
 from zcompute.objects.partition import partition_of
-from zcompute.objects.report import VERDICT_BUSY
+from zcompute.objects.report import VERDICT_BUSY, ReportBody
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +85,11 @@ class Relay:
 
     # -- reports ----------------------------------------------------------------------------------------------------
 
-    def report(self, link: Link, report: Report, host: str, agent_epoch: int) -> None:
-        """Hand a report of an attached host to the owner of its key.
+    def report(self, link: Link, report: Report, body: ReportBody, agent_epoch: int) -> None:
+        """Hand a report of an attached host to the owner of its key, in the versions that the owner reads.
 
-        Raises NotOwner when the map does not name another conductor, Busy at a limit or while the owner is away.
+        Raises NotOwner when the map does not name another conductor, Busy at a limit or while the owner is away,
+        UnsupportedVersion for what the owner's release cannot be told.
         """
         way = self._way(report.key)
         reason = self._window.full_for(link, len(report.payload))
@@ -99,12 +100,12 @@ class Relay:
             return  # the link has never been up; nobody waits
         payload = _encode(
             RelayedReport(
-                host=host,
+                host=body.host,
                 service_id=peer.service_id,
                 incarnation=peer.incarnation,
                 agent_epoch=agent_epoch,
                 seq=report.seq,
-                payload=report.payload,
+                payload=way.encode(body) if way.lowers else report.payload,
             )
         )
         number = self._window.next_number()

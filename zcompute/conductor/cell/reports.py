@@ -9,7 +9,7 @@ import gevent
 import msgspec
 
 from zcompute.bus import Ack, Link, Report
-from zcompute.bus.errors import Busy, NotOwner
+from zcompute.bus.errors import Busy, NotOwner, UnsupportedVersion
 from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.observations import GHOST, judge_observation, judge_step_result
 from zcompute.conductor.cell.relay import Relay
@@ -93,11 +93,13 @@ class Reports:
         elif self._ledger.owns(partition_of(body.instance_uuid)):
             self._submit(link, report, body, epoch, report.seq)
         else:
-            self._hand_on(link, report, body.host, epoch)
+            self._hand_on(link, report, body, epoch)
 
-    def _hand_on(self, link: Link, report: Report, host: str, epoch: int) -> None:
+    def _hand_on(self, link: Link, report: Report, body: Observation | StepResult, epoch: int) -> None:
         try:
-            self._relay.report(link, report, host, epoch)
+            self._relay.report(link, report, body, epoch)
+        except UnsupportedVersion as error:
+            self._answer(link, report, VERDICT_NOT_YET, str(error))
         except (NotOwner, Busy) as error:
             self._put_off(link, report, 0, error)
 

@@ -29,6 +29,7 @@ from zcompute.objects.methods import (
     RelayedReport,
 )
 from zcompute.objects.partition import PARTITIONS, PartitionMap, partition_of
+from zcompute.objects.report import Observation
 
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"
 
@@ -39,7 +40,7 @@ class Link:
     def __init__(self, service_id: str, role: str = "conductor", cell: str = "c1") -> None:
         self.peer = Peer(role, cell, service_id, "life-1", "0", frozenset({"h1"}), "", {}, {}, frozenset())
         self.name = service_id
-        self.up = True
+        self.up, self.lowers = True, False
         self.room = 1000
         self.reports: list[Report] = []
         self.withdrawn: list[int] = []
@@ -51,6 +52,9 @@ class Link:
         self.reports += taken
         self.room -= len(taken)
         return len(taken)
+
+    def encode(self, body: Any) -> bytes:
+        return f"older {body.host}".encode()
 
     def withdraw_report(self, key: str, seq: int) -> None:
         self.withdrawn.append(seq)
@@ -88,7 +92,8 @@ class World:
         self.relay.answer = lambda link, ack: self.answers.append((link, ack))
 
     def report(self, seq: int = 1, key: str = UUID, link: Any = None, payload: bytes = b"body") -> None:
-        self.relay.report(link or self.agent, Report(key, seq, payload), "h1", 3)
+        body = Observation(instance_uuid=key, host="h1", generation=1, power_state=1)
+        self.relay.report(link or self.agent, Report(key, seq, payload), body, 3)
 
     def refused(self) -> dict[str, int]:
         return {name: count for name, count in self.counters.items() if name.startswith("refused_relay_")}
@@ -114,6 +119,13 @@ def test_a_report_names_what_was_verified_of_its_sender_and_only_the_owners_verd
     world.relay.verdicts(world.owner, [verdict, verdict])
     assert world.answers == [(world.agent, Ack(UUID, 41, "applied", "fine", lane=5))]
     assert world.counters["relayed_reports"] == world.counters["relayed_late"] == 1
+
+
+def test_an_older_owner_is_told_in_the_versions_that_it_reads(world: World) -> None:
+    world.owner.lowers = True
+    world.report()
+    relayed = msgspec.msgpack.decode(world.owner.reports[0].payload, type=RelayedReport)
+    assert relayed.payload == b"older h1"
 
 
 def test_two_agents_with_the_same_key_and_sequence_are_told_apart(world: World) -> None:
