@@ -1,7 +1,7 @@
 """Reports of agents: decoded, decided in the ledger, answered in bulk when their batches have committed."""
 
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,18 @@ LANE_RETRY_MS = 200  # when a report that its lane had no room for may come agai
 
 Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they changed
 Unread = tuple[TableCodec[Any], Key]  # a row that the decision needs beside those that were read
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A report of a host under the epoch of its agent. ``link`` and ``report`` are to be answered: the agent's own, or
+    those of the relay; ``seq`` is the agent's in any case."""
+
+    link: Link
+    report: Report
+    body: Observation | StepResult
+    epoch: int
+    seq: int
 
 
 class Reports:
@@ -91,7 +103,7 @@ class Reports:
         if epoch is None:
             self._refuse_unattached(link, report, body.host)
         elif self._ledger.owns(partition_of(body.instance_uuid)):
-            self._submit(link, report, body, epoch, report.seq)
+            self._submit(Heard(link, report, body, epoch, report.seq))
         else:
             self._hand_on(link, report, body, epoch)
 
@@ -111,7 +123,7 @@ class Reports:
         if body.host != relayed.host:
             self._refuse(link, report, f"the report is of host {body.host}, the relay vouches for {relayed.host}")
         else:
-            self._submit(link, report, body, relayed.agent_epoch, relayed.seq)
+            self._submit(Heard(link, report, body, relayed.agent_epoch, relayed.seq))
 
     def _read(self, link: Link, report: Report, payload: bytes) -> Observation | StepResult | None:
         """What is reported; None for what cannot be it, which is answered."""
@@ -137,18 +149,10 @@ class Reports:
         log.info("report before its host is attached from=%s host=%s", link.name, host, extra=REPEATED)
         self._answer(link, report, VERDICT_INVALID, f"host {host} is not attached to this link")
 
-    def _submit(
-        self,
-        link: Link,
-        report: Report,
-        body: Observation | StepResult,
-        epoch: int,
-        seq: int,
-        unread: Unread | None = None,
-    ) -> None:
+    def _submit(self, heard: Heard, unread: Unread | None = None) -> None:
+        link, report, body = heard.link, heard.report, heard.body
         uuid = body.instance_uuid
         partition = partition_of(uuid)
-        again = partial(self._submit, link, report, body, epoch, seq)
         lane = self._ledger.lane_of(partition)
         if lane and not link.admit_report(lane):
             self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
@@ -156,7 +160,7 @@ class Reports:
         try:
             if isinstance(body, Observation):
                 ticket = self._ledger.submit(
-                    partition, [(INSTANCES, (uuid,))], partial(self._observe, body, epoch, seq)
+                    partition, [(INSTANCES, (uuid,))], partial(self._observe, body, heard.epoch, heard.seq)
                 )
             else:
                 known = self._engine.task_keys(uuid) if unread is None else [unread]
@@ -166,7 +170,7 @@ class Reports:
             self._settle(link, lane)
             self._put_off(link, report, lane, error)
         else:
-            ticket.on_done(partial(self._done, link, report, lane, again))
+            ticket.on_done(partial(self._done, heard, lane))
 
     def _settle(self, link: Link, lane: int) -> None:
         if lane:
@@ -201,7 +205,8 @@ class Reports:
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
-    def _done(self, link: Link, report: Report, lane: int, again: Callable[[Unread], None], ticket: Ticket) -> None:
+    def _done(self, heard: Heard, lane: int, ticket: Ticket) -> None:
+        link, report = heard.link, heard.report
         self._settle(link, lane)
         error = ticket.error
         if isinstance(error, NotOwner | Busy):
@@ -210,7 +215,7 @@ class Reports:
             log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
             self._answer(link, report, VERDICT_NOT_YET, str(error), lane=lane)
         elif len(ticket.result) == 2:  # a task that the engine has not read yet, soon after a gain
-            again(ticket.result)
+            self._submit(heard, ticket.result)
         else:
             verdict, detail, snapshot = ticket.result
             if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
@@ -220,7 +225,7 @@ class Reports:
                 )  # fmt: skip
             self._answer(link, report, verdict, detail, lane=lane)
             if detail == GHOST and not self._stopped:
-                self._engine.ghosts.suspect(body.host, body.instance_uuid)
+                self._engine.ghosts.suspect(heard.body.host, heard.body.instance_uuid)
             if snapshot is not None:
                 self._engine.applied(snapshot)
 
