@@ -97,11 +97,13 @@ class Agent:
             except zmq.Again:
                 self.core.lost("blocked", time.monotonic())
 
-    def ask(self, now: float) -> None:
-        """Let the listener hear something, as a dialler that has nothing to say does."""
-        if self.up and now - self._said_at >= self._silence_s_max:
-            self.core.probe()
-            self._send(self.core.take_frame(now))
+    def ask(self, now: float) -> list[float]:
+        """Let the listener hear something, as a dialler that has nothing to say does; as `read`."""
+        if not self.up or now - self._said_at < self._silence_s_max:
+            return []
+        self.core.probe()
+        self._send(self.core.take_frame(now))
+        return self.read(now)  # the edge may have been consumed by the send
 
     def report(self, now: float) -> None:
         """Send the next report; a link that was lost says hello first, and its reports are sent again by the core."""
@@ -157,10 +159,9 @@ class Agents:
                     agent.say_hello(now)
             self._ask()
 
-    def _ask(self) -> None:
+    def _ask(self) -> list[float]:
         now = time.monotonic()
-        for agent in self._by_descriptor.values():
-            agent.ask(now)
+        return [took for agent in self._by_descriptor.values() for took in agent.ask(now)]
 
     def wait(self, go: int) -> None:
         """Until the word comes."""
@@ -195,8 +196,8 @@ class Agents:
             now = time.monotonic()
             if turn - asked_turn > len(agents) // ASKS_A_ROUND:
                 asked_turn = turn
-                self._ask()
-            if due < end:
+                taken = self._ask()
+            elif due < end:
                 if now >= due:
                     agents[index].report(now)
                     taken = agents[index].read(now)  # the edge may have been consumed by the send
