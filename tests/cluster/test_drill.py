@@ -1,6 +1,7 @@
 """The drill: a thief holds a compute's valid key, on a real region. It gets nothing that is not its own hosts'."""
 
 import signal
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,16 @@ import msgspec
 import pytest
 
 from tests.cluster.region import assert_all_active, boot, started, wait_until
+from tests.orders import make_order
 from zcompute.bus import Ack, Endpoint, Identity, Link, Report, register_error
 from zcompute.bus.errors import BusError, Forbidden, UnknownMethod
 from zcompute.bus.inside import BUILT_IN
 from zcompute.cli.up.databases import SQLITE
 from zcompute.cli.up.layout import CONDUCTOR, Shape
 from zcompute.cli.up.region import Region
-from zcompute.keys import read_keys
+from zcompute.keys import read_keyring, read_keys
 from zcompute.objects import methods
+from zcompute.objects.command import AdoptRequest, DestroyRequest
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
@@ -26,18 +29,25 @@ from zcompute.objects.methods import (
     HOST_BEAT,
     HOST_BEGIN,
     MAP_GET,
+    RELAY_ADOPT,
+    RELAY_BEAT,
+    RELAY_DESTROY,
+    RELAY_FIND,
     TOPIC_EPOCHS,
     TOPIC_MAP,
     TOPIC_ROLES,
     Empty,
+    FindRequest,
     HostAttachRequest,
     HostBeat,
     HostBeginRequest,
     HostEpoch,
     Method,
+    RelayedBeat,
+    RelayedReport,
 )
 from zcompute.objects.partition import PartitionMap
-from zcompute.objects.report import VERDICT_APPLIED, VERDICT_NOT_OWNER, Observation
+from zcompute.objects.report import VERDICT_APPLIED, VERDICT_INVALID, VERDICT_NOT_OWNER, Observation
 
 STOLEN, VICTIM = "c1-compute-1", "c1-compute-2"
 ALL_METHODS = [found for found in vars(methods).values() if isinstance(found, Method)]
@@ -194,6 +204,71 @@ def test_reports_about_other_hosts_and_their_instances_change_nothing(region: Re
     api.close()
 
 
+def test_a_compute_hands_nothing_on_for_others(region: Region, thief: Thief) -> None:
+    """The methods are refused by its role (above); its reports are its own, never relayed ones."""
+    api = region.client()
+    servers = api.get("/v2.1/servers/detail?limit=100")["servers"]
+    theirs = [row for row in servers if row["OS-EXT-SRV-ATTR:host"] not in thief.own_hosts]
+    links = thief.linked()
+    for seq, server in enumerate(theirs, 1):
+        host = server["OS-EXT-SRV-ATTR:host"]
+        lie = Observation(instance_uuid=server["id"], host=host, generation=1, power_state=4, gone=True)
+        relayed = RelayedReport(
+            host=host,
+            service_id=VICTIM,
+            incarnation="i",
+            agent_epoch=1,
+            seq=10_000,
+            payload=msgspec.msgpack.encode(lie),
+        )
+        for link in links:
+            assert link.report([Report(server["id"], seq, msgspec.msgpack.encode(relayed))]) == 1
+    wanted = len(theirs) * len(links)
+    wait_until(lambda: len(thief.acks) >= wanted, "an answer to each report", found=lambda: len(thief.acks))
+    assert {ack.verdict for ack in thief.acks} == {VERDICT_INVALID}
+    after = {row["id"]: row for row in api.get("/v2.1/servers/detail?limit=100")["servers"]}
+    assert all(after[row["id"]] == row for row in theirs)
+    api.close()
+
+
+def test_a_conductor_of_another_cell_does_not_even_shake_hands(region: Region) -> None:
+    endpoint = _as_conductor(region, "c2-conductor-1")
+    key = read_keys(str(region.paths.key("c1-conductor-1"))).public_key
+    link = endpoint.dial(f"tcp://127.0.0.1:{region.file.bus_ports['c1-conductor-1']}", key)
+    try:
+        wait_until(lambda: endpoint.counters["handshakes_failed"] >= 1, "the handshake refused")
+        assert not link.up
+    finally:
+        endpoint.close()
+
+
+def test_a_conductor_of_the_root_hands_nothing_on_in_a_cell(region: Region) -> None:
+    """Cells dial the root, so whoever has a root conductor's key and place is called by them, and can call them."""
+    name = "root-conductor-2"
+    region.kill(name)
+    endpoint = _as_conductor(region, name)
+    try:
+        endpoint.bind(f"tcp://127.0.0.1:{region.file.bus_ports[name]}")
+        wait_until(lambda: endpoint.links(role="conductor", cell="c1"), "a conductor of c1 dials")
+        host = region.plans[VICTIM].hosts[0]
+        for link in endpoint.links(role="conductor", cell="c1"):
+            assert ask(link, RELAY_FIND, FindRequest(hosts=[host])) == Forbidden.wire_name
+            order = make_order(str(uuid.uuid4()), host=host, owner_epoch=1 << 40)
+            for method, request in ((RELAY_DESTROY, DestroyRequest), (RELAY_ADOPT, AdoptRequest)):
+                assert ask(link, method, request(order=order)) == Forbidden.wire_name
+    finally:
+        endpoint.close()
+        region.restart(name)
+        region.wait_ready()
+
+
+def _as_conductor(region: Region, name: str) -> Endpoint:
+    pair = read_keys(str(region.paths.key(name)))
+    cell = region.plans[name].cell
+    identity = Identity("conductor", cell, name, "1", frozenset(), pair.public_key, pair.secret_key)
+    return Endpoint(identity, keyring=read_keyring(str(region.paths.keyring(cell))))
+
+
 @pytest.mark.parametrize(
     "claim",
     [
@@ -250,6 +325,8 @@ def test_beats_for_another_agents_host_do_not_keep_it_up(region: Region, thief: 
         for _ in range(200):
             for link in links:
                 link.cast(HOST_BEAT, HostBeat(hosts=hosts))
+                link._spoken[id(RELAY_BEAT)] = link._endpoint.prepare(RELAY_BEAT)
+                link.cast(RELAY_BEAT, RelayedBeat(epochs=dict.fromkeys(hosts, 1)))
             gevent.sleep(0.1)
             if set(hosts) <= hosts_in_state(region, "down"):
                 break
