@@ -45,6 +45,7 @@ class Checker:
         self._numbers: dict[int, int] = {}
         self._reported: dict[tuple[str, str, int], Observation | StepResult] = {}
         self._generations: dict[tuple[str, str], int] = {}
+        self._stateless: set[str] = set()
         self._created: set[str] = set()
         self._deleted: set[str] = set()
         self._notified: dict[int, int] = {}
@@ -108,7 +109,8 @@ class Checker:
                 return
         if new.observed_seq and new.host is not None:
             body = self._reported.get((new.host, new.uuid, new.observed_seq))
-            if not isinstance(body, Observation) or (body.power_state != new.power_state and not body.gone):
+            told = isinstance(body, Observation) and (body.power_state == new.power_state or body.gone)
+            if not told and new.host not in self._stateless:
                 self.violated("invented", f"{new.uuid} shows power {new.power_state}, {new.host} reported {body}")
 
     def _never_back(self, old: Instance, new: Instance) -> None:
@@ -167,6 +169,8 @@ class Checker:
             if ack.verdict not in (VERDICT_APPLIED, VERDICT_ALREADY_THERE):
                 continue
             body = self._reported.get((host, ack.key, ack.seq))
+            if body is None and host in self._stateless:
+                continue
             row = self._rows.tables[INSTANCES.name].get((ack.key,))
             if body is None or row is None:
                 self.violated("lost", f"{ack.verdict} for {ack.key} {ack.seq} of {host}: nothing is there")
@@ -188,6 +192,14 @@ class Checker:
             return
         if (task.step, task.attempt) == (body.step, body.attempt) and body.host not in task.body.destroyed:
             self.violated("lost", f"the result of {body.step} of {body.instance_uuid} acknowledged, not applied")
+
+    def lost_state(self, host: str) -> None:
+        """An agent's state directory is gone: its sequences and generations begin anew, under a new epoch."""
+        self._stateless.add(host)
+        for key in [key for key in self._reported if key[0] == host]:
+            del self._reported[key]
+        for place in [place for place in self._generations if place[0] == host]:
+            del self._generations[place]
 
     def restarted(self, host: str, owed: set[Any], kept: set[Any]) -> None:
         """An agent lives again: what it owed when it was killed must be owed still."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from tests.simulation.cell.plan import Event, Scale, make_plan
+from tests.simulation.cell.plan import ON_DEMAND, THEMES, Event, Scale, make_plan
 from tests.simulation.cell.runner import Outcome, Pool, live, warm_up
 from tests.simulation.cell.shrink import shrink
 
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--seconds", type=float, default=5.0, help="virtual seconds with faults, before the rest")
     it.add_argument("--conductors", type=int, default=2)
     it.add_argument("--agents", type=int, default=10)
+    it.add_argument("--theme", default="", choices=["", *THEMES, *ON_DEMAND], help="of the faults; each seed draws one")
     it.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     it.add_argument("--budget-s", type=float, default=0.0, help="begin no further seed after so long; 0: no limit")
     it.add_argument("--sabotage", default="", help="switch a guard off: see tests/simulation/cell/sabotage.py")
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *arguments])
     given = parser().parse_args(arguments)
-    scale = Scale.of(given.seconds, given.conductors, given.agents)
+    scale = Scale.of(given.seconds, given.conductors, given.agents, given.theme)
     if given.verbose:
         return _one(given.seed, scale, _kept(make_plan(given.seed, scale), given.keep), given.sabotage)
     began_s = monotonic()
@@ -113,7 +114,8 @@ def _kept(plan: list[Event], keep: str) -> list[Event]:
 
 def show(outcome: Outcome, given: argparse.Namespace) -> None:
     """A failure, and how to see it again."""
-    size = f"--seconds {given.seconds} --conductors {given.conductors} --agents {given.agents}"
+    theme = f" --theme {given.theme}" if given.theme else ""
+    size = f"--seconds {given.seconds} --conductors {given.conductors} --agents {given.agents}{theme}"
     print(f"seed {outcome.seed} FAILED (again: python -m tests.simulation --seed {outcome.seed} --seeds 1 {size})")
     for text in [*outcome.violations, *outcome.crashes][:5]:
         print(f"  {text}")

@@ -18,13 +18,14 @@ class Scale:
     creates: int = 10
     deletes: int = 5
     powers: int = 25
+    theme: str = ""  # of the faults; "": each seed draws one
 
     @classmethod
-    def of(cls, seconds: float, conductors: int, agents: int) -> "Scale":
+    def of(cls, seconds: float, conductors: int, agents: int, theme: str = "") -> "Scale":
         """As much work a second and an agent as in the smallest life."""
         share = seconds / cls.seconds * agents / cls.agents
         counts = (max(2, int(count * share)) for count in (cls.creates, cls.deletes, cls.powers))
-        return cls(seconds, conductors, agents, *counts)
+        return cls(seconds, conductors, agents, *counts, theme)
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,15 @@ class Event:
 
 THEMES: dict[str, tuple[str, ...]] = {
     "mixed": ("freeze", "kill", "stall_hub", "stop", "kill_agent", "freeze_agent", "cut", "block", "isolate", "crash",
-              "stall", "nasty", "slow", "failing", "zombie", "deaf", "late", "race"),
+              "stall", "nasty", "slow", "failing", "full", "kill_all", "zombie", "deaf", "late", "race"),
     "zombies": ("zombie", "zombie", "zombie", "freeze", "stall_hub", "kill", "nasty", "late"),
-    "deaths": ("kill", "kill", "stop", "kill_agent", "nasty", "race", "race"),
+    "deaths": ("kill", "kill_all", "stop", "kill_agent", "nasty", "race", "race"),
     "wires": ("block", "deaf", "deaf", "cut", "isolate", "slow", "freeze_agent", "late"),
     "database": ("nasty", "nasty", "nasty", "crash", "stall", "kill"),
-    "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill"),
+    "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
+ON_DEMAND: dict[str, tuple[str, ...]] = {"stateless": ("lose_state", "lose_state", "kill_agent", "kill")}
+"""Themes that no seed draws: an agent whose state directory is lost observes no running machine until its next task."""
 
 
 def make_plan(seed: int, scale: Scale) -> list[Event]:
@@ -66,11 +69,11 @@ def make_plan(seed: int, scale: Scale) -> list[Event]:
             events.append(Event(at_s + dice.choice([0.05, 0.2, 0.6, 2.0]), "delete", number=number))
     for _ in range(scale.powers):
         events.append(Event(0.5 + dice.random() * busy_s, "power", number=dice.randrange(scale.creates)))
-    theme = dice.choice(list(THEMES))
+    kinds = {**THEMES, **ON_DEMAND}[scale.theme or dice.choice(list(THEMES))]
     share = scale.seconds / 5.0
     numbers = itertools.count(scale.creates)
     for _ in range(dice.randint(int(FAULTS_MIN * share), int(FAULTS_MAX * share))):
-        kind, at_s = dice.choice(THEMES[theme]), 0.3 + dice.random() * busy_s
+        kind, at_s = dice.choice(kinds), 0.3 + dice.random() * busy_s
         scene = SCENES.get(kind)
         events += [_fault(dice, scale, kind, at_s)] if scene is None else scene(dice, scale, at_s, numbers)
     return sorted(events, key=lambda event: event.at_s)
@@ -140,7 +143,7 @@ def _fault(dice: random.Random, scale: Scale, kind: str, at_s: float) -> Event:
     conductor, agent = _conductor(dice, scale), _agent(dice, scale)
     if kind in ("kill", "freeze", "stall_hub", "stop"):
         return Event(at_s, kind, conductor, for_s=dice.choice([0.05, 0.3, 0.8, 1.2, 2.0]))
-    if kind in ("kill_agent", "freeze_agent"):
+    if kind in ("kill_agent", "freeze_agent", "lose_state"):
         return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5, 2.5]))
     if kind in ("cut", "block"):
         others = [agent, agent, agent, "r1", "s1", *(f"c{n}" for n in range(1, scale.conductors + 1))]

@@ -191,6 +191,7 @@ class World:
         self.dead: list[Process] = []
         self.asked = 0  # operations of clients that have no answer yet
         self.deletes: dict[str, str] = {}
+        self.hosts_max = scale.agents  # that the scheduler knows of
         self.root: Endpoint | None = None
         for kind in SERVICE_ERRORS:
             register_error(kind)
@@ -282,6 +283,7 @@ class World:
         def select(request: Any, context: Any) -> SelectReply:
             hosts = [name for name in self.agents if name not in request.ignore_hosts]
             self.dice.shuffle(hosts)
+            del hosts[self.hosts_max :]
             return SelectReply(hosts=[hosts[: 1 + request.alternates] for _ in request.instance_uuids])
 
         endpoint.serve(SELECT_DESTINATIONS, select)
@@ -303,9 +305,7 @@ class World:
                         done()
                         return
                     except InstanceNotFound:
-                        if request.uuid in self.deletes:
-                            done()
-                            return
+                        return  # an earlier copy was accepted, or the cell has handed the server back: nobody knows
                     except (BusError, ServiceError):
                         pass
                 gevent.sleep(0.02)
@@ -364,6 +364,28 @@ class World:
         if not conductor.process.dead:
             conductor.kill()
             self.loop.later(event.for_s, None, self._revive, conductor)
+
+    def _kill_all(self, event: Event) -> None:
+        """Every conductor at once."""
+        for name in self.conductors:
+            self._kill(Event(event.at_s, "kill", name, for_s=event.for_s))
+
+    def _full(self, event: Event) -> None:
+        """The scheduler finds no host."""
+        self.hosts_max = 0
+        self.loop.later(event.for_s, None, self._roomy)
+
+    def _roomy(self) -> None:
+        self.hosts_max = self.scale.agents
+
+    def _lose_state(self, event: Event) -> None:
+        """An agent dies, and its state directory with it."""
+        agent = self.agents[event.who]
+        self._kill_agent(event)
+        if agent.process.dead:
+            shutil.rmtree(agent.directory, ignore_errors=True)
+            agent.owed = set()
+            self.checker.lost_state(agent.name)
 
     def _kill_agent(self, event: Event) -> None:
         agent = self.agents[event.who]
@@ -456,6 +478,7 @@ class World:
         self.network.weather = Weather()
         self.hypervisors.build_s = BUILDS_S[0]
         self.hypervisors.fail = 0.0
+        self._roomy()
         for who in [*self.conductors.values(), *self.agents.values()]:
             if who.process.dead:
                 who.start()
