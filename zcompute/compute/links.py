@@ -86,11 +86,13 @@ class ConductorLinks:
         self._remembered = {} if known is None else remembered_seeds(self._seeds, known.read())
         self._dialled: dict[str, tuple[tuple[str, str], Link]] = {}
         self._up: dict[str, Link] = {}
+        self._attached: set[str] = set()
         self._ready_incarnation: dict[str, str] = {}
         self._greetings: dict[str, gevent.Greenlet] = {}
         self._map_asked: set[str] = set()
         self._refreshing: gevent.Greenlet | None = None
         self._ways = Ways(settings, endpoint.identity.service_id)
+        self._beat_ways = Ways(settings, endpoint.identity.service_id)
         self._changed = Signal()
         self.map = PartitionMap(cell=cell)
         self.epochs: Callable[[], dict[str, int]] = dict
@@ -118,8 +120,9 @@ class ConductorLinks:
         return self._up.get(self._ways.to(self.map.owner_of(key), self._usable(), time.monotonic()))
 
     def ways_to(self, key: str) -> list[Link]:
-        """The same for what gets no answer: the owner's link, or those of a few relays."""
-        names = self._ways.all_to(self.map.owner_of(key), self._usable(), time.monotonic())
+        """Links for what gets no answer: the owner's, or those of a few relays; only where the hosts are attached."""
+        usable = {name: relays for name, relays in self._usable().items() if name in self._attached}
+        names = self._beat_ways.all_to(self.map.owner_of(key), usable, time.monotonic())
         return [self._up[name] for name in names]
 
     def _usable(self) -> dict[str, bool]:
@@ -201,6 +204,7 @@ class ConductorLinks:
     def _link_down(self, link: Link) -> None:
         for service_id in [service_id for service_id, up in self._up.items() if up is link]:
             del self._up[service_id]
+            self._attached.discard(service_id)
             self._map_asked.discard(service_id)
             self.on_unready(service_id)
             self._notify()
@@ -211,6 +215,7 @@ class ConductorLinks:
             self._greet(service_id, link)
 
     def _greet(self, service_id: str, link: Link) -> None:
+        self._attached.discard(service_id)
         self.on_unready(service_id)
         former = self._greetings.get(service_id)
         if former is not None:
@@ -237,6 +242,7 @@ class ConductorLinks:
                 same_process = self._ready_incarnation.get(service_id) == incarnation
                 self._ready_incarnation[service_id] = incarnation
                 if epochs:
+                    self._attached.add(service_id)
                     self.on_ready(service_id, link, same_process)
                 return
             gevent.sleep(backoff.next_s())

@@ -102,6 +102,7 @@ class Reporter:
     def link_ready(self, owner: str, link: Link, same_process: bool) -> None:
         """Reports may go over this link. ``same_process``: the bus itself resends what this peer has not answered."""
         self._links[owner] = self._met[owner] = link
+        self._ways.back(owner)
         if not same_process:
             self._dispatch.link_lost(owner)
         self._wake.set()
@@ -109,6 +110,7 @@ class Reporter:
     def link_unready(self, owner: str) -> None:
         """No reports over this owner's link until ``link_ready``, its own or those that it was to hand on."""
         self._links.pop(owner, None)
+        self._ways.lost(owner, time.monotonic())
         self._dispatch.relay_lost(owner)
         self._wake.set()
 

@@ -26,8 +26,7 @@ class Ways:
         A link that is just being made anew is waited for (``relay_after_ms``); a relay is kept while it is usable.
         """
         if owner in usable:
-            self._away_since.pop(owner, None)
-            self._relay_of.pop(owner, None)
+            self.back(owner)
             return owner
         if not owner or now - self._away_since.setdefault(owner, now) < self._settings.relay_after_ms / 1000:
             return ""
@@ -48,6 +47,15 @@ class Ways:
         """Those that refused last are asked last."""
         relays = (name for name in usable if usable[name])
         return sorted(relays, key=lambda name: (self._rests(owner, name, now), _rank(self._me, owner, name)))
+
+    def lost(self, owner: str, now: float) -> None:
+        """The owner's own link is down: the wait for it begins."""
+        self._away_since.setdefault(owner, now)
+
+    def back(self, owner: str) -> None:
+        """The owner's own link may be used again: the next loss is waited for anew."""
+        self._away_since.pop(owner, None)
+        self._relay_of.pop(owner, None)
 
     def refused(self, owner: str, relay: str, now: float) -> None:
         """The relay does not reach the owner, or has no room: another is tried first for a while."""

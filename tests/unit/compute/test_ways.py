@@ -35,6 +35,14 @@ def test_the_direct_link_counts_at_once_when_it_is_back_and_is_waited_for_anew()
     assert ways.to("k1", without("k1"), 5.2) == ""
 
 
+def test_the_wait_begins_with_the_loss_not_with_the_first_report() -> None:
+    ways = Ways(LIMITS, "agent")
+    assert ways.to("k1", ALL, 0.0) == "k1"
+    ways.lost("k1", 1.0)
+    ways.lost("k1", 1.9)
+    assert ways.to("k1", without("k1"), 2.0) in without("k1")
+
+
 def test_nobody_owns_or_nobody_relays() -> None:
     ways = Ways(LIMITS, "agent")
     assert ways.to("", ALL, 100.0) == ""

@@ -49,6 +49,7 @@ class RelayWindow:
         self._limits = limits
         self._handed: OrderedDict[int, Handed] = OrderedDict()
         self._by_link: Counter[Link] = Counter()
+        self._by_way: Counter[Link] = Counter()
         self._last = 0
         self.bytes = 0
 
@@ -74,6 +75,7 @@ class RelayWindow:
         """It is on its way."""
         self._handed[handed.number] = handed
         self._by_link[handed.link] += 1
+        self._by_way[handed.way] += 1
         self.bytes += handed.size
 
     def answered(self, number: int, key: str, way: Link) -> Handed | None:
@@ -86,6 +88,8 @@ class RelayWindow:
 
     def way_lost(self, way: Link) -> list[Handed]:
         """The link with an owner is down: these will not be answered in time."""
+        if way not in self._by_way:
+            return []
         return [self._remove(number) for number, handed in list(self._handed.items()) if handed.way is way]
 
     def sender_lost(self, link: Link) -> list[Handed]:
@@ -107,7 +111,8 @@ class RelayWindow:
     def _remove(self, number: int) -> Handed:
         handed = self._handed.pop(number)
         self.bytes -= handed.size
-        self._by_link[handed.link] -= 1
-        if not self._by_link[handed.link]:
-            del self._by_link[handed.link]
+        for count, link in ((self._by_link, handed.link), (self._by_way, handed.way)):
+            count[link] -= 1
+            if not count[link]:
+                del count[link]
         return handed

@@ -1,15 +1,19 @@
 """The conductor's side of credit per lane: what a lane has no room for is answered at once, and nothing else waits."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import gevent
+import msgspec
 import pytest
 
 from tests.unit.conductor.cell.cell_world import Agent, CellWorld
 from tests.unit.conductor.ledger_world import INSTANCES, instance, wait_for
+from zcompute.bus import Report
 from zcompute.conductor.lane import Lane
 from zcompute.db.store import ConductorRow
 from zcompute.objects.partition import partition_of
+from zcompute.objects.relay import RelayedReport
 from zcompute.objects.report import VERDICT_APPLIED, VERDICT_BUSY, VERDICT_NOT_OWNER, Observation
 
 UUIDS = [f"{n:08x}-0000-4000-8000-000000000000" for n in range(12)]
@@ -83,3 +87,61 @@ def test_who_is_not_the_owner_says_by_which_map(world: CellWorld) -> None:
     wait_for(lambda: len(agent.acks) == 2)
     assert (agent.acks[1].verdict, agent.acks[1].version, agent.acks[1].lane) == (VERDICT_NOT_OWNER, 17, 0)
     assert agent.lanes.owed == {}
+
+
+@pytest.fixture
+def fellow(world: CellWorld) -> Agent:
+    """Another conductor that hands on for host h1; its epoch 1 has been checked."""
+    made = Agent(world, "h1")
+    made.peer = SimpleNamespace(role="conductor", cell="c1", service_id="k2", hosts=frozenset())
+    world.attachments.attach(made, {"h1": 1})
+    return made
+
+
+def hand_on(fellow: Agent, number: int, seq: int, power_state: int, *, host: str = "h1", epoch: int = 1) -> None:
+    body = Observation(instance_uuid=UUIDS[0], host="h1", generation=1, power_state=power_state)
+    relayed = RelayedReport(
+        host=host, service_id="a", incarnation="i", agent_epoch=epoch, seq=seq, payload=msgspec.msgpack.encode(body)
+    )
+    fellow.world.reports.received(fellow, [Report(UUIDS[0], number, msgspec.msgpack.encode(relayed))])
+
+
+def test_the_agents_sequence_decides_and_the_relays_number_is_answered(world: CellWorld, fellow: Agent) -> None:
+    hand_on(fellow, number=9, seq=6, power_state=4)
+    wait_for(lambda: fellow.verdicts == [VERDICT_APPLIED])
+    hand_on(fellow, number=10, seq=5, power_state=1)
+    hand_on(fellow, number=11, seq=6, power_state=4)
+    wait_for(lambda: len(fellow.acks) == 3)
+    assert [(ack.seq, ack.verdict) for ack in fellow.acks[1:]] == [(10, "stale"), (11, "already_there")]
+    row = world.instance(UUIDS[0])
+    assert (row.power_state, row.observed_seq, row.agent_epoch) == (4, 6, 1)
+
+
+def test_the_same_report_over_both_ways_is_applied_once(world: CellWorld, fellow: Agent) -> None:
+    agent = world.agents["h1"]
+    observe(agent, UUIDS[0], 4)
+    hand_on(fellow, number=1, seq=1, power_state=4)
+    wait_for(lambda: agent.acks and fellow.acks)
+    assert sorted([*agent.verdicts, *fellow.verdicts]) == ["already_there", VERDICT_APPLIED]
+
+
+def test_a_relay_speaks_only_of_the_host_that_it_vouches_for(world: CellWorld, fellow: Agent) -> None:
+    world.attachments.attach(fellow, {"h2": 1})
+    hand_on(fellow, number=1, seq=1, power_state=4, host="h2")
+    wait_for(lambda: fellow.verdicts == ["invalid"])
+
+
+def test_what_a_fellow_hands_on_is_never_handed_on_again(world: CellWorld, fellow: Agent) -> None:
+    handed: list[object] = []
+    world.relay.report = lambda *what: handed.append(what)
+    world.ledger.lose([partition_of(UUIDS[0])])
+    hand_on(fellow, number=1, seq=1, power_state=4)
+    wait_for(lambda: fellow.verdicts == [VERDICT_NOT_OWNER])
+    assert handed == []
+
+
+def test_a_compute_that_sends_a_relayed_report_is_refused(world: CellWorld) -> None:
+    agent = world.agents["h1"]
+    hand_on(agent, number=1, seq=1, power_state=4)
+    wait_for(lambda: agent.verdicts == ["invalid"])
+    assert world.instance(UUIDS[0]).observed_seq == 0
