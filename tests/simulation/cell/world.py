@@ -13,6 +13,7 @@ import gevent
 from tests.simulation.cell import stage
 from tests.simulation.cell.checker import Checker
 from tests.simulation.cell.database import Rows, Server, SimStore
+from tests.simulation.cell.fleet import CELL, Agent, Conductor
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
 from tests.simulation.cell.plan import Event, Scale
@@ -21,11 +22,8 @@ from zcompute import __version__
 from zcompute.bus import BusError, Endpoint, Identity, register_error
 from zcompute.bus.link import Link
 from zcompute.compute.links import ConductorLinks
-from zcompute.compute.service import ComputeService
 from zcompute.compute.settings import Settings
 from zcompute.conductor import service as conductor_service
-from zcompute.conductor.service import ConductorService
-from zcompute.config import BusConfig, ComputeConfig, Config, DatabaseConfig, PeerConfig, ServiceConfig
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound, ServiceError
@@ -53,7 +51,6 @@ from zcompute.objects.methods import (
 )
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 
-CELL = "c1"
 FLAVOR = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
 POWERS = (POWER_RUNNING, POWER_PAUSED, POWER_SHUTDOWN)
 BUILDS_S = ((0.0, 0.02), (0.0, 0.5), (0.3, 1.5))
@@ -68,105 +65,6 @@ def uuid_of(number: int) -> str:
 
 
 _faces = (Link.report, Endpoint.on_acks, Endpoint.serve, ConductorLinks.learn)
-
-
-class Conductor:
-    """One service id; a process at a time."""
-
-    def __init__(self, world: "World", name: str) -> None:
-        self.world = world
-        self.name = name
-        self.process = Process(name)
-        self.service: ConductorService | None = None
-
-    def start(self) -> None:
-        world = self.world
-        self.process = Process(self.name)
-        peers = [PeerConfig(id=name, address=f"tcp://{name}:1") for name in world.conductor_names]
-        config = Config(
-            service=ServiceConfig(id=self.name, cell=CELL, state_dir=""),
-            bus=BusConfig(
-                listen=f"tcp://{self.name}:1",
-                conductors=[peer for peer in peers if peer.id != self.name],
-                root=[PeerConfig(id="r1", address="tcp://r1:1")],
-            ),
-            database=DatabaseConfig(url="sim:"),
-        )
-        self.service = ConductorService(config)
-        self.process.kept.append(self.service)
-        world.loop.spawn(self.process, self.service.run)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.world.network.died(self.process)
-        self.world.dead.append(self.process)
-
-    def stop(self, then: Callable[[], None]) -> None:
-        """The planned end."""
-        service, loop = self.service, self.world.loop
-
-        def end() -> None:
-            if service is not None:
-                service.stop()
-            loop.soon(None, then)
-
-        loop.spawn(self.process, end)
-
-
-class Agent:
-    """One host with its agent; the hypervisor and the state directory outlive it."""
-
-    def __init__(self, world: "World", name: str) -> None:
-        self.world = world
-        self.name = name
-        self.process = Process(name, native=False)
-        self.service: ComputeService | None = None
-        self.directory = world.directory / name
-        self.epochs: dict[int, int] = {}  # the highest owner epochs of partitions that it has obeyed
-        self.map = PartitionMap(cell=CELL)
-        self.owed: set[Any] = set()
-
-    def start(self) -> None:
-        world = self.world
-        process = self.process = Process(self.name, native=False)
-        config = Config(
-            service=ServiceConfig(id=self.name, cell=CELL, state_dir=str(self.directory)),
-            bus=BusConfig(conductors=[PeerConfig(id=n, address=f"tcp://{n}:1") for n in world.conductor_names]),
-            compute=ComputeConfig(),
-        )
-        driver = world.hypervisors.driver(self.name)
-
-        def begin() -> None:
-            service = self.service = ComputeService(config, driver, world.agent_settings)
-            process.kept.append(service)
-            world.checker.restarted(self.name, self.owed, self._entries())
-            service.start()
-
-        world.loop.spawn(process, begin)
-
-    def _entries(self) -> set[Any]:
-        service = self.service
-        return set() if service is None else {(e.seq, e.key, e.payload) for e in service._outbox.entries()}
-
-    def kill(self) -> None:
-        """kill -9: the kernel gives its lock back."""
-        self.owed = self._entries()
-        self.process.kill()
-        self.world.network.died(self.process)
-        self.world.dead.append(self.process)
-        if self.service is not None:
-            os.close(self.service._state._descriptor)
-            self.service = None
-
-    def look(self) -> None:
-        """The hypervisor tells the agent that something has changed."""
-        service = self.service
-        if service is not None and not self.process.dead:
-            self.world.loop.spawn(self.process, service.observer.look, self.name)
-
-    def epoch_known(self, partition: int) -> int:
-        """The highest owner epoch of a partition of which it has heard."""
-        return max(self.map.epochs[partition], self.epochs.get(partition, 0))
 
 
 class World:
