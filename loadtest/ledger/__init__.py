@@ -1,0 +1,1 @@
+"""The ledger under load: simulated agents, real conductors, what their users could write instead."""
