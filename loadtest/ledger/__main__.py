@@ -27,13 +27,16 @@ def main() -> int:
     options.add_argument("--strict", action="store_true", help="exit status 1 when a target is missed")
     options.add_argument("--tiny", action="store_true", help="a few seconds: whether it works at all")
     options.add_argument("--only", default="", help="only these parts, by commas (see loadtest/ledger/plan.py)")
+    options.add_argument("--keep", default="", metavar="DIR", help="work in this directory, and leave its logs")
     given = options.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan: Plan = TINY if given.tiny else QUICK if given.quick else FULL
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="zcompute-bench-") as directory:
-        metrics = run(plan, Path(directory), frozenset(name for name in given.only.split(",") if name))
+        place = Path(given.keep or directory)
+        place.mkdir(parents=True, exist_ok=True)
+        metrics = run(plan, place, frozenset(name for name in given.only.split(",") if name))
     metrics["run_seconds"] = round(time.monotonic() - began, 1)
     wanted = TARGETS if plan is not FULL else (*TARGETS, *TARGETS_FULL)
     reached = publish("ledger", metrics, given.json, tuple(one for one in wanted if one.metric in metrics))

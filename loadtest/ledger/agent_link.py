@@ -10,7 +10,7 @@ from loadtest.ledger.orders import Place
 from loadtest.ledger.world import CELL
 from zcompute.bus import Ack, BusError, Identity, Limits, Report
 from zcompute.bus.envelope import Call, Cast, Error, Hello, Reply, encode_attributes
-from zcompute.bus.happenings import AcksArrived, HelloRefused, LinkUp, OpenCall
+from zcompute.bus.happenings import AcksArrived, HelloRefused, LinkLost, LinkUp, OpenCall
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import open_dealer
 from zcompute.objects.flavor import Amounts
@@ -58,6 +58,7 @@ class AgentLink:
         self.epoch = 0
         self.attached = False
         self.asked = False
+        self.lost_times = 0
         self._identity = identity
         self._incarnation = uuid.uuid4().hex
         self._hello_at = 0.0
@@ -128,12 +129,11 @@ class AgentLink:
     # -- reports ----------------------------------------------------------------------------------------------------
 
     def report(self, updates: list[Sent], now: float) -> None:
-        """Send these in one frame. Raises RuntimeError when the link's credit does not take them."""
-        for update in updates:
+        """Send these in one frame; what the link does not take is put off."""
+        taken = self.core.report([update.report for update in updates]) if self.attached else 0
+        for update in updates[:taken]:
             self.sent[update.report.seq] = update
-        taken = self.core.report([update.report for update in updates])
-        if taken < len(updates):
-            raise RuntimeError(f"{self.host}: the link took {taken} of {len(updates)} reports")
+        self.again += [(now, update) for update in updates[taken:]]
         self._flush(now)
 
     def ask(self, now: float) -> None:
@@ -153,7 +153,16 @@ class AgentLink:
 
     def _send(self, frame: bytes, now: float) -> None:
         self._said_at = now
-        self._socket.send(frame, NOBLOCK)
+        try:
+            self._socket.send(frame, NOBLOCK)
+        except zmq.Again:
+            self._lost(now)
+
+    def _lost(self, now: float) -> None:
+        """Begin anew: hello, attach; the core sends again what has no verdict."""
+        self.core.lost("blocked", now)
+        self.attached = self.asked = False
+        self.lost_times += 1
 
     def read(self, now: float) -> list[Ack]:
         """Take what arrived; the verdicts. Raises BusError when the conductor refused the agent."""
@@ -167,8 +176,16 @@ class AgentLink:
                 elif isinstance(happening, HelloRefused):
                     self._refused(happening.error)
                 elif isinstance(happening, LinkUp):
-                    self._flush(now)
+                    self._came_up(happening, now)
+                elif isinstance(happening, LinkLost):
+                    self._lost(now)
         return acks
+
+    def _came_up(self, up: LinkUp, now: float) -> None:
+        if not up.same_incarnation:  # its core has dropped what the former process had not answered
+            self.again += [(now, sent) for sent in self.sent.values()]
+            self.sent.clear()
+        self._flush(now)
 
     def _refused(self, error: Exception) -> None:
         if isinstance(error, BusError) and error.wire_name == "Unavailable":

@@ -24,8 +24,10 @@ from zcompute.bus import Ack, Identity, Report
 from zcompute.objects.instance import POWER_RUNNING
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import (
+    VERDICT_ALREADY_THERE,
     VERDICT_APPLIED,
     VERDICT_BUSY,
+    VERDICT_INVALID,
     VERDICT_NOT_OWNER,
     VERDICT_NOT_YET,
     Observation,
@@ -41,6 +43,7 @@ TICK_S = 0.25
 POLL_S_MAX = 0.02
 IO_THREADS = 2
 ZIPF_EXPONENT = 1.1
+DONE = frozenset({VERDICT_APPLIED, VERDICT_ALREADY_THERE})
 PUT_OFF = frozenset({VERDICT_BUSY, VERDICT_NOT_OWNER, VERDICT_NOT_YET})
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -222,10 +225,20 @@ class Agents:
                 link.ask(now)
                 link.tick(now)
                 self._read(link)
-            due = [sent for at, sent in link.again if at <= now]
+            if not link.attached:
+                self._greet_again(link, now)
+            due = [sent for at, sent in link.again if at <= now] if link.attached else []
             if due:
                 link.again = [(at, sent) for at, sent in link.again if at > now]
                 link.report(due, now)
+
+    def _greet_again(self, link: AgentLink, now: float) -> None:
+        """A link that was lost: hello, then attach; while agents are being connected, _advance does it."""
+        agent = self._agents[link.agent - self._first]
+        if not link.up:
+            link.say_hello(now)
+        elif agent.epoch and not link.asked:
+            link.attach(agent.epoch, now)
 
     def _read(self, link: AgentLink) -> None:
         now = time.monotonic()
@@ -241,12 +254,12 @@ class Agents:
         outcome = self.outcome
         if sent is None:
             return
-        if ack.verdict == VERDICT_APPLIED:
+        if ack.verdict in DONE:
             outcome.applied += 1
             if self._measured_from <= now < self._ends_at:
                 outcome.measured += 1
                 outcome.taken_ms.append(round(1000 * (now - sent.due), 3))
-        elif ack.verdict in PUT_OFF:
+        elif ack.verdict in PUT_OFF or (ack.verdict == VERDICT_INVALID and not link.attached):
             outcome.put_off += 1
             link.again.append((now + PUT_OFF_S, sent))
         else:
@@ -333,6 +346,7 @@ class Agents:
         self._order = None
         self.outcome.unacked = self._open_reports()
         self.outcome.lasted_s = lasted
+        self.outcome.links_lost = sum(link.lost_times for link in self._links.values())
         return self.outcome
 
     def _open_reports(self) -> int:

@@ -7,13 +7,14 @@ agent reports, with a smaller working set than the conductors', so what it reach
 import random
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from loadtest.ledger.seeding import bare_numbers
 from loadtest.ledger.world import BARE_HOST, TRANSITION_EVERY, history_of, instance, other_power
 from zcompute.conductor.notices import instance_update
 from zcompute.db.native.connection import Connection
 from zcompute.db.native.literal import tuple_literal
-from zcompute.db.tables import INSTANCE_ACTION_EVENTS, NOTIFICATIONS
+from zcompute.db.tables import INSTANCE_ACTION_EVENTS, NOTIFICATIONS, TableCodec
 from zcompute.db.url import MariaDbTarget
 from zcompute.objects.base import pack
 from zcompute.objects.partition import partition_of
@@ -76,8 +77,8 @@ class BareJoin:
                 b") SELECT * FROM w) v STRAIGHT_JOIN instances t ON t.uuid = v.uuid SET ",
                 ", ".join(f"t.{column} = v.{column}" for column in COLUMNS).encode(),
                 b" WHERE v.revision > t.revision; ",
-                _insert(INSTANCE_ACTION_EVENTS.name, INSTANCE_ACTION_EVENTS.columns, sorted(events, key=lambda r: r[0])),
-                _insert(NOTIFICATIONS.name, NOTIFICATIONS.columns, sorted(notes, key=lambda r: (r[0], r[1]))),
+                _insert(INSTANCE_ACTION_EVENTS, sorted(events, key=lambda row: str(row[0]))),
+                _insert(NOTIFICATIONS, notes),
                 b"COMMIT; END",
             ]
         )
@@ -91,5 +92,6 @@ def _tuples(rows: Sequence[tuple[object, ...]]) -> bytes:
     return b",".join([tuple_literal(row) for row in rows])
 
 
-def _insert(table: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> bytes:
-    return f"INSERT INTO {table} ({','.join(columns)}) VALUES ".encode() + _tuples(rows) + b"; "
+def _insert(table: TableCodec[Any], rows: Sequence[tuple[object, ...]]) -> bytes:
+    head = b"INSERT INTO %s (%s) VALUES " % (table.name.encode(), ",".join(table.columns).encode())
+    return head + _tuples(rows) + b"; "

@@ -34,10 +34,10 @@ from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCES  # noqa: E402
 def record_transitions(change: Change) -> None:
     """The history row of every transition that a change makes."""
     for put in list(change.puts.values()):
-        former, image = put.former, put.image
-        if put.table is INSTANCES and former is not None and image is not None:
-            if former.power_state != image.power_state:
-                change.append(INSTANCE_ACTION_EVENTS, history_of(image, change.now_us))
+        if put.table is not INSTANCES or put.former is None or put.image is None:
+            continue
+        if put.former.power_state != put.image.power_state:
+            change.append(INSTANCE_ACTION_EVENTS, history_of(put.image, change.now_us))
 
 
 class HistoryRole(CellRole):
@@ -73,7 +73,7 @@ def main() -> None:
     counts = {"batches": 0, "rows": 0}
     for kind in (NativeLane, PortableLane):
         count(kind, counts)
-    life.CellRole = HistoryRole  # type: ignore[misc]  # the one place where a life takes its role from
+    vars(life)["CellRole"] = HistoryRole  # the one place where a life takes its role from
     service = ConductorService(config)
     service.start()
     print("ready", flush=True)

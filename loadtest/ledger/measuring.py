@@ -37,6 +37,7 @@ class Tally:
     applied: int = 0
     transitions: int = 0
     put_off: int = 0
+    links_lost: int = 0
 
     def add(self, outcomes: list[Outcome]) -> None:
         """Count a run's. Raises SystemExit when an update was refused, or never answered."""
@@ -48,6 +49,7 @@ class Tally:
             self.applied += outcome.applied
             self.transitions += outcome.transitions
             self.put_off += outcome.put_off
+            self.links_lost = max(self.links_lost, outcome.links_lost)
 
 
 class Bench:
@@ -83,7 +85,8 @@ class Bench:
         start = time.monotonic() + LEAD_S
         window = self._window(in_flight)
         measured_from = start + warm_up_s
-        return self._run(writers, Closed(window, measured_from, measured_from + seconds, zipf=zipf), measured_from, seconds)
+        order = Closed(window, measured_from, measured_from + seconds, zipf=zipf)
+        return self._run(writers, order, measured_from, seconds)
 
     def paced(self, writers: Writers, per_second: float, seconds: float, warm_up_s: float) -> Measured:
         """So many updates a second, evenly."""

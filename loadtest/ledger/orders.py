@@ -12,7 +12,7 @@ class Place(msgspec.Struct):
 
 
 class Begin(msgspec.Struct, tag="begin"):
-    """Who you are. ``first`` to ``first + len(keys)``: your agents; an instance belongs to agent (number mod agents)."""
+    """Who you are: agents ``first`` to ``first + len(keys)``. An instance belongs to agent (its number mod agents)."""
 
     first: int
     agents: int
@@ -67,6 +67,7 @@ class Outcome(msgspec.Struct):
     put_off: int = 0
     unacked: int = 0
     transitions: int = 0
+    links_lost: int = 0
     lasted_s: float = 0.0
     taken_ms: list[float] = []
     said: str = ""

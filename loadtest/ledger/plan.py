@@ -90,6 +90,7 @@ def run(plan: Plan, directory: Path, only: frozenset[str]) -> Metrics:
     metrics["instances_read_back"] = found.read
     metrics["updates_acknowledged"] = bench.tally.applied
     metrics["put_off"] = bench.tally.put_off
+    metrics["links_lost"] = bench.tally.links_lost
     lost, repeated = found.lost, found.repeated
     if plan.sizes and (not only or "sizes" in only):
         more = _sizes(plan, directory, metrics)
@@ -220,7 +221,7 @@ def _sizes(plan: Plan, directory: Path, metrics: Metrics) -> tuple[int, int]:
 
 
 def _median(rounds: list[Measured], name: str) -> float:
-    return statistics.median([getattr(one, name) for one in rounds])
+    return float(statistics.median([getattr(one, name) for one in rounds]))
 
 
 def _told(what: str, found: Measured) -> Measured:

@@ -30,16 +30,16 @@ def read_back(bench: Bench) -> Found:
     paths = [cell.directory / f"expected-{number}" for number in range(len(cell.groups))]
     cell.ask(*(Dump(str(path)) for path in paths))
     cell.outcomes()
-    expected = {
-        uuid_of(number): tuple(rest) for path in paths for number, *rest in _rows(path)
-    }
+    expected = {uuid_of(number): tuple(rest) for path in paths for number, *rest in _rows(path)}
     connection = Connection(cell.target, timeout_s=STATEMENT_TIMEOUT_S)
     try:
         rows = connection.rows(
             b"SELECT uuid, agent_epoch, observed_seq, power_state, progress, revision FROM instances "
             b"WHERE host <> '%s'" % BARE_HOST.encode()
         )
-        told = connection.rows(b"SELECT COUNT(*) FROM notifications WHERE event_type = 'instance.update' AND n < %d" % N_FIRST)
+        told = connection.rows(
+            b"SELECT COUNT(*) FROM notifications WHERE event_type = 'instance.update' AND n < %d" % N_FIRST
+        )
         history = connection.rows(
             b"SELECT COUNT(*) FROM instance_action_events WHERE host <> '%s'" % BARE_HOST.encode()
         )

@@ -58,7 +58,7 @@ class Rival:
         endpoint.serve(HOST_ATTACH, self.attach)
         endpoint.serve(HOST_BEAT, self.beat)
         endpoint.on_reports(self.received)
-        endpoint.on_link_down(lambda link: self._epochs.pop(link, None))
+        endpoint.on_link_down(self.link_down)
 
     def begin(self, request: HostBeginRequest, context: Any) -> HostBeginReply:
         """A new agent: its host's next epoch."""
@@ -71,6 +71,10 @@ class Rival:
 
     def beat(self, request: HostBeat, context: Any) -> None:
         """Nothing depends on it here."""
+
+    def link_down(self, link: Link) -> None:
+        """Its agent attaches anew."""
+        self._epochs.pop(link, None)
 
     def received(self, link: Link, reports: list[Report]) -> None:
         """A frame of reports."""

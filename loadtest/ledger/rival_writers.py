@@ -73,7 +73,7 @@ def now_us() -> int:
 
 def insert_text(table: str, columns: tuple[str, ...]) -> str:
     """INSERT with placeholders."""
-    return f"INSERT INTO {table} ({','.join(columns)}) VALUES ({','.join(['%s'] * len(columns))})"
+    return " ".join(("INSERT INTO", table, "(", ",".join(columns), ") VALUES (", ",".join(["%s"] * len(columns)), ")"))
 
 
 def told(former: Instance, image: Instance) -> tuple[Notification, bytes]:
@@ -97,12 +97,10 @@ class SingleWriter:
         "UPDATE instances SET power_state = %s, progress = %s, agent_epoch = %s, observed_seq = %s, "
         "updated_at_us = %s, revision = revision + 1 WHERE uuid = %s"
     )
-    READ = f"SELECT {','.join(INSTANCES.columns)} FROM instances WHERE uuid = %s FOR UPDATE"
+    READ = " ".join(("SELECT", ",".join(INSTANCES.columns), "FROM instances WHERE uuid = %s FOR UPDATE"))
     HISTORY = insert_text(INSTANCE_ACTION_EVENTS.name, INSTANCE_ACTION_EVENTS.columns)
     NUMBER = "UPDATE partitions SET last_n = LAST_INSERT_ID(last_n + 1) WHERE partition_id = %s"
-    NOTE = insert_text(
-        "notifications", ("partition_id", "n", "created_at_us", "event_type", "instance_uuid", "body")
-    )
+    NOTE = insert_text("notifications", ("partition_id", "n", "created_at_us", "event_type", "instance_uuid", "body"))
 
     def __init__(self, target: MariaDbTarget) -> None:
         self._connection = connect(target, autocommit=True)

@@ -42,7 +42,7 @@ def _rows(instances: int, agents: int) -> Iterator[bytes]:
 def seed_instances(target: MariaDbTarget, instances: int, agents: int) -> int:
     """Insert all instances, unlogged; how many rows."""
     connection = Connection(target, timeout_s=STATEMENT_TIMEOUT_S)
-    head = f"INSERT INTO instances ({','.join(INSTANCES.columns)}) VALUES ".encode()
+    head = b"INSERT INTO instances (%s) VALUES " % ",".join(INSTANCES.columns).encode()
     count = 0
     try:
         connection.query(b"SET sql_log_bin=0, foreign_key_checks=0, unique_checks=0")

@@ -1,7 +1,7 @@
 """What the benchmark's cell holds, the same for whoever computes it: hosts, instances, and how they change."""
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.history import RESULT_SUCCESS, InstanceActionEvent
@@ -20,7 +20,7 @@ def host_name(agent: int) -> str:
     return f"host-{agent:05d}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def uuid_of(number: int) -> str:
     """The instance's uuid: as random as a real one, and known to every process."""
     digest = hashlib.md5(b"%d" % number, usedforsecurity=False).hexdigest()
