@@ -91,6 +91,10 @@ class Databases:
         server.start(START_DEADLINE_S)
         return server.create_database(DATABASE_NAME)
 
+    def server(self, cell: str) -> PrivateMariaDB:
+        """The cell's MariaDB. Raises KeyError for SQLite."""
+        return self._servers[cell]
+
     def pids(self) -> dict[str, int]:
         """Cell to the pid of its MariaDB; empty for SQLite."""
         return {cell: server.pid for cell, server in self._servers.items() if server.pid}

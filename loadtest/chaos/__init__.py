@@ -1,0 +1,1 @@
+"""Chaos of conductor loss: cluster, traffic and faults, a history written by the clients, and its validation."""

@@ -1,0 +1,266 @@
+"""The cluster under test: an embedded region on MariaDB whose agents make traffic, and whose parts can be hurt."""
+
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import gevent
+import msgspec
+
+from loadtest.chaos import wires
+from loadtest.chaos.history import QUIET_FILE
+from zcompute.cli.exits import CommandError
+from zcompute.cli.up.databases import MARIADB
+from zcompute.cli.up.keys import write_private
+from zcompute.cli.up.layout import API, COMPUTE, CONDUCTOR, ServicePlan, Shape
+from zcompute.cli.up.process import ServiceProcess
+from zcompute.cli.up.region import Region
+from zcompute.cli.up.statedir import free_ports
+from zcompute.db.drivers import open_store
+from zcompute.db.native.connection import Connection, ServerError
+from zcompute.db.store import MapRows, Store
+from zcompute.db.url import MariaDbTarget, parse_url
+from zcompute.objects.cell import ROOT_CELL
+
+CELL = "c1"
+OTHERS = "others"
+POLL_S = 0.02
+STOPPED_S = 10.0
+
+
+class Cluster(Region):
+    """A region whose agents are ``loadtest.chaos.agent``. ``prefix`` goes before every service's module: what runs
+    them (the tests' saboteur), or nothing. ``wired``: the cell's conductors can be unplugged."""
+
+    origin_s: float
+    history: Path
+    per_second: float
+    wired: bool
+    prefix: tuple[str, ...]
+
+    @classmethod
+    def make(
+        cls,
+        state_dir: Path,
+        shape: Shape,
+        per_second: float,
+        *,
+        wired: bool = False,
+        prefix: Sequence[str] = (),
+    ) -> "Cluster":
+        """Take a new state directory. Raises CommandError's tree."""
+        made = cls.create(state_dir, MARIADB, api_port=0, shape=shape)
+        if not isinstance(made, cls):
+            raise TypeError(f"expected a {cls.__name__}")
+        made.origin_s, made.per_second, made.wired, made.prefix = time.monotonic(), per_second, wired, tuple(prefix)
+        made.history = made.paths.state_dir / "history"
+        made.history.mkdir(exist_ok=True)
+        made._wiring = Wiring(made) if wired else None
+        return made
+
+    # -- who is who ---------------------------------------------------------------------------------------------------
+
+    def members(self, kind: str, cell: str) -> list[str]:
+        """Service ids of a cell, whether they run or not."""
+        return [plan.id for plan in self.plans.values() if plan.kind == kind and plan.cell == cell]
+
+    def store(self, cell: str = CELL) -> Store:
+        """The cell's database, past every service and wire."""
+        return open_store(self.direct_url(cell))
+
+    def direct_url(self, cell: str) -> str:
+        """The URL of a cell's database as its server gives it."""
+        return self._databases.urls[cell]
+
+    def map_rows(self, cell: str = CELL) -> MapRows:
+        """The partition map as the database has it. Raises StoreError."""
+        store = self.store(cell)
+        try:
+            return store.read_map()
+        finally:
+            store.close()
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    def _write_files(self) -> None:
+        super()._write_files()
+        if self._wiring is not None:
+            self._wiring.lay()
+
+    def _start_process(self, plan: ServicePlan) -> None:
+        process = ServiceProcess(plan.id, self._arguments(plan), self.paths.log(plan.id))
+        self.processes.setdefault(plan.id, process).start()
+
+    def _arguments(self, plan: ServicePlan) -> list[str]:
+        config = ["--config", str(self.paths.config(plan.id))]
+        table = [] if self._wiring is None else [str(self._wiring.table(plan.id))]
+        if plan.kind == COMPUTE:
+            words = ["loadtest.chaos.agent", *config, "--history", str(self.history / f"{plan.id}.jsonl")]
+            words += ["--per-second", str(self.per_second), "--origin", str(self.origin_s)]
+            words += ["--wires", *table] if table else []
+        elif table:
+            words = ["loadtest.chaos.service", *table, plan.kind, *config]
+        else:
+            words = ["zcompute.cli.main", plan.kind, *config]
+        return [sys.executable, "-m", *self.prefix, *words]
+
+    def stop(self) -> None:
+        super().stop()
+        if self._wiring is not None:
+            self._wiring.close()
+
+    # -- traffic ------------------------------------------------------------------------------------------------------
+
+    def hush(self) -> None:
+        """No agent changes anything any more."""
+        (self.history / QUIET_FILE).touch()
+
+    # -- hurting ------------------------------------------------------------------------------------------------------
+
+    def kill_database(self, cell: str) -> None:
+        """kill -9 of a cell's MariaDB."""
+        self._databases.server(cell).kill()
+
+    def start_database(self, cell: str) -> None:
+        """Start it again on the same data. Raises StoreError."""
+        self._databases.server(cell).start()
+
+    def end(self, service_id: str) -> None:
+        """SIGTERM, and wait for the end."""
+        process = self.processes[service_id]
+        process.send(signal.SIGTERM)
+        wait_until(lambda: not process.alive, f"{service_id} has ended", STOPPED_S)
+
+    def cut(self, conductor: str, directions: Sequence[str] = (wires.TOWARDS, wires.BACK)) -> None:
+        """Unplug a conductor of the cell, or one direction of all its connections as seen from the others."""
+        self._need_wiring().order(conductor, directions, cut=True)
+
+    def mend(self, conductor: str) -> None:
+        """Plug it in again."""
+        self._need_wiring().order(conductor, (wires.TOWARDS, wires.BACK), cut=False)
+
+    def _need_wiring(self) -> "Wiring":
+        if self._wiring is None:
+            raise CommandError("this cluster has no wires to cut")
+        return self._wiring
+
+    _wiring: "Wiring | None" = None
+
+    @contextmanager
+    def batches_held(self, service_id: str) -> Iterator[None]:
+        """Inside, every batch of this conductor waits in the database at its first statement, while the next fills."""
+        target = parse_url(self.direct_url(CELL))
+        if not isinstance(target, MariaDbTarget):
+            raise CommandError(f"expected MariaDB, found {target}")
+        connection = Connection(target)
+        try:
+            connection.query(b"START TRANSACTION")
+            connection.query(
+                b"SELECT lane_id FROM lanes WHERE alive = 1 AND service_id = '%s' FOR UPDATE" % service_id.encode()
+            )
+            yield
+        except ServerError as error:
+            raise CommandError(f"the lanes of {service_id} cannot be held: {error}") from error
+        finally:
+            connection.cut()
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def shares(self) -> dict[str, int]:
+        """How many partitions of the cell each living conductor owns."""
+        rows = self.map_rows()
+        owners = [rows.lanes[row.lane_id] for row in rows.partitions if row.lane_id in rows.lanes]
+        alive = [lane.service_id for lane in owners if lane.alive]
+        return {service_id: alive.count(service_id) for service_id in self.members(CONDUCTOR, CELL)}
+
+    def wait_whole(self, timeout_s: float) -> None:
+        """Until every conductor of the cell owns its share again. Raises CommandError."""
+        least = 256 // len(self.members(CONDUCTOR, CELL)) - 1
+        wait_until(lambda: min(self.shares().values()) >= least, "every conductor owns its share", timeout_s)
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
+    """Until the condition holds. Raises CommandError when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise CommandError(f"not within {timeout_s:.0f} s: {what}")
+        gevent.sleep(POLL_S)
+
+
+class Wiring:
+    """A wire from every service to every conductor of the cell that it may dial, and from each to its database."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._conductors = cluster.members(CONDUCTOR, CELL)
+        self._wires: dict[str, wires.Wire] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def table(self, service_id: str) -> Path:
+        """The file by which this service dials."""
+        return self._cluster.paths.config(service_id).with_suffix(".wires")
+
+    def lay(self) -> None:
+        """Lay all wires, write every service's table, and give the conductors their wire to the database."""
+        cluster = self._cluster
+        ports = cluster.file.bus_ports
+        targets = {name: f"tcp://127.0.0.1:{ports[name]}" for name in ports if name != API}
+        pairs = [(source, target) for source in (*self._conductors, OTHERS) for target in self._conductors]
+        pairs += [(source, target) for source in self._conductors for target in cluster.members(CONDUCTOR, ROOT_CELL)]
+        names = [f"{source}>{target}" for source, target in pairs if source != target]
+        taken = free_ports([*ports, *names], dict(ports))
+        for name in names:
+            target = name.partition(">")[2]
+            self._wires[name] = wires.Wire(name, f"tcp://127.0.0.1:{taken[name]}", targets[target])
+        for plan in cluster.plans.values():
+            source = plan.id if plan.id in self._conductors else OTHERS
+            table = {wire.target: wire.listen for wire in self._wires.values() if wire.name.partition(">")[0] == source}
+            self.table(plan.id).write_bytes(msgspec.json.encode(table))
+        for conductor in self._conductors:
+            self._wire_database(conductor)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "loadtest.chaos.wires"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._say(wires.Order(lay=list(self._wires.values())))
+
+    def _wire_database(self, conductor: str) -> None:
+        path = self._cluster.paths.config(conductor)
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        url, _, real = document["database"]["url"].partition("unix_socket=")
+        listen = str(self._cluster.paths.database(conductor)) + ".wire"
+        document["database"]["url"] = f"{url}unix_socket={quote(listen)}"
+        write_private(path, document)
+        name = f"{conductor}>database"
+        self._wires[name] = wires.Wire(name, listen, unquote(real))
+
+    def order(self, conductor: str, directions: Sequence[str], *, cut: bool) -> None:
+        """Cut or mend all wires of a conductor; ``towards`` is towards it, whoever has dialled."""
+        for name in self._wires:
+            source, _, target = name.partition(">")
+            turned = [wires.BACK if one == wires.TOWARDS else wires.TOWARDS for one in directions]
+            if conductor in (source, target):
+                way = list(directions) if target == conductor else turned
+                self._say(wires.Order(directions=tuple(way), **{"cut" if cut else "mend": [name]}))
+
+    def _say(self, order: wires.Order) -> None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise CommandError("the wires are not laid")
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        process.stdin.flush()
+        if process.stdout.readline().strip() != b"done":
+            raise CommandError("the wires have ended")
+
+    def close(self) -> None:
+        """End the process of the wires."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,111 @@
+"""One run: cluster, traffic and faults, rest, validation."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtest.chaos.check import FAILED, Violation, check
+from loadtest.chaos.clients import Clients
+from loadtest.chaos.cluster import Cluster
+from loadtest.chaos.faults import UNPLUG, Faults
+from loadtest.chaos.history import Event, read_history
+from loadtest.chaos.rest import read_final, rest
+from zcompute.cli.up.layout import Shape
+
+SHAPE = Shape(cells=("c1",), build_ms=30, delete_ms=20)
+KEPT = 100
+KEPT_IN_FLIGHT = 20
+BOOTERS = 2
+READERS = 2
+PER_SECOND = 200.0  # of each of the two agents
+CLIENTS_S = 70.0
+AUDIT_S = 90.0
+WARM_UP_S = 1.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. ``prefix``: the module, with its arguments, that runs every service (the tests' saboteur)."""
+
+    faults: tuple[str, ...]
+    seconds: float
+    seed: int
+    kills_max: int = 0
+    per_second: float = PER_SECOND
+    kept: int = KEPT
+    booters: int = BOOTERS
+    shape: Shape = SHAPE
+    prefix: tuple[str, ...] = ()
+    audited: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    events: list[Event]
+    violations: list[Violation]
+    kept_at: Path | None = field(default=None)
+
+
+def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults], None] | None = None) -> Outcome:
+    """Run it. ``act`` does the faults instead of the plan's. With violations the state directory is kept.
+
+    Raises CommandError when the cluster does not come up, or does not become whole again after a fault.
+    """
+    place = Path(tempfile.mkdtemp(prefix="zchaos-"))
+    cluster = Cluster.make(place / "s", plan.shape, plan.per_second, wired=UNPLUG in plan.faults, prefix=plan.prefix)
+    cluster.on_unexpected_end = said
+    whole = False
+    try:
+        cluster.start(said)
+        violations = _live(cluster, plan, said, act)
+        events = read_history(cluster.history)
+        whole = not violations
+    finally:
+        cluster.stop()
+        if whole:
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            said(f"kept: {place}")
+    return Outcome(events, violations, None if whole else place)
+
+
+def _live(
+    cluster: Cluster, plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults], None] | None
+) -> list[Violation]:
+    clients = Clients(cluster, plan.seed)
+    faults = Faults(cluster, list(plan.faults), plan.seed, said)
+    cluster.wait_whole(CLIENTS_S)
+    said(f"booting {plan.kept} servers that stay")
+    clients.keep(plan.kept, KEPT_IN_FLIGHT)
+    clients.start(plan.booters, READERS)
+    time.sleep(WARM_UP_S)
+    if act is None:
+        faults.run(time.monotonic() + plan.seconds, plan.kills_max)
+    else:
+        act(cluster, faults)
+    time.sleep(WARM_UP_S)
+    clients.stop(CLIENTS_S)
+    rest(cluster)
+    store = cluster.store()
+    try:
+        final = read_final(store)
+    finally:
+        store.close()
+    clients.close()
+    faults.close()
+    found = check(read_history(cluster.history), final)
+    return found + (audit(cluster) if plan.audited else [])
+
+
+def audit(cluster: Cluster) -> Sequence[Violation]:
+    """What ``zcompute audit`` finds in the region at rest."""
+    command = [sys.executable, "-m", "zcompute.cli.main", "audit", "--state-dir", str(cluster.paths.state_dir)]
+    done = subprocess.run(command, capture_output=True, timeout=AUDIT_S, check=False, text=True)
+    return [Violation(FAILED, "audit", done.stdout + done.stderr)] if done.returncode else []

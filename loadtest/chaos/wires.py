@@ -1,0 +1,144 @@
+"""A network that can be unplugged: TCP and unix connections through a process that may stop passing bytes on.
+
+    python -m loadtest.chaos.wires < ORDERS        (JSON lines: [name, listen, target] ..., then cuts and mends)
+
+A cut wire is a black hole: nothing is refused, nothing arrives, nothing is lost either once it is mended, as TCP would
+send it again. Each direction may be cut alone. Addresses are ``tcp://host:port`` or paths of unix sockets.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json  # noqa: E402
+import socket  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+import msgspec  # noqa: E402
+from gevent.event import Event  # noqa: E402
+from gevent.fileobject import FileObject  # noqa: E402
+from gevent.server import StreamServer  # noqa: E402
+
+CHUNK_BYTES = 65536
+CONNECT_S = 5.0
+TOWARDS, BACK = "towards", "back"
+
+
+class Wire(msgspec.Struct, frozen=True):
+    """Whoever connects to ``listen`` reaches ``target``."""
+
+    name: str
+    listen: str
+    target: str
+
+
+class Order(msgspec.Struct):
+    """Wires to lay, or directions of wires to cut or mend."""
+
+    lay: list[Wire] = []
+    cut: list[str] = []
+    mend: list[str] = []
+    directions: tuple[str, ...] = (TOWARDS, BACK)
+
+
+def place(address: str) -> tuple[int, Any]:
+    """The socket family and address."""
+    if address.startswith("tcp://"):
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        return socket.AF_INET, (host, int(port))
+    return socket.AF_UNIX, address
+
+
+class LaidWire:
+    """One listening wire and its gates."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.gates = {TOWARDS: Event(), BACK: Event()}
+        for gate in self.gates.values():
+            gate.set()
+        family, address = place(wire.listen)
+        if family == socket.AF_UNIX:
+            Path(address).unlink(missing_ok=True)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(256)
+        self._server = StreamServer(listener, self._connected)
+        self._server.start()
+
+    def _connected(self, near: socket.socket, _: Any) -> None:
+        self.gates[TOWARDS].wait()
+        self.gates[BACK].wait()
+        family, address = place(self._wire.target)
+        far = socket.socket(family, socket.SOCK_STREAM)
+        far.settimeout(CONNECT_S)
+        try:
+            far.connect(address)
+        except OSError:
+            near.close()
+            far.close()
+            return
+        far.settimeout(None)
+        for side in (near, far):
+            if side.family == socket.AF_INET:
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        towards = gevent.spawn(self._pump, near, far, self.gates[TOWARDS])
+        back = gevent.spawn(self._pump, far, near, self.gates[BACK])
+        gevent.joinall([towards, back])
+        near.close()
+        far.close()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket, gate: Event) -> None:
+        try:
+            while data := source.recv(CHUNK_BYTES):
+                gate.wait()
+                sink.sendall(data)
+        except OSError:
+            gate.wait()
+        gate.wait()
+        for side in (source, sink):
+            try:
+                side.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+
+def obey(order: Order, laid: dict[str, LaidWire]) -> None:
+    """Do what an order says."""
+    for wire in order.lay:
+        laid[wire.name] = LaidWire(wire)
+    for direction in order.directions:
+        for name in order.cut:
+            laid[name].gates[direction].clear()
+        for name in order.mend:
+            laid[name].gates[direction].set()
+
+
+def redirect(path: Path) -> None:
+    """From now on this process dials by the table in this file: address to address. Called before a service starts."""
+    from zcompute.bus import Endpoint
+
+    table = json.loads(path.read_text(encoding="utf-8"))
+    plain = Endpoint.dial
+
+    def dial(endpoint: Endpoint, address: str, server_public_key: str = "") -> Any:
+        return plain(endpoint, table.get(address, address), server_public_key)
+
+    Endpoint.dial = dial  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Obey orders until standard input ends; each is answered by a line."""
+    laid: dict[str, LaidWire] = {}
+    for line in FileObject(sys.stdin.buffer, "rb"):
+        obey(msgspec.json.decode(line, type=Order), laid)
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
