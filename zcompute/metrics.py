@@ -8,7 +8,8 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from zcompute.bus import BUS_STAT, BusError, EndpointStat, LinkDown, StatRequest, open_endpoints
 from zcompute.config import Config, ConfigError
+from zcompute.measure import Measure
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ CONNECTION_S_MAX = 60.0
 ASK_MS_MAX = 2_000
 SOCKET_MODE = 0o600
 
+Measures = Callable[[], Iterable[Measure]]
+
 _FRAMES = {"frames_sent": "sent", "frames_received": "received"}
 _BYTES = {"bytes_sent": "sent", "bytes_received": "received"}
 _REFUSED = "refused_"
@@ -43,8 +47,9 @@ _REFUSED = "refused_"
 class _Families:
     """Metric families under construction, in order; every sample carries the service."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, prefix: str = "zcompute_bus_") -> None:
         self._service = service
+        self._prefix = prefix
         self._families: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Metric]:
@@ -59,7 +64,7 @@ class _Families:
     def _add(self, kind: Any, name: str, about: str, value: float, labels: dict[str, str]) -> None:
         family = self._families.get(name)
         if family is None:
-            family = self._families[name] = kind(f"zcompute_bus_{name}", about, labels=["service", *labels])
+            family = self._families[name] = kind(f"{self._prefix}{name}", about, labels=["service", *labels])
         family.add_metric([self._service, *labels.values()], value)
 
 
@@ -138,25 +143,41 @@ def _add_counters(made: _Families, stat: EndpointStat) -> None:
             made.counter(name, f"The endpoint's counter {name}", count)
 
 
-class _Stats(Collector):
-    """These stats as a collector."""
+def measured(service: str, measures: Iterable[Measure]) -> Iterable[Metric]:
+    """A service's own measures as metrics."""
+    made = _Families(service, "zcompute_")
+    for measure in measures:
+        add = made.counter if measure.counter else made.gauge
+        add(measure.name, measure.about, measure.value, **measure.labels)
+    return made
 
-    def __init__(self, stats: Iterable[EndpointStat]) -> None:
+
+def _nothing() -> Iterable[Measure]:
+    return ()
+
+
+class _Stats(Collector):
+    """These stats, and measures of the first one's service, as a collector."""
+
+    def __init__(self, stats: Iterable[EndpointStat], measures: Measures = _nothing) -> None:
         self._stats = list(stats)
+        self._measures = measures
 
     def collect(self) -> Iterable[Metric]:
         for stat in self._stats:
             yield from families(stat)
+        for stat in self._stats[:1]:
+            yield from measured(stat.service_id, self._measures())
 
 
-def own_text() -> bytes:
-    """The metrics of this process and of its endpoint."""
+def own_text(measures: Measures = _nothing) -> bytes:
+    """The metrics of this process, of its endpoint, and what its service measures."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     endpoints = open_endpoints()[:1]  # a service has one; between two incarnations of a conductor there is none
-    registry.register(_Stats(endpoint.stat(links_max=0) for endpoint in endpoints))
+    registry.register(_Stats((endpoint.stat(links_max=0) for endpoint in endpoints), measures))
     return generate_latest(registry)
 
 
@@ -171,13 +192,13 @@ def text_of(service: str) -> bytes:
     raise LinkDown(f"no link with a service {service!r} here: ask a conductor that it dialled")
 
 
-def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """WSGI: GET /metrics, or /metrics?service=ID."""
+def application(measures: Measures, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """WSGI, but for the first argument: GET /metrics, or /metrics?service=ID."""
     if environ["PATH_INFO"] != "/metrics" or environ["REQUEST_METHOD"] != "GET":
         return _answer(start_response, "404 Not Found", b"expected GET /metrics\n", "text/plain")
     wanted = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=4).get("service", [""])[0]
     try:
-        body = text_of(wanted) if wanted else own_text()
+        body = text_of(wanted) if wanted else own_text(measures)
     except BusError as error:
         return _answer(start_response, "502 Bad Gateway", f"{error}\n".encode(), "text/plain")
     return _answer(start_response, "200 OK", body, CONTENT_TYPE_LATEST)
@@ -191,9 +212,9 @@ def _answer(start_response: Any, status: str, body: bytes, kind: str) -> list[by
 class MetricsServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent is followed without types
     """Serves `application`, CONNECTIONS_MAX connections at once, each for CONNECTION_S_MAX at most."""
 
-    def __init__(self, listener: socket.socket, address: str) -> None:
+    def __init__(self, listener: socket.socket, address: str, measures: Measures = _nothing) -> None:
         self.shown_address = address
-        super().__init__(listener, application, spawn=Pool(CONNECTIONS_MAX), log=None, error_log=log)
+        super().__init__(listener, partial(application, measures), spawn=Pool(CONNECTIONS_MAX), log=None, error_log=log)
 
     def handle(self, client_socket: Any, address: Any) -> None:
         """One connection: a client that stays silent gives its place back."""
@@ -201,8 +222,8 @@ class MetricsServer(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent is follo
             super().handle(client_socket, address or ("unix", 0))
 
 
-def serve(kind: str, config: Config) -> MetricsServer | None:
-    """Serve the metrics where the configuration says; None when it says nowhere.
+def serve(kind: str, config: Config, measures: Measures = _nothing) -> MetricsServer | None:
+    """Serve the metrics where the configuration says; None when it says nowhere. ``measures`` must not block.
 
     Raises ConfigError for an address that this kind of service may not have, OSError for one in use.
     """
@@ -219,7 +240,7 @@ def serve(kind: str, config: Config) -> MetricsServer | None:
             f"[metrics] listen: a {kind} listens on no port: expected unix:PATH, found {wanted!r}; "
             "its conductors give its metrics too, at /metrics?service=ID"
         )
-    server = MetricsServer(listener, shown)
+    server = MetricsServer(listener, shown, measures)
     server.start()
     log.info("metrics address=%s", shown)
     return server

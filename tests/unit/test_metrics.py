@@ -12,6 +12,7 @@ from tests.unit.bus.conftest import ECHO, Ask, Bus, connect, serve_echo
 from zcompute import metrics
 from zcompute.bus import Forbidden
 from zcompute.config import Config, ConfigError, MetricsConfig, ServiceConfig
+from zcompute.measure import Measure
 
 
 @pytest.fixture
@@ -87,6 +88,19 @@ def test_a_method_in_use_shows_in_the_metrics(bus: Bus, server: metrics.MetricsS
     found = samples(metrics.text_of("zz-1").decode())
     assert found["zcompute_bus_asked_sent_total", "echo.say"] == 1
     assert samples(get(server, "/metrics")[1])["zcompute_bus_method_ended_total", "echo.say"] == 1
+
+
+def test_what_a_service_measures_comes_with_them(bus: Bus, tmp_path: Path) -> None:
+    bus.endpoint("conductor", "conductor-1")
+    told = [Measure("lag_seconds", "x", 1.5, labels={"notifier": name}) for name in ("a", "b")]
+    made = metrics.serve(
+        "conductor", config("127.0.0.1:0", tmp_path), lambda: [*told, Measure("sent", "y", 7, counter=True)]
+    )
+    assert made is not None
+    found = samples(get(made, "/metrics")[1])
+    made.stop(timeout=0)
+    assert found["zcompute_lag_seconds", "a"] == found["zcompute_lag_seconds", "b"] == 1.5
+    assert found["zcompute_sent_total",] == 7
 
 
 def test_a_unix_socket_serves_is_private_and_outlives_a_kill(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ class Endpoint:
             methods=method_stats(self.serving.methods, work.asked, now),
             asked=asked_stats(self._prepared.values(), work.asking, now),
             pools=pool_stats(self._pools, now),
-            counters=dict(self.counters),
+            counters={**self.counters, "stream_gaps_told": self.streams.gaps},
             strangers=strangers_of(refused, {link.name for link in links} if refused else set()),
         )
 

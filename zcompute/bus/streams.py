@@ -89,6 +89,7 @@ class Streams:
         self._limits = limits
         self._streams: dict[StreamName, Stream] = {}
         self._senders: dict[StreamSender, None] = {}
+        self.gaps = 0  # told to followers
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -273,6 +274,7 @@ class StreamSender:
             if follower.ready:
                 self._ready[follower] = None
             if envelope is not None:
+                self._streams.gaps += isinstance(envelope, StreamGap)
                 return envelope
         return None
 

@@ -15,6 +15,7 @@ from zcompute.cli import beside
 from zcompute.cli.exits import CommandError, PortInUse, UsageRefused
 from zcompute.cli.state_dump import StateDumper
 from zcompute.config import Config, ConfigError, load
+from zcompute.measure import Measured
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,10 @@ def _start(service: Service, kind: str, config: Config) -> None:
         if config.metrics.listen:
             from zcompute import metrics
 
-            metrics.serve(kind, config)
+            if isinstance(service, Measured):
+                metrics.serve(kind, config, service.measures)
+            else:
+                metrics.serve(kind, config)
         service.start()
     except ConfigError as error:
         raise UsageRefused(f"{config.service.id}: {error}") from error

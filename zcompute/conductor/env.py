@@ -1,6 +1,6 @@
 """What a role of a conductor gets: one incarnation's endpoint, store, ledger and routers; and what a role is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.ledger import Ledger
 from zcompute.config import Config
 from zcompute.db.store import Store
+from zcompute.measure import Measure
 from zcompute.objects.methods import Method
 
 Handler = Callable[[Any, Any], Any]  # (request, bus.CallContext or the router's local one) -> reply
@@ -58,3 +59,6 @@ class Role(Protocol):
 
     def stop(self) -> None:
         """End. The incarnation is over: nothing may be written or answered any more."""
+
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics, computed now. Must not block."""

@@ -1,7 +1,7 @@
 """One incarnation with all that hangs on it: its endpoint, routers and role. It ends as one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from zcompute.conductor.root.role import RootRole
 from zcompute.conductor.settings import LeaseSettings, LedgerLimits, LifeSettings
 from zcompute.config import ConductorConfig, Config
 from zcompute.db.store import Store
+from zcompute.measure import Measure
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.methods import (
     MAP_GET,
@@ -133,6 +134,10 @@ class Life:
     def stop(self) -> None:
         """The planned end: hand the partitions over, then let ``run`` return."""
         self._incarnation.stop(STOP_MS_MAX)
+
+    def measures(self) -> Iterable[Measure]:
+        """What the role measures, once this life is ready."""
+        return self._role.measures() if self.ready else ()
 
     # -- begin and end ----------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import random
 import time
+from collections.abc import Iterable
 
 import gevent
 from gevent.event import Event
@@ -20,6 +21,7 @@ from zcompute.db.drivers import open_store
 from zcompute.db.errors import StoreError
 from zcompute.db.store import Store
 from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
+from zcompute.measure import Measure
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP
@@ -91,6 +93,11 @@ class ConductorService:
                 self._living.kill(timeout=0.3)
         if self._store is not None:
             self._store.close()
+
+    def measures(self) -> Iterable[Measure]:
+        """What the present life measures; nothing between two lives."""
+        life = self._life
+        return () if life is None else life.measures()
 
     # -- lives ------------------------------------------------------------------------------------------------------
 

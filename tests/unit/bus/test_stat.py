@@ -291,6 +291,7 @@ def test_streams_are_shown_by_who_publishes_and_by_who_follows(bus: Bus) -> None
     assert followed["p7"] == expected  # the skip waits with the events behind it
     assert not followed["nobody's"].answered
     assert stat.counters["stream_gaps"] == 1
+    assert server.stat().counters["stream_gaps_told"] == 1
     rows = [row for shown in (server.stat(), stat) for row in stream_rows(shown)]
     assert [(row["service"], row["stream"], row["waiting"]) for row in rows] == [
         ("conductor-1", "news/p7", 0),

@@ -1,7 +1,7 @@
 """The role of a cell's conductor: puts its parts together, and hands them what gained partitions bring."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import gevent
@@ -31,6 +31,7 @@ from zcompute.conductor.ways import Ways
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
 from zcompute.log import REPEATED
+from zcompute.measure import Measure
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ObjectError
@@ -131,6 +132,10 @@ class CellRole:
         self._registration.stop()
         self._claims.stop()
         self._hosts.stop()
+
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics."""
+        return self._notifications.measures()
 
     # -- ownership --------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,8 @@ class ExistsAudit:
         self._settings = settings
         self._done: dict[int, int] = {}  # partition: the end of the last period that is known to be told
         self._greenlet: gevent.Greenlet | None = None
+        self.told = 0  # since the start
+        self.skipped = 0  # periods of a partition that are not told of, since the start
 
     def start(self) -> None:
         """Begin, unless the period is 0."""
@@ -86,6 +88,7 @@ class ExistsAudit:
             return False
         if audit is not None and audit.period_at_us and ending_us > audit.period_at_us + self._period_us:
             log.warning("instance.exists skipped partition=%s from=%s to=%s", partition, audit.period_at_us, ending_us)
+            self.skipped += (ending_us - audit.period_at_us) // self._period_us - 1
         after = "" if audit is None else audit.after_uuid
         limit = self._settings.exists_rows_max
         page = self._store.scan(INSTANCES, partitions=[partition], limit=limit, after=(after,) if after else None)
@@ -104,5 +107,6 @@ class ExistsAudit:
             change.put(USAGE_AUDITS, msgspec.structs.replace(fresh, period_at_us=period_at_us, after_uuid=last))
             return True
 
-        self._ledger.commit(partition, [(USAGE_AUDITS, key)], decide, timeout_ms=self._settings.commit_ms_max)
+        if self._ledger.commit(partition, [(USAGE_AUDITS, key)], decide, timeout_ms=self._settings.commit_ms_max):
+            self.told += len(told)
         return True

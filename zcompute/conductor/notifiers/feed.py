@@ -31,6 +31,7 @@ class Feed:
         self._settings = settings
         self._streams: dict[int, tuple[int, Stream]] = {}  # owner_epoch, stream
         self._listeners: list[Callable[[int], None]] = []
+        self.told = 0  # since the start
 
     def start(self) -> None:
         """Hear what commits."""
@@ -73,6 +74,18 @@ class Feed:
         known = self._streams.get(partition)
         return None if known is None else known[1].next - 1
 
+    def peek(self, partition: int, n: int) -> bytes | None:
+        """A notification's body, None where it is not in memory (any more)."""
+        known = self._streams.get(partition)
+        if known is None or not known[1].first <= n < known[1].next:
+            return None
+        return known[1].slice(n, 1, 0)[0]
+
+    @property
+    def followers(self) -> int:
+        """How many links follow; a tail follows every partition."""
+        return max((stream.followers for _, stream in self._streams.values()), default=0)
+
     def read(self, partition: int, after_n: int, rows_max: int) -> list[Told]:
         """The next notifications behind ``after_n``, from memory where they are there. Raises StoreError."""
         known = self._streams.get(partition)
@@ -97,6 +110,7 @@ class Feed:
         known = self._streams.get(partition)
         if known is None:
             return
+        self.told += len(notes)
         stream = known[1]
         if first_n > stream.next:  # should never be: what lies between is read from the table
             log.error("notifications skipped in memory partition=%s from=%s to=%s", partition, stream.next, first_n)

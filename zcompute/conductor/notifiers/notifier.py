@@ -20,7 +20,8 @@ from zcompute.conductor.notifiers.feed import Feed
 from zcompute.conductor.notifiers.settings import NotifierSettings
 from zcompute.conductor.notifiers.sink import Sink
 from zcompute.db.tables import NOTIFIER_CURSORS
-from zcompute.objects.notification import NotifierCursor
+from zcompute.objects.base import unpack
+from zcompute.objects.notification import Notification, NotifierCursor
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +29,26 @@ log = logging.getLogger(__name__)
 class _Place:
     """How far a partition is. ``n`` None: the cursor has not been read."""
 
-    __slots__ = ("failures", "n", "partition", "queued", "saved_at", "saved_n", "waiting")
+    __slots__ = ("body", "failures", "n", "partition", "queued", "saved_at", "saved_n", "waiting")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.n: int | None = None
+        self.body = b""  # the first of the delivery under way, the last of one that is done
         self.saved_n = 0
         self.saved_at = 0.0
         self.failures = 0
         self.queued = False
         self.waiting = False  # for its next try
+
+
+class Lag(msgspec.Struct):
+    """How far a notifier is behind what has committed, in the partitions owned here."""
+
+    partitions: int = 0
+    failing: int = 0  # partitions whose last delivery failed
+    notifications: int = 0  # not taken by the sink yet
+    seconds: float = 0.0  # age of the oldest of them, as far as one is known here
 
 
 class Notifier:
@@ -85,6 +96,22 @@ class Notifier:
         place = self._places.get(partition)
         if place is not None and not place.waiting:
             self._queue_up(place)
+
+    def lag(self) -> Lag:
+        """Computed now, from memory alone."""
+        lag = Lag(partitions=len(self._places))
+        now_us = self._ledger.now_us()
+        for place in self._places.values():
+            lag.failing += bool(place.failures)
+            head = self._feed.head(place.partition)
+            if head is None or place.n is None or place.n >= head:
+                continue
+            lag.notifications += head - place.n
+            body = self._feed.peek(place.partition, place.n + 1) or place.body
+            if body:
+                since_us = unpack(body, Notification).created_at_us
+                lag.seconds = max(lag.seconds, (now_us - since_us) / 1e6)
+        return lag
 
     def stop(self) -> None:
         """End where it is."""
@@ -178,7 +205,9 @@ class Notifier:
             self.gaps += 1
             place.n = upto
         if batch:
+            place.body = batch[0].body
             self._sink.deliver(batch)
+            place.body = batch[-1].body
             self.delivered += len(batch)
             place.n = batch[-1].n
 

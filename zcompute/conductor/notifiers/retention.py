@@ -37,6 +37,7 @@ class Retention:
         self._config = config
         self._settings = settings
         self._greenlet: gevent.Greenlet | None = None
+        self.purged = 0  # rows, since the start
 
     def start(self) -> None:
         """Begin."""
@@ -77,6 +78,7 @@ class Retention:
                 timeout_ms=self._settings.commit_ms_max,
             )
             purged += last - first + 1
+            self.purged += last - first + 1
             gevent.sleep(self._settings.purge_pause_ms / 1000)
         if purged:
             log.info("notifications purged partition=%s rows=%s", partition, purged)

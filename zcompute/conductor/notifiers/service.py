@@ -9,6 +9,7 @@ from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.notifiers import log_sink, webhook
 from zcompute.conductor.notifiers.exists import ExistsAudit
 from zcompute.conductor.notifiers.feed import Feed
+from zcompute.conductor.notifiers.measures import measures_of
 from zcompute.conductor.notifiers.notifier import Notifier
 from zcompute.conductor.notifiers.retention import Retention
 from zcompute.conductor.notifiers.settings import NotifierSettings
@@ -16,6 +17,7 @@ from zcompute.conductor.notifiers.sink import OpenSink, open_sink
 from zcompute.config import ConfigError, NotificationsConfig
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import NOTIFICATIONS
+from zcompute.measure import Measure
 from zcompute.objects.methods import (
     NOTIFICATION_HEADS,
     NOTIFICATION_READ,
@@ -97,6 +99,10 @@ class Notifications:
         for notifier in self._notifiers:
             notifier.lost(partitions)
         self._feed.lost(partitions)
+
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics, from memory alone."""
+        return measures_of(self._feed, self._notifiers, self._retention, self._exists)
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import gevent
@@ -26,6 +26,7 @@ from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, OPERATIONS
 from zcompute.log import REPEATED
+from zcompute.measure import Measure
 from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
 from zcompute.objects.cell import ROOT_CELL, CellCapacity
@@ -138,6 +139,10 @@ class RootRole:
         self._purge.stop()
         self._hand_off.stop()
         self._cells.stop()
+
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics."""
+        return ()
 
     def servers_create(self, request: methods.ServersCreateRequest, context: Any) -> methods.ServersCreateReply:
         """At the project's owner. Raises OperationConflict, FlavorNotFound, InvalidRequest, Busy, NotOwner."""
