@@ -18,6 +18,9 @@ HOST_USED_WRONG = "host_used_wrong"
 TASK_STUCK = "task_stuck"
 ACTION_STUCK = "action_stuck"
 OUTBOX_STUCK = "outbox_stuck"
+TASK_WITHOUT_ACTION = "task_without_action"
+NOTIFICATIONS_MISSING = "notifications_missing"
+CURSOR_BEYOND = "cursor_beyond"
 BUILD_REQUEST_STUCK = "build_request_stuck"
 API_DIFFERS = "api_differs"
 OBSERVED_DIFFERS = "observed_differs"
@@ -38,6 +41,9 @@ KINDS: dict[str, str] = {
     HOST_USED_WRONG: "a host's used amounts differ from the sum of its claims",
     TASK_STUCK: "a task parked, past its deadline or without progress, or a task_state without a task",
     ACTION_STUCK: "an operation of the history that is under way without its task",
+    TASK_WITHOUT_ACTION: "a task that the history does not know",
+    NOTIFICATIONS_MISSING: "a partition's notifications have a gap, or do not end with the last that was told",
+    CURSOR_BEYOND: "a notifier has seen more than was told",
     OUTBOX_STUCK: "a message to the root that is not delivered",
     BUILD_REQUEST_STUCK: "a build request that is not handed off",
     API_DIFFERS: "the API shows something else than the databases",
@@ -47,7 +53,7 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing that does not hold. ``subject`` is a server's uuid or a host's name."""
+    """One thing that does not hold. ``subject`` is a server's uuid, a host's name, or a partition (CELL/NUMBER)."""
 
     kind: str
     subject: str

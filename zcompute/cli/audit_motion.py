@@ -10,6 +10,7 @@ from zcompute.objects.host import Claim
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task
 
 CLAIM_GRACE_US = 20_000_000  # a leaked claim is swept when 10 s old, each 5 s
+ACTION_GRACE_US = 5_000_000  # actions are read before tasks: one that has just begun may miss its own
 TASK_GRACE_US = 30_000_000  # past its deadline
 WAIT_MAX_US = 600_000_000  # for an outbox row or a build request, whatever happens
 

@@ -21,6 +21,7 @@ from zcompute.db.tables import (
     INSTANCE_ACTIONS,
     INSTANCES,
     MAPPINGS,
+    NOTIFIER_CURSORS,
     ROOT_OUTBOX,
     TASKS,
     USAGES,
@@ -64,6 +65,8 @@ def read_root(store: Store) -> RootRows:
         build_requests=read_table(store, BUILD_REQUESTS),
         mappings=read_table(store, MAPPINGS),
         usages=read_table(store, USAGES),
+        cursors=read_table(store, NOTIFIER_CURSORS),  # before what was told: they follow it
+        told=store.read_told(),
         now_us=store.now_us(),
     )
 
@@ -77,6 +80,8 @@ def read_cell(store: Store) -> CellRows:
         claims=read_table(store, CLAIMS),
         hosts=read_table(store, HOSTS),
         instances=read_table(store, INSTANCES),
+        cursors=read_table(store, NOTIFIER_CURSORS),  # before what was told: they follow it
+        told=store.read_told(),
         now_us=store.now_us(),
     )
 

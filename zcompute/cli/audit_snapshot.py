@@ -1,14 +1,16 @@
 """What the audit compares: one reading of API, databases and hosts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from zcompute.compute.virt.fake_log import OP_SPAWN, DomainLine
+from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Usage
-from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.cell import ROOT_CELL, OutboxEntry
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.notification import NotifierCursor
 from zcompute.objects.task import Task
 
 
@@ -20,6 +22,8 @@ class RootRows:
     build_requests: list[BuildRequest] = field(default_factory=list)
     mappings: list[InstanceMapping] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
+    told: list[ToldRow] = field(default_factory=list)
+    cursors: list[NotifierCursor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class CellRows:
     tasks: list[Task] = field(default_factory=list)
     outbox: list[OutboxEntry] = field(default_factory=list)
     actions: list[InstanceAction] = field(default_factory=list)
+    told: list[ToldRow] = field(default_factory=list)
+    cursors: list[NotifierCursor] = field(default_factory=list)
 
     def living(self) -> list[Instance]:
         """Those that are not deleted."""
@@ -74,6 +80,11 @@ class Snapshot:
     hosts: Mapping[str, HostDomains] = field(default_factory=dict)
     api: Mapping[str, ApiServer] = field(default_factory=dict)
 
+    def tellers(self) -> Iterator[tuple[str, RootRows | CellRows]]:
+        """Every database that has notifications, with its cell's name."""
+        yield ROOT_CELL, self.root
+        yield from self.cells.items()
+
     def counts(self) -> dict[str, int]:
         """How much was compared."""
         cells = self.cells.values()
@@ -86,6 +97,7 @@ class Snapshot:
             "claims": sum(len(cell.claims) for cell in cells),
             "tasks": sum(len(cell.tasks) for cell in cells),
             "outbox_rows": sum(len(cell.outbox) for cell in cells),
+            "notifications": sum(row.kept for _, rows in self.tellers() for row in rows.told),
             "hosts": len(self.hosts),
             "domains": sum(len(domains.running()) for domains in self.hosts.values()),
         }

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from zcompute.db.columns import is_ascii
 from zcompute.db.schema import TABLES
 from zcompute.db.session import Session
-from zcompute.db.store import SCAN_ROWS_MAX
+from zcompute.db.store import SCAN_ROWS_MAX, ToldRow
 from zcompute.db.tables import BUILD_REQUESTS, INSTANCES, PARTITION_COLUMN, Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest
@@ -169,6 +169,16 @@ def list_build_requests(session: Session, query: InstanceQuery) -> list[BuildReq
     if query.statuses:
         where.equals("state", [_BUILD_STATES[status] for status in query.statuses if status in _BUILD_STATES])
     return _newest_first(session, BUILD_REQUESTS, where, query.limit)
+
+
+def told(session: Session) -> list[ToldRow]:
+    """Store.read_told: one statement, so last_n and the rows are of one moment."""
+    rows = session.select(
+        "SELECT p.partition_id, p.last_n, MIN(t.n), MAX(t.n), COUNT(t.n) FROM partitions p "
+        "LEFT JOIN notifications t ON t.partition_id = p.partition_id "
+        "GROUP BY p.partition_id, p.last_n ORDER BY p.partition_id"
+    )
+    return [ToldRow(*(value or 0 for value in row)) for row in rows]
 
 
 def _newest_first(session: Session, table: TableCodec[T], where: _Where, limit: int) -> list[T]:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from zcompute.db import ownership, reads
 from zcompute.db.session import Sessions
-from zcompute.db.store import ConductorRow, MapRows
+from zcompute.db.store import ConductorRow, MapRows, ToldRow
 from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
@@ -34,6 +34,9 @@ class SessionStore:
 
     def read_map(self) -> MapRows:
         return self._sessions.read(ownership.read_map)
+
+    def read_told(self) -> list[ToldRow]:
+        return self._sessions.read(reads.told)
 
     def take_over(
         self, dead: Sequence[str], lanes: Sequence[int], term: int, partitions: Sequence[int] | None = None

@@ -55,6 +55,17 @@ class PartitionRow(msgspec.Struct, frozen=True):
     last_n: int = 0
 
 
+class ToldRow(msgspec.Struct, frozen=True):
+    """What a partition has told: its ``last_n``, and of the notifications that are kept the first n, the last n, and
+    how many there are (all 0 when none is kept). Without gaps, ``kept`` is last - first + 1 and last is last_n."""
+
+    partition_id: int
+    last_n: int
+    first: int = 0
+    last: int = 0
+    kept: int = 0
+
+
 class MapRows(msgspec.Struct, frozen=True):
     """Who owns what: partitions of one map version; lanes and conductors may be newer than it."""
 
@@ -162,6 +173,9 @@ class Store(Protocol):
 
     def read_map(self) -> MapRows:
         """The partition map with lanes and conductors."""
+
+    def read_told(self) -> list[ToldRow]:
+        """What every partition has told, as of one moment. Reads every notification's key: for audits."""
 
     def take_over(
         self, dead: Sequence[str], lanes: Sequence[int], term: int, partitions: Sequence[int] | None = None

@@ -9,9 +9,10 @@ from tests.contract.store.lane_writer import LaneWriter, insert
 from tests.contract.store.samples import host, instance
 from zcompute.db.batch import Batch, HandOver, Numbering, Purge
 from zcompute.db.errors import AlreadyApplied, BadRow, Fenced, GuardFailed
-from zcompute.db.store import Store
+from zcompute.db.store import Store, ToldRow
 from zcompute.db.tables import HOSTS, INSTANCES, NOTIFICATIONS
 from zcompute.objects.notification import StoredNotification
+from zcompute.objects.partition import PARTITIONS
 
 BODY = bytes(range(256))
 
@@ -69,6 +70,18 @@ def test_many_partitions_move_in_one_batch(store: Store, owner: LaneWriter) -> N
     owner.send(numbered(owner, Numbering(200, 0, 2), Numbering(3, 0, 1), Numbering(77, 0, 3)))
     assert last_n(store, 3, 77, 200) == [1, 3, 2]
     assert stored(store) == [(3, 1), (77, 1), (77, 2), (77, 3), (200, 1), (200, 2)]
+
+
+def test_what_was_told_is_seen_with_what_is_kept_of_it(store: Store, owner: LaneWriter) -> None:
+    owner.send(numbered(owner, Numbering(200, 0, 2), Numbering(3, 0, 5)))
+    batch = owner.batch()
+    batch.purges = [Purge(3, 1, 2), Purge(200, 1, 2)]
+    owner.send(batch)
+    rows = {row.partition_id: row for row in store.read_told()}
+    assert sorted(rows) == list(range(PARTITIONS))
+    assert rows[3] == ToldRow(3, last_n=5, first=3, last=5, kept=3)
+    assert rows[200] == ToldRow(200, last_n=2)
+    assert rows[0] == ToldRow(0, last_n=0)
 
 
 @pytest.mark.parametrize("wrong", [Numbering(5, 1, 2), Numbering(5, 4, 6)])

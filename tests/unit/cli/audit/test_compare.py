@@ -9,11 +9,13 @@ from zcompute.cli.audit_compare import compare
 from zcompute.cli.audit_motion import moving, stood_still
 from zcompute.cli.audit_snapshot import ApiServer, HostDomains
 from zcompute.compute.virt.fake_log import OP_DESTROY, OP_SPAWN
+from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BUILD_PENDING, InstanceMapping, Usage
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim
+from zcompute.objects.notification import NotifierCursor
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task, TaskBody
 
 BRISK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -158,6 +160,31 @@ def task_past_its_deadline(region):
     region.cells["c1"].tasks.append(task(ACTIVE, deadline_at_us=NOW_US - 60 * 10**6))
 
 
+def task_without_an_action(region):
+    region.cells["c1"].tasks.append(task(ACTIVE, created_at_us=NOW_US - 6 * 10**6))
+
+
+def told_with_a_hole(region):
+    region.cells["c1"].told.append(ToldRow(17, last_n=9, first=4, last=9, kept=5))
+
+
+def told_without_its_end(region):
+    region.cells["c1"].told.append(ToldRow(17, last_n=9, first=4, last=8, kept=5))
+
+
+def told_more_than_counted(region):
+    region.root.told.append(ToldRow(17, last_n=9, first=4, last=10, kept=7))
+
+
+def cursor_beyond(region):
+    region.cells["c1"].told.append(ToldRow(17, last_n=9, first=1, last=9, kept=9))
+    region.cells["c1"].cursors.append(NotifierCursor(partition_id=17, notifier="hook", n=10))
+
+
+def cursor_of_nothing(region):
+    region.root.cursors.append(NotifierCursor(partition_id=17, notifier="hook", n=1))
+
+
 def action_without_a_task(region):
     region.cells["c1"].actions.append(InstanceAction(instance_uuid=ACTIVE, operation_id="op", action="create"))
 
@@ -192,7 +219,8 @@ def observed_wrongly(region):
 
 
 def task(uuid, **fields):
-    return Task(id=f"task-{uuid}", instance_uuid=uuid, kind="build", step="claim", **fields)
+    made = {"created_at_us": NOW_US, **fields}
+    return Task(id=f"task-{uuid}", instance_uuid=uuid, kind="build", step="claim", **made)
 
 
 def outbox(uuid, created_at_us=NOW_US):
@@ -228,6 +256,12 @@ CORRUPTIONS = [
     (task_parked, kinds.TASK_STUCK, ACTIVE),
     (task_past_its_deadline, kinds.TASK_STUCK, ACTIVE),
     (action_without_a_task, kinds.ACTION_STUCK, ACTIVE),
+    (task_without_an_action, kinds.TASK_WITHOUT_ACTION, ACTIVE),
+    (told_with_a_hole, kinds.NOTIFICATIONS_MISSING, "c1/17"),
+    (told_without_its_end, kinds.NOTIFICATIONS_MISSING, "c1/17"),
+    (told_more_than_counted, kinds.NOTIFICATIONS_MISSING, "root/17"),
+    (cursor_beyond, kinds.CURSOR_BEYOND, "c1/17"),
+    (cursor_of_nothing, kinds.CURSOR_BEYOND, "root/17"),
     (outbox_row_too_old, kinds.OUTBOX_STUCK, ACTIVE),
     (build_request_too_old, kinds.BUILD_REQUEST_STUCK, IN_ERROR),
     (api_leaves_one_out, kinds.API_DIFFERS, ACTIVE),
@@ -259,6 +293,23 @@ def test_a_single_corruption_is_found(corrupt, kind, subject, region):
 
 def test_every_kind_has_a_corruption_that_shows_it():
     assert {kind for _, kind, _ in CORRUPTIONS} == set(kinds.KINDS)
+
+
+def test_what_is_told_without_a_gap_and_cursors_behind_it_are_right():
+    region = clean_region([Plan("active")])
+    cell = region.cells["c1"]
+    cell.told.extend([ToldRow(0, last_n=0), ToldRow(1, last_n=7), ToldRow(2, last_n=9, first=4, last=9, kept=6)])
+    cell.cursors.extend(NotifierCursor(partition_id=p, notifier="hook", n=n) for p, n in ((0, 0), (1, 7), (2, 3)))
+    cell.tasks.append(task(ACTIVE, operation_id="op", created_at_us=NOW_US - 6 * 10**6))
+    cell.actions.append(InstanceAction(instance_uuid=ACTIVE, operation_id="op", action="create"))
+    assert compare(region.snapshot()) == []
+    assert region.snapshot().counts()["notifications"] == 6
+
+
+def test_a_task_that_has_just_begun_may_miss_its_action():
+    region = clean_region([Plan("active")])
+    region.cells["c1"].tasks.append(task(ACTIVE, created_at_us=NOW_US - 4 * 10**6))
+    assert compare(region.snapshot()) == []
 
 
 def test_a_server_with_a_running_task_is_not_judged_nor_are_the_hosts_it_names():
