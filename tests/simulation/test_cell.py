@@ -1,4 +1,4 @@
-"""Whole cells under a seeded network, clock and database: see docs/decisions/0010-simulation.md.
+"""Whole cells under a seeded network, clock and database: see docs/decisions/0012-simulation.md.
 
 Each run is a process of its own: the simulation replaces the clock and the event loop of whichever process it is in.
 """
