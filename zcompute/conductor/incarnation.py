@@ -23,6 +23,7 @@ from zcompute.conductor.outage import Outage
 from zcompute.conductor.settings import LifeSettings
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StoreError
 from zcompute.db.store import ConductorRow, Store
+from zcompute.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ class Incarnation:
                     raise ConductorError(
                         f"expected the database of cell {self._cell}, found that of {rows.cell}: check [database] url"
                     )
+                failpoint("incarnation.before_register")
                 lanes = self._store.register(self._row, self.settings.lanes)
+                failpoint("incarnation.after_register")
                 self._outage.back("register")
                 return rows.term, lanes
             except (ConnectionLost, DatabaseBusy) as error:
@@ -207,7 +210,9 @@ class Incarnation:
             return  # never registered for certain; a repeat of the service's start replaces the rows
         try:
             with gevent.Timeout(self.settings.stop_ms_max / 1000):
+                failpoint("incarnation.before_release")
                 self._store.release(self.id)
+                failpoint("incarnation.after_release")
         except (StoreError, gevent.Timeout) as error:
             log.warning("incarnation not released id=%s error=%s", self.id, error)
 

@@ -23,6 +23,7 @@ from zcompute.conductor.settings import LifeSettings
 from zcompute.db.batch import HandOver
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, Fenced, ReceiverDead
 from zcompute.db.store import MapRows, Store
+from zcompute.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,9 @@ class Keeper:
         return [self._me, *self._watch.fresh()]
 
     def _take_over(self, dead: Sequence[str]) -> None:
+        failpoint("keeper.before_take_over")
         version = self._store.take_over(dead, sorted(self._lanes), self._term)
+        failpoint("keeper.after_take_over")
         log.info("taken over from=%s map_version=%s", ",".join(dead) or "nobody", version)
 
     def _check(self, rows: MapRows) -> bool:
@@ -141,11 +144,14 @@ class Keeper:
         """Decide upon these once their lanes have committed a barrier: whatever is read then is committed for good."""
         if not gained:
             return
+        failpoint("keeper.before_gain")
         self._barriers({gain.lane_id: self._lanes[gain.lane_id] for gain in gained}.values())
+        failpoint("keeper.after_gain_barrier")
         for gain in gained:
             self._held_epochs[gain.partition] = gain.owner_epoch
         log.info("partitions gained count=%s", len(gained))
         self._ledger.gain((g.partition, g.owner_epoch, self._lanes[g.lane_id], g.last_n) for g in gained)
+        failpoint("keeper.after_gain")
 
     def _barriers(self, lanes: Iterable[Lane]) -> None:
         self._wait([lane.barrier() for lane in lanes])
@@ -162,6 +168,7 @@ class Keeper:
 
     def _hand_over(self, moves: Sequence[Move]) -> bool:
         """Give partitions to living lanes, each by the last batch of its own lane; whether any went."""
+        failpoint("keeper.before_hand_over")
         owned = set(self._ledger.owned())
         tickets: list[tuple[list[int], Ticket]] = []
         for move in moves:
@@ -180,6 +187,7 @@ class Keeper:
                 continue
             log.info("partitions handed over count=%s", len(partitions))
             self._ledger.lose(partitions)
+            failpoint("keeper.after_hand_over")
             went = True
         return went
 
@@ -190,5 +198,7 @@ class Keeper:
             moves = [move for move in plan_moves(rows, self._able(), leaving=self._me) if move.from_lane in self._lanes]
             if self._hand_over(moves):
                 self._ledger.publish(self._store.read_map().partition_map())
+        failpoint("keeper.before_last_barrier")
         self._ledger.leave(self._ledger.owned())
         self._barriers(self._lanes.values())
+        failpoint("keeper.after_last_barrier")

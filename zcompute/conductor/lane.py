@@ -32,6 +32,7 @@ from zcompute.db.errors import (
     ReceiverDead,
 )
 from zcompute.db.store import LaneConnection
+from zcompute.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,9 @@ class Lane:
 
     def _move(self, ticket: Ticket, hand_over: HandOver) -> None:
         try:
+            failpoint("lane.before_hand_over")
             self._commit([], hand_over)
+            failpoint("lane.after_hand_over")
         except ReceiverDead as error:
             ticket.finish(error)
         else:
@@ -183,7 +186,9 @@ class Lane:
         for ticket, error in refused.items():
             ticket.error = error
             ticket.result = None
+        failpoint("lane.before_verdicts")
         self._settled([*refused, *chunk])
+        failpoint("lane.after_verdicts")
 
     def _account(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
@@ -226,7 +231,9 @@ class Lane:
         told, batch.numberings = numbered(tickets, self.last_n)
         batch.changes += told
         batch.purges = purges_of(tickets)
+        failpoint("lane.before_commit")
         found_applied = self._send(batch)
+        failpoint("lane.after_commit")
         self.applied = batch.number
         for numbering in batch.numberings:
             self.last_n[numbering.partition_id] = numbering.after

@@ -11,6 +11,7 @@ from zcompute.db.errors import DatabaseBusy, Fenced
 from zcompute.db.session import Session, Sessions
 from zcompute.db.spread import spread
 from zcompute.db.store import ConductorRow, LaneRow, MapRows, PartitionRow
+from zcompute.failpoints import failpoint
 
 MAP_READ_TRIES_MAX = 10
 
@@ -98,11 +99,14 @@ def take_over(
     def work(session: Session) -> int:
         doomed = dying.living(session) if dying else []
         _lock_lanes(session, sorted({*lanes, *doomed}), required=lanes, dying=dying)
+        failpoint("ownership.lanes_locked")
         if dying is not None:
             dying.set_dead(session, doomed)
+        failpoint("ownership.lanes_dead")
         ended = _end_incarnations(session, list(dead)) if dead else 0
         version = _lock_cell_state(session, term)
         taken = _take_ownerless(session, lanes, version, partitions)
+        failpoint("ownership.partitions_moved")
         return _raise_version(session) if ended and taken == version else taken
 
     return sessions.write(work, on_lock_wait=None if dying is None else dying.kill)
@@ -221,7 +225,9 @@ class _LanesToEnd:
         sql = f"SELECT connection_id FROM lanes WHERE lane_id = :lane AND {self._where}"  # noqa: S608  # our own text
         rows = self._sessions.read(lambda session: session.select(sql, lane=lane, **self._values))
         if rows and rows[0][0] is not None:
+            failpoint("ownership.before_kill")
             self._sessions.kill_connection(rows[0][0])
+            failpoint("ownership.after_kill")
 
 
 def _lane_ids(session: Session, where: str, **values: object) -> list[int]:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from tests.contract.store.conftest import conductor, on_mariadb
 from tests.contract.store.lane_writer import LaneWriter, insert
 from tests.contract.store.samples import instance
+from zcompute.db import ownership
 from zcompute.db.batch import HandOver
-from zcompute.db.errors import Fenced, GuardFailed, ReceiverDead
+from zcompute.db.errors import ConnectionLost, Fenced, GuardFailed, ReceiverDead
 from zcompute.db.native.connection import Connection
 from zcompute.db.store import ConductorRow, Store
 from zcompute.db.tables import INSTANCES
@@ -230,6 +232,32 @@ def test_take_over_kills_a_zombie_that_holds_its_lane(store: Store) -> None:
     with pytest.raises(Fenced):
         lane.commit()
     zombie.cut()
+
+
+@on_mariadb
+def test_a_process_stopped_in_the_middle_of_a_take_over_holds_nobody_up(
+    store: Store, open_at: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its transaction has locked the lanes of the dead, and no connection of a lane is to blame: the server ends it."""
+    zombie, heir = store, open_at(store.url)
+    store.register(conductor("con1"), 1)
+    lanes_of_zombie, lanes_of_heir = store.register(conductor("con2"), 1), heir.register(conductor("con3"), 1)
+    resumed, stopped = Event(), Event()
+
+    def stop(name: str) -> None:
+        if name == "ownership.lanes_dead" and not stopped.is_set():
+            stopped.set()
+            resumed.wait()
+
+    monkeypatch.setattr(ownership, "failpoint", stop)
+    late = gevent.spawn(zombie.take_over, ["con1-1"], lanes_of_zombie, 1)
+    assert stopped.wait(5)
+    with gevent.Timeout(6):
+        heir.take_over(["con1-1", "con2-1"], lanes_of_heir, 1)
+    resumed.set()
+    with pytest.raises((Fenced, ConnectionLost)):
+        late.get(timeout=10)
+    assert owners(store) == {lanes_of_heir[0]: PARTITIONS}
 
 
 def test_release_ends_the_incarnation(store: Store, writer: LaneWriter) -> None:

@@ -8,20 +8,23 @@ usable.
 from typing import Any
 
 import pymysql
-from pymysql.constants import CR, ER
+from pymysql.constants import COMMAND, CR, ER
 from pymysql.err import MySQLError
 
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StatementFailed, StoreError
 from zcompute.db.url import MariaDbTarget
+from zcompute.failpoints import failpoint
 
 CONNECT_TIMEOUT_S = 2.0
 STATEMENT_TIMEOUT_S = 20.0
 LOCK_WAIT_S = 2
+# A process that is stopped in the middle of a transaction must not keep its locks: the server ends that transaction.
+IDLE_TRANSACTION_S = 1
 
 # The session is set up by one statement; the server's own defaults are never relied on.
 _SETTINGS = (
     f"SET SESSION transaction_isolation='READ-COMMITTED', innodb_lock_wait_timeout={LOCK_WAIT_S}, "
-    "sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone='+00:00'"
+    "sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone='+00:00', idle_transaction_timeout="
 )
 _OLD_SETTINGS = _SETTINGS.replace("transaction_isolation", "tx_isolation")
 
@@ -47,7 +50,8 @@ class ServerError(Exception):
 class Connection:
     """A connection. One greenlet (or thread) at a time.
 
-    ``raw_socket``: an already connected socket, for threads that gevent must not touch.
+    ``raw_socket``: an already connected socket, for threads that gevent must not touch. ``idle_transaction_s``: the
+    server ends a transaction that waits so long for its next statement; 0 is never.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Connection:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         autocommit: bool = True,
         raw_socket: Any = None,
+        idle_transaction_s: int = 0,
     ) -> None:
         self._raw: Any = pymysql.Connection(
             host=target.host,
@@ -77,7 +82,8 @@ class Connection:
         )
         try:
             self._raw.connect(sock=raw_socket)
-            self.query(_SETTINGS.encode() if self._is_new() else _OLD_SETTINGS.encode())
+            settings = _SETTINGS if self._is_new() else _OLD_SETTINGS
+            self.query(f"{settings}{idle_transaction_s}".encode())
         except MySQLError as error:
             self.cut()
             raise ConnectionLost(f"cannot connect to {describe(target)}: {error}") from error
@@ -107,13 +113,17 @@ class Connection:
     def is_open(self) -> bool:
         return bool(self._raw.open)
 
-    def query(self, statement: bytes) -> int:
-        """Run one statement; returns the affected rows.
+    def query(self, statement: bytes, *, passing: str = "") -> int:
+        """Run one statement; returns the affected rows. ``passing``: the failpoint between packet and answer.
 
         Raises ServerError (the connection stays) or ConnectionLost (it is cut).
         """
         try:
-            return int(self._raw.query(statement))
+            if not passing:
+                return int(self._raw.query(statement))
+            self._raw._execute_command(COMMAND.COM_QUERY, statement)
+            failpoint(passing)
+            return int(self._raw._read_query_result())
         except MySQLError as error:
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
             if is_from_server(code):

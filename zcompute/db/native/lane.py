@@ -29,6 +29,7 @@ from zcompute.db.native.packet import ERROR_FENCED, ERROR_GUARD, ERROR_RECEIVER_
 from zcompute.db.row_errors import bad_row
 from zcompute.db.tables import CODECS
 from zcompute.db.url import MariaDbTarget
+from zcompute.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class NativeLane:
             self.reconnect(CONNECT_DEADLINE_MS)
         for _ in range(COMMIT_TRIES_MAX):
             try:
-                self._open().query(batch.rendered)
+                self._open().query(batch.rendered, passing="session.sent")
+                failpoint("session.answered")
                 return
             except ServerError as error:
                 if error.code not in (ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT):

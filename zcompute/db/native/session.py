@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from zcompute.db.errors import ConnectionLost, StoreError
 from zcompute.db.native.connection import (
     ER_LOCK_WAIT_TIMEOUT,
+    IDLE_TRANSACTION_S,
     Connection,
     ServerError,
     kill,
@@ -68,10 +69,13 @@ class NativeSessions:
     def __init__(self, target: MariaDbTarget, readers_max: int = READERS_MAX) -> None:
         self._target = target
         self._readers: Pool[Connection] = Pool(self._connect, readers_max)
-        self._writers: Pool[Connection] = Pool(self._connect, WRITERS_MAX)
+        self._writers: Pool[Connection] = Pool(self._connect_writer, WRITERS_MAX)
 
     def _connect(self) -> Connection:
         return Connection(self._target)
+
+    def _connect_writer(self) -> Connection:
+        return Connection(self._target, idle_transaction_s=IDLE_TRANSACTION_S)
 
     def read(self, work: Callable[[Session], R]) -> R:
         with self._readers.borrow() as (connection, used):

@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from zcompute.db.errors import ConnectionLost, StoreError
-from zcompute.db.native.connection import Connection
+from zcompute.db.native.connection import IDLE_TRANSACTION_S, Connection
 from zcompute.db.portable.failures import translated
 from zcompute.db.url import MariaDbTarget, SqliteTarget
 
@@ -17,7 +17,7 @@ def mariadb_engine(target: MariaDbTarget) -> sa.Engine:
     """Connections come with the session settings of the native driver, and are pooled by us."""
     return sa.create_engine(
         "mariadb+pymysql://",
-        creator=lambda: Connection(target, autocommit=False).driver,
+        creator=lambda: Connection(target, autocommit=False, idle_transaction_s=IDLE_TRANSACTION_S).driver,
         poolclass=sa.NullPool,
     )
 
