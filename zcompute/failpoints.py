@@ -1,7 +1,7 @@
 """Named places in the code where a test can end or stop the process: a facility for tests, off in production.
 
 ``ZCOMPUTE_FAILPOINTS`` arms them, read once when the process starts: ``NAME=ACTION[@N][,NAME=ACTION[@N]...]``. ACTION
-is ``kill`` (SIGKILL of this very process: nothing is flushed, closed or said) or ``stop`` (SIGSTOP: it is a zombie until
+is ``kill`` (SIGKILL of this very process: nothing is flushed or said) or ``stop`` (SIGSTOP: it is a zombie until
 somebody sends SIGCONT); ``@N`` means the N-th time that the place is passed (1). ``ZCOMPUTE_FAILPOINTS_GATE`` names a
 file: passes count only while it is there, and it is deleted by the point that acts, so that a process which is started
 again with the same environment goes on.
