@@ -70,6 +70,10 @@ class ConductorConfig(Section, frozen=True):
     operations_retention_hours: Annotated[
         int, msgspec.Meta(description="a repeated request is recognised for so long", ge=1)
     ] = 168
+    history_retention_hours: Annotated[
+        float, msgspec.Meta(description="an instance's finished actions and their events are kept so long", gt=0)
+    ] = 2160.0
+    purge_every_s: Annotated[int, msgspec.Meta(description="between two looks for rows to let go", ge=1)] = 600
     allow_beside_compute: Annotated[
         bool, msgspec.Meta(description="start although a compute of the same host runs")
     ] = False
@@ -91,8 +95,9 @@ class NotifierConfig(Section, frozen=True):
 class NotificationsConfig(Section, frozen=True):
     """[notifications]: how long they are kept, and to whom a cell's conductors give them."""
 
-    retention_hours: Annotated[int, msgspec.Meta(description="kept so long", ge=1)] = 72
-    retention_rows_max: Annotated[int, msgspec.Meta(description="kept of one partition", ge=1000)] = 1_000_000
+    retention_hours: Annotated[float, msgspec.Meta(description="kept so long", gt=0)] = 72.0
+    retention_rows_max: Annotated[int, msgspec.Meta(description="kept of one partition", ge=1)] = 1_000_000
+    purge_every_s: Annotated[int, msgspec.Meta(description="between two looks for rows to let go", ge=1)] = 60
     exists_s: Annotated[
         int, msgspec.Meta(description="period of instance.exists for billing; 0: none is told", ge=0, le=86400)
     ] = 3600

@@ -1,16 +1,13 @@
 """`zcompute notifications tail` while conductors are killed: nothing unseen, in order per partition, no gap."""
 
 import json
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cluster import plugins
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import (
     assert_all_active,
@@ -21,6 +18,7 @@ from tests.cluster.region import (
     started,
     wait_until,
 )
+from tests.cluster.tailing import Tail, tailing
 from tests.cluster.test_faults import owners, store_of, when_share_done
 from tests.unit.conductor.notifiers.test_webhook import Receiver
 from zcompute.cli.up.boots import Booter
@@ -31,6 +29,7 @@ from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, NOTIFIC
 from zcompute.objects.partition import PARTITIONS
 
 BOOTS = 60
+CONDUCTORS = ("c1-conductor-1", "c1-conductor-2")
 SCAN_ROWS = 10_000
 
 
@@ -45,61 +44,44 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Region]:
-    """One cell, so that every server's notifications are in it; its conductors have a webhook."""
+    """One cell, so that every server's notifications are in it; its conductors have a webhook, a plug-in of others, and
+    one that does not load."""
     require_mariadb()
     shape = Shape(cells=("c1",), computes=1)
-    notifier = f'name = "hook"\nkind = "webhook"\nurl = "{receiver.url}"\n'
-    with started(tmp_path_factory.mktemp("r") / "s", MARIADB, shape) as region:
-        for service_id in ("c1-conductor-1", "c1-conductor-2"):
-            with region.paths.config(service_id).open("a", encoding="utf-8") as config:
-                config.write(f"\n[[notifications.notifiers]]\n{notifier}")
-            kill_and_restart(region, service_id)
+    directory = tmp_path_factory.mktemp("r")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        started(directory / "s", MARIADB, shape) as region,
+    ):
+        patch.setenv("PYTHONPATH", plugins.install(directory / "site"))
+        configure(
+            region,
+            notifier_text("hook", "webhook", receiver.url)
+            + notifier_text("lost", "broken", "")
+            + notifier_text("lines", "file", f"file://{lines_path(region)}"),
+        )
         with store_of(region, "c1") as store:
-            wait_until(lambda: len(store.scan(NOTIFIER_CURSORS, limit=SCAN_ROWS)) == PARTITIONS, "cursors are there")
+            wait_until(
+                lambda: len(store.scan(NOTIFIER_CURSORS, limit=SCAN_ROWS)) == 2 * PARTITIONS, "cursors are there"
+            )
         yield region
 
 
-class Tail:
-    """A running command and what it has printed."""
-
-    def __init__(self, output: Path) -> None:
-        self._output = output
-
-    def lines(self) -> list[dict[str, Any]]:
-        text = self._output.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-    def told(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines() if "n" in line]
-
-    def gaps(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines() if "gap" in line]
-
-    def cursors(self) -> list[str]:
-        return [line["cursor"] for line in self.lines() if "cursor" in line]
-
-    def seen(self, event_type: str) -> set[str]:
-        return {line["instance_uuid"] for line in self.told() if line["event_type"] == event_type}
+def notifier_text(name: str, kind: str, url: str) -> str:
+    return f'\n[[notifications.notifiers]]\nname = "{name}"\nkind = "{kind}"\nurl = "{url}"\n'
 
 
-@contextmanager
-def tailing(region: Region, output: Path, *options: str) -> Iterator[Tail]:
-    """Run the command; interrupted at the end, and waited for."""
-    words = ["notifications", "tail", "--format", "json", "--cell", "c1", "--state-dir", str(region.paths.state_dir)]
-    with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "zcompute.cli.main", *words, *options], stdout=file, stderr=errors
-        )
-    tail = Tail(output)
-    try:
-        wait_until(lambda: tail.cursors() or process.poll() is not None, "the tail has begun", found=output.read_text)
-        yield tail
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(20) == 0, output.with_suffix(".err").read_text()
-        finally:
-            process.kill()
+def lines_path(region: Region) -> Path:
+    """Where the plug-in writes."""
+    return region.paths.state_dir / "lines.jsonl"
+
+
+def configure(region: Region, text: str) -> None:
+    """Append this to the conductors' configuration, and have them read it."""
+    for service_id in CONDUCTORS:
+        with region.paths.config(service_id).open("a", encoding="utf-8") as config:
+            config.write(text)
+        kill_and_restart(region, service_id)
 
 
 def kill_and_restart(region: Region, victim: str) -> None:
@@ -111,13 +93,17 @@ def kill_and_restart(region: Region, victim: str) -> None:
 
 
 def assert_in_order(tail: Tail) -> None:
+    assert_names_in_order(tail.told())
+    assert tail.gaps() == []
+
+
+def assert_names_in_order(lines: Iterable[dict[str, Any]]) -> None:
     """Per partition each n once or again, never one before an earlier one was seen, none left out."""
     last: dict[int, int] = {}
-    for line in tail.told():
+    for line in lines:
         partition, n = line["partition"], line["n"]
         assert n <= last.get(partition, n - 1) + 1, f"{partition}: {n} after {last[partition]}"
         last[partition] = max(n, last.get(partition, 0))
-    assert tail.gaps() == []
 
 
 def committed(region: Region) -> dict[tuple[int, int], str]:
@@ -193,12 +179,7 @@ def test_a_webhook_gets_every_change_in_order_while_conductors_are_killed_and_it
             "the cursors have followed",
         )
     assert not [post for post in receiver.posts if "gap" in post]
-    last: dict[int, int] = {}
-    for post in receiver.posts:
-        for told in post["notifications"]:
-            partition, n = told["partition"], told["n"]
-            assert n <= last.get(partition, n - 1) + 1, f"{partition}: {n} after {last[partition]}"
-            last[partition] = max(n, last.get(partition, 0))
+    assert_names_in_order(told for post in receiver.posts for told in post["notifications"])
 
 
 def posted(receiver: Receiver) -> set[tuple[int, int]]:
@@ -219,3 +200,25 @@ def test_history_tells_what_was_done_with_a_server(region: Region) -> None:
     assert [each.event for each in sorted(events, key=lambda each: each.finished_at_us)] == [
         "build_schedule", "build_claim", "build_spawn", "delete_destroy", "delete_finish",
     ]  # fmt: skip
+
+
+def test_a_plug_in_of_others_gets_every_change_while_conductors_are_killed_and_one_that_does_not_load_harms_nobody(
+    region: Region,
+) -> None:
+    with store_of(region, "c1") as store:
+        before = names_upto({row.partition_id: row.last_n for row in store.read_map().partitions})
+    run = boot_while(region, 10, lambda _: kill_and_restart(region, "c1-conductor-2"))
+    assert_all_active(run)
+    table = set(committed(region))
+
+    def told() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in lines_path(region).read_text(encoding="utf-8").splitlines()]
+
+    wait_until(lambda: {(line["partition"], line["n"]) for line in told()} >= table - before, "the plug-in has it all")
+    assert not [line for line in told() if "gap" in line]
+    assert_names_in_order(told())
+    refusal = "notifier refused notifier=lost kind=broken"
+    for service_id in CONDUCTORS:
+        text = region.paths.log(service_id).read_text(encoding="utf-8")
+        assert refusal in text
+        assert "a_library_that_is_not_installed" in text

@@ -131,7 +131,8 @@ Keys and defaults are in [configuration](configuration.md).
 A webhook gets `{"notifications": [...]}` or `{"gap": {...}}`, all of one partition, and answers 2xx once it has them;
 any other answer, a timeout or a lost connection brings them again, after 0.2 s to 30 s. A plug-in is a function that
 takes the notifier's configuration and returns an object with `deliver(batch)`, `gap(cell, partition, first, last)` and
-`close()` (`zcompute.conductor.notifiers.sink`).
+`close()` (`zcompute.conductor.notifiers.sink`). One that is not
+installed, does not load or does not open is refused by name in the conductor's log; the others run.
 
 A new notifier begins with what is told from then on; so does `tail` without `--from`. `tail` prints its cursor every
 10 s and at the end; `--from start` begins with the oldest that is kept. Kept are 72 hours and a million of each

@@ -37,7 +37,7 @@ class Purge(Generic[T]):
         ledger: Ledger,
         store: Store,
         table: TableCodec[T],
-        made_at_us: Callable[[T], int],
+        made_at_us: Callable[[T], float],
         retention_s: float,
         settings: PurgeSettings = PurgeSettings(),
     ) -> None:
@@ -108,5 +108,6 @@ class Purge(Generic[T]):
             return 0
 
     def _expired(self, change: Change, key: Key, oldest_us: int) -> bool:
+        """Whether the row goes, as the owner knows it."""
         row = change.get(self._table, key)
         return row is not None and self._made_at_us(row) < oldest_us

@@ -328,7 +328,10 @@ class FakeStore:
             for key, row in sorted(self.database.tables[table.name].items())
             if (partitions is None or row[table.partition_at] in partitions)
             and (after is None or key > after)
-            and all(row[at[column]] == value for column, value in (where or {}).items())
+            and all(
+                row[at[column]] in value if isinstance(value, list) else row[at[column]] == value
+                for column, value in (where or {}).items()
+            )
         ]
         return found[:limit]
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 import gevent
 
 from zcompute.conductor.cell.claim_service import Claims
+from zcompute.conductor.cell.history_purge import history_purge
 from zcompute.conductor.cell.host_states import HostStates
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts
@@ -87,6 +88,7 @@ class CellRole:
         self._reads = Reads(env, self._settings)
         self._registration = Registration(env, env.root_router, self._table, self._settings)
         self._notifications = Notifications(env, env.config.notifications)
+        self._history = history_purge(env)
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -116,6 +118,7 @@ class CellRole:
         self._registration.start()
         env.ledger.on_decided(tell_of_rows)
         self._notifications.start()
+        self._history.start()
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
         gevent.spawn(self._gained, env.ledger.owned())
@@ -128,6 +131,7 @@ class CellRole:
         self._ways.stop()
         self.engine.stop()
         self._outbox.stop()
+        self._history.stop()
         self._notifications.stop()
         self._registration.stop()
         self._claims.stop()

@@ -7,6 +7,7 @@ import logging
 
 import gevent
 import msgspec
+from gevent.pool import Pool
 
 from zcompute.bus.errors import BusError
 from zcompute.conductor.change import Change
@@ -67,17 +68,27 @@ class ExistsAudit:
 
     def _loop(self) -> None:
         while True:
-            gevent.sleep(self._settings.exists_look_s)
+            gevent.sleep(min(self._settings.exists_look_s, self._period_us / 4e6))
             newest = self._ledger.now_us() // self._period_us * self._period_us
-            for partition in self._ledger.owned():
-                if self._done.get(partition) == newest:
-                    continue
-                try:
-                    while self.tell_period(partition):
-                        gevent.sleep(self._settings.exists_pause_ms / 1000)
-                    self._done[partition] = newest
-                except (StoreError, BusError) as error:  # lost meanwhile, or the database is away: the next round
-                    log.info("instance.exists not told partition=%s error=%s", partition, error)
+            waiting = [partition for partition in self._ledger.owned() if self._done.get(partition) != newest]
+            workers = Pool(self._settings.exists_workers_max)  # their batches commit together
+            try:
+                for partition in waiting:
+                    workers.spawn(self._tell, partition, newest)
+                workers.join()
+            finally:
+                workers.kill(block=False)
+
+    def _tell(self, partition: int, newest: int) -> None:
+        """All that is over and not told of; other work runs between two pages, longer where there was something."""
+        try:
+            told = self.told
+            while self.tell_period(partition):
+                gevent.sleep(self._settings.exists_pause_ms / 1000 if self.told > told else 0)
+                told = self.told
+            self._done[partition] = newest
+        except (StoreError, BusError) as error:  # lost meanwhile, or the database is away: the next round
+            log.info("instance.exists not told partition=%s error=%s", partition, error)
 
     def tell_period(self, partition: int) -> bool:
         """One page; True when there is more to tell. Raises StoreError, NotOwner, Busy, DeadlineExceeded."""

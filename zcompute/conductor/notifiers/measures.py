@@ -10,7 +10,7 @@ from zcompute.measure import Measure
 
 
 def measures_of(
-    feed: Feed, notifiers: Iterable[Notifier], retention: Retention, exists: ExistsAudit
+    feed: Feed, notifiers: Iterable[Notifier], refused: Iterable[str], retention: Retention, exists: ExistsAudit
 ) -> Iterator[Measure]:
     """All of one incarnation's, computed now."""
     yield Measure("notifications_told", "Committed here", feed.told, counter=True)
@@ -19,7 +19,11 @@ def measures_of(
     yield Measure("notifications_exists_told", "instance.exists told", exists.told, counter=True)
     about = "Periods of instance.exists not made good, one a partition"
     yield Measure("notifications_exists_skipped", about, exists.skipped, counter=True)
+    about = "1: it could not be opened, and does nothing"
+    for name in refused:
+        yield Measure("notifier_refused", about, 1, labels={"notifier": name})
     for notifier in notifiers:
+        yield Measure("notifier_refused", about, 0, labels={"notifier": notifier.name})
         yield from _of_notifier(notifier)
 
 

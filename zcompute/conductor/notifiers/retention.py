@@ -50,7 +50,7 @@ class Retention:
 
     def _loop(self) -> None:
         while True:
-            gevent.sleep(self._settings.purge_every_s)
+            gevent.sleep(self._config.purge_every_s)
             for partition in self._ledger.owned():
                 try:
                     self.purge(partition)
@@ -63,7 +63,7 @@ class Retention:
         Raises StoreError, NotOwner, Busy, DeadlineExceeded.
         """
         purged = 0
-        oldest_us = self._ledger.now_us() - self._config.retention_hours * HOUR_US
+        oldest_us = self._ledger.now_us() - int(self._config.retention_hours * HOUR_US)
         for _ in range(self._settings.purge_steps_max):
             rows = 1 if not purged else self._settings.purge_rows_max
             page = self._store.scan(NOTIFICATIONS, partitions=[partition], limit=rows)

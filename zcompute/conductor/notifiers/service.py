@@ -14,7 +14,7 @@ from zcompute.conductor.notifiers.notifier import Notifier
 from zcompute.conductor.notifiers.retention import Retention
 from zcompute.conductor.notifiers.settings import NotifierSettings
 from zcompute.conductor.notifiers.sink import OpenSink, open_sink
-from zcompute.config import ConfigError, NotificationsConfig
+from zcompute.config import ConfigError, NotificationsConfig, NotifierConfig
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import NOTIFICATIONS
 from zcompute.measure import Measure
@@ -36,16 +36,19 @@ BUILT_IN: dict[str, OpenSink] = {"log": log_sink.open_sink, "webhook": webhook.o
 
 
 def check_notifiers(config: NotificationsConfig) -> None:
-    """Before a conductor begins. Raises ConfigError for names that are not unique and sinks that do not open."""
+    """Before a conductor begins. Raises ConfigError for names that are not unique, and for sinks of ours that do not
+    open: that is a mistake in the configuration. A plug-in is refused when it is needed, the rest runs."""
     names = [each.name for each in config.notifiers]
     if len(set(names)) < len(names):
         raise ConfigError(f"[[notifications.notifiers]]: expected names that are unique, found {', '.join(names)}")
     for each in config.notifiers:
-        open_sink(each, BUILT_IN).close()
+        if each.kind in BUILT_IN:
+            open_sink(each, BUILT_IN).close()
 
 
 class Notifications:
-    """Streams, notifiers, retention and the usage audit. Raises ConfigError for a notifier that cannot be opened."""
+    """Streams, notifiers, retention and the usage audit. A notifier that cannot be opened is ``refused`` by name, and
+    its cursors stay where they are."""
 
     def __init__(
         self, env: ConductorEnv, config: NotificationsConfig, settings: NotifierSettings | None = None
@@ -53,20 +56,24 @@ class Notifications:
         self._env = env
         self._settings = settings or NotifierSettings()
         self._feed = Feed(env.endpoint, env.ledger, env.store, env.cell, self._settings)
-        self._notifiers = [
-            Notifier(
-                each.name,
-                open_sink(each, BUILT_IN),
-                env.cell,
-                env.ledger,
-                self._feed,
-                self._settings,
-                each.batch_max,
-            )
-            for each in config.notifiers
-        ]
+        self._notifiers: list[Notifier] = []
+        self.refused: list[str] = []
+        for each in config.notifiers:
+            self._open(each)
         self._retention = Retention(env.ledger, env.store, config, self._settings)
         self._exists = ExistsAudit(env.ledger, env.store, config.exists_s, self._settings)
+
+    def _open(self, config: NotifierConfig) -> None:
+        env = self._env
+        try:
+            sink = open_sink(config, BUILT_IN)
+        except ConfigError as error:
+            log.error("notifier refused notifier=%s kind=%s error=%s", config.name, config.kind, error)
+            self.refused.append(config.name)
+            return
+        self._notifiers.append(
+            Notifier(config.name, sink, env.cell, env.ledger, self._feed, self._settings, config.batch_max)
+        )
 
     def handlers(self) -> list[tuple[Method, Handler]]:
         """Interface ``notification``."""
@@ -102,7 +109,7 @@ class Notifications:
 
     def measures(self) -> Iterable[Measure]:
         """For the metrics, from memory alone."""
-        return measures_of(self._feed, self._notifiers, self._retention, self._exists)
+        return measures_of(self._feed, self._notifiers, self.refused, self._retention, self._exists)
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 

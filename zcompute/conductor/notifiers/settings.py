@@ -17,11 +17,11 @@ class NotifierSettings:
     retry_ms_max: int = 30_000
     cursor_save_s: float = 0.5  # while there is more to deliver; at rest it is saved at once
     commit_ms_max: int = 10_000
-    purge_every_s: float = 60.0
     purge_rows_max: int = 500  # by one batch
     purge_steps_max: int = 200  # of one partition in a round
     purge_pause_ms: int = 10
     exists_look_s: float = 10.0
+    exists_workers_max: int = 8  # partitions told of at once
     exists_rows_max: int = 100  # told by one batch
     exists_pause_ms: int = 20
     exists_periods_max: int = 24  # that are made good after an absence; older ones are skipped, and that is logged

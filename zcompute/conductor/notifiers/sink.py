@@ -12,6 +12,11 @@ from zcompute.objects.notification import Notification, document
 
 log = logging.getLogger(__name__)
 
+
+class NotifierRefused(ConfigError):
+    """A notifier that cannot be opened, by name; a conductor works without it."""
+
+
 ENTRY_POINTS = "zcompute.notifiers"
 
 
@@ -51,15 +56,19 @@ OpenSink = Callable[[NotifierConfig], Sink]
 
 
 def open_sink(config: NotifierConfig, built_in: Mapping[str, OpenSink]) -> Sink:
-    """The sink of a configured notifier. Raises ConfigError for a kind that is not there or does not open."""
+    """The sink of a configured notifier. Raises ConfigError; NotifierRefused for a plug-in that is not there, does not
+    load or does not open."""
     factory = built_in.get(config.kind)
-    if factory is None:
-        found = entry_points(group=ENTRY_POINTS, name=config.kind)
-        if not found:
-            known = sorted({*built_in, *(point.name for point in entry_points(group=ENTRY_POINTS))})
-            raise ConfigError(f"notifier {config.name}: expected a kind out of {', '.join(known)}, found {config.kind}")
-        try:
-            factory = next(iter(found)).load()
-        except Exception as error:
-            raise ConfigError(f"notifier {config.name}: the plug-in {config.kind} does not load: {error}") from error
-    return factory(config)
+    if factory is not None:
+        return factory(config)
+    found = entry_points(group=ENTRY_POINTS, name=config.kind)
+    if not found:
+        known = sorted({*built_in, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+        raise NotifierRefused(f"notifier {config.name}: expected a kind out of {', '.join(known)}, found {config.kind}")
+    point = next(iter(found))
+    try:
+        plugged: OpenSink = point.load()
+        return plugged(config)
+    except Exception as error:  # what others wrote may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise NotifierRefused(f"notifier {config.name}: the plug-in {point.value} does not open: {reason}") from error

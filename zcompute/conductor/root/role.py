@@ -15,7 +15,7 @@ from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
 from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
-from zcompute.conductor.purge import Purge
+from zcompute.conductor.purge import Purge, PurgeSettings
 from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cells import CellsFeed, register_cell
@@ -99,6 +99,7 @@ class RootRole:
             OPERATIONS,
             lambda operation: operation.created_at_us,
             env.config.conductor.operations_retention_hours * 3600,
+            PurgeSettings(round_s=env.config.conductor.purge_every_s),
         )
         self._resumers: set[gevent.Greenlet] = set()
         self._running = False

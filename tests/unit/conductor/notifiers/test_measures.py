@@ -33,7 +33,7 @@ def measures(outlets: Outlets) -> list[Measure]:
     world = outlets.world
     retention = Retention(world.ledger, world.store, NotificationsConfig(), outlets.settings)  # type: ignore[arg-type]
     exists = ExistsAudit(world.ledger, world.store, 3600, outlets.settings)  # type: ignore[arg-type]
-    return list(measures_of(outlets.feed, outlets.notifiers, retention, exists))
+    return list(measures_of(outlets.feed, outlets.notifiers, [], retention, exists))
 
 
 def begun(outlets: Outlets, partitions: list[int]) -> None:

@@ -11,8 +11,9 @@ import gevent
 import msgspec
 import pytest
 
-from zcompute.conductor.notifiers.service import check_notifiers
-from zcompute.conductor.notifiers.sink import Told
+from zcompute.conductor.notifiers.service import BUILT_IN, check_notifiers
+from zcompute.conductor.notifiers.sink import NotifierRefused, Told
+from zcompute.conductor.notifiers.sink import open_sink as open_any_sink
 from zcompute.conductor.notifiers.webhook import DeliveryRefused, Webhook, open_sink
 from zcompute.config import ConfigError, NotificationsConfig, NotifierConfig
 from zcompute.objects.base import pack
@@ -151,12 +152,18 @@ def test_a_token_goes_along_and_must_be_private(receiver: Receiver, tmp_path: Pa
     [
         (NotifierConfig(name="a", kind="webhook", url="ftp://x"), "http"),
         (NotifierConfig(name="a", kind="webhook", url="http://x", token_file="/none"), "token_file"),
-        (NotifierConfig(name="a", kind="smoke-signals"), "log, webhook"),
     ],
 )
 def test_what_cannot_be_opened_is_refused_before_the_conductor_begins(notifier: NotifierConfig, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_notifiers(NotificationsConfig(notifiers=[notifier]))
+
+
+def test_a_plug_in_that_is_not_there_is_refused_by_name_and_keeps_no_conductor_from_beginning() -> None:
+    absent = NotifierConfig(name="a", kind="smoke-signals")
+    with pytest.raises(NotifierRefused, match=r"notifier a: .* log, webhook, found smoke-signals"):
+        open_any_sink(absent, BUILT_IN)
+    check_notifiers(NotificationsConfig(notifiers=[absent]))
 
 
 def test_names_are_unique() -> None:
