@@ -43,8 +43,10 @@ _FRAMES = {"frames_sent": "sent", "frames_received": "received"}
 _BYTES = {"bytes_sent": "sent", "bytes_received": "received"}
 _REFUSED = "refused_"
 
+Source = Callable[[], Iterable[Metric]]
 
-class _Families:
+
+class Families:
     """Metric families under construction, in order; every sample carries the service."""
 
     def __init__(self, service: str, prefix: str = "zcompute_bus_") -> None:
@@ -70,7 +72,7 @@ class _Families:
 
 def families(stat: EndpointStat) -> Iterable[Metric]:
     """The metrics of one endpoint. Nothing is labelled by link: Prometheus wants bounded labels."""
-    made = _Families(stat.service_id)
+    made = Families(stat.service_id)
     made.gauge(
         "info", "Who this is", 1,
         role=stat.role, cell=stat.cell, release=stat.release, incarnation=stat.incarnation,
@@ -91,7 +93,7 @@ def families(stat: EndpointStat) -> Iterable[Metric]:
     return made
 
 
-def _add_methods(made: _Families, stat: EndpointStat) -> None:
+def _add_methods(made: Families, stat: EndpointStat) -> None:
     for row in stat.methods:
         name = row.method
         made.counter("method_arrived", "Calls and casts let in", row.arrived, method=name)
@@ -110,7 +112,7 @@ def _add_methods(made: _Families, stat: EndpointStat) -> None:
         made.gauge("asked_oldest_seconds", "Age of the oldest", asked.oldest_ms / 1000, method=asked.method)
 
 
-def _add_streams(made: _Families, stat: EndpointStat) -> None:
+def _add_streams(made: Families, stat: EndpointStat) -> None:
     """By topic: a topic may have a stream for each of very many keys."""
     topics: dict[str, tuple[int, int, int, int]] = {}
     for row in stat.streams:
@@ -123,7 +125,7 @@ def _add_streams(made: _Families, stat: EndpointStat) -> None:
         made.gauge("stream_cursors", "Cursors of the next events, added up", appended, topic=topic)
 
 
-def _add_pools(made: _Families, stat: EndpointStat) -> None:
+def _add_pools(made: Families, stat: EndpointStat) -> None:
     for row in stat.pools:
         made.gauge("pool_workers_max", "Jobs that may run at once", row.workers_max, pool=row.pool)
         made.gauge("pool_running", "Jobs at work", row.running, pool=row.pool)
@@ -131,7 +133,7 @@ def _add_pools(made: _Families, stat: EndpointStat) -> None:
         made.gauge("pool_oldest_seconds", "Age of the oldest of them", row.oldest_ms / 1000, pool=row.pool)
 
 
-def _add_counters(made: _Families, stat: EndpointStat) -> None:
+def _add_counters(made: Families, stat: EndpointStat) -> None:
     for name, count in sorted(stat.counters.items()):
         if name.startswith(_REFUSED):
             made.counter("refused", "Refused by reason", count, reason=name.removeprefix(_REFUSED))
@@ -145,7 +147,7 @@ def _add_counters(made: _Families, stat: EndpointStat) -> None:
 
 def measured(service: str, measures: Iterable[Measure]) -> Iterable[Metric]:
     """A service's own measures as metrics."""
-    made = _Families(service, "zcompute_")
+    made = Families(service, "zcompute_")
     for measure in measures:
         add = made.counter if measure.counter else made.gauge
         add(measure.name, measure.about, measure.value, **measure.labels)
@@ -170,14 +172,37 @@ class _Stats(Collector):
             yield from measured(stat.service_id, self._measures())
 
 
+class _Exposed(Collector):
+    """What a service of this process shows beside its endpoint."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        return self._source()
+
+
+_sources: dict[str, Source] = {}
+
+
+def expose(name: str, source: Source | None) -> None:
+    """Show what ``source`` makes among this process' metrics; None ends it. A name stands for one source."""
+    if source is None:
+        _sources.pop(name, None)
+    else:
+        _sources[name] = source
+
+
 def own_text(measures: Measures = _nothing) -> bytes:
-    """The metrics of this process, of its endpoint, and what its service measures."""
+    """The metrics of this process, of its endpoint, and what its service measures and exposes."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     endpoints = open_endpoints()[:1]  # a service has one; between two incarnations of a conductor there is none
     registry.register(_Stats((endpoint.stat(links_max=0) for endpoint in endpoints), measures))
+    for source in _sources.values():
+        registry.register(_Exposed(source))
     return generate_latest(registry)
 
 

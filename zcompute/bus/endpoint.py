@@ -37,6 +37,7 @@ from zcompute.bus.serving import Handler, Serving
 from zcompute.bus.sessions import Sessions
 from zcompute.bus.stat import (
     EndpointStat,
+    PoolStat,
     asked_stats,
     link_stat,
     method_stats,
@@ -294,6 +295,10 @@ class Endpoint:
             counters={**self.counters, "stream_gaps_told": self.streams.gaps},
             strangers=strangers_of(refused, {link.name for link in links} if refused else set()),
         )
+
+    def pools(self) -> list[PoolStat]:
+        """What waits for workers here, and for how long. Cheap."""
+        return pool_stats(self._pools, time.monotonic())
 
     def close(self, linger_ms: int = 200) -> None:
         """Say bye, fail what is open, close the sockets; waits at most `linger_ms` for what is being sent."""

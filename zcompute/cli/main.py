@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("zcompute.cli.audit:audit_command", "Compare what API, databases and hosts say."),
     "bus": ("zcompute.cli.bus_commands:bus", "Look into the bus: queues, calls in flight, credit, refusals."),
     "compute": ("zcompute.cli.services:compute", "Run one compute agent."),
-    "conductor": ("zcompute.cli.services:conductor", "Run one conductor."),
+    "conductor": ("zcompute.cli.conductor_commands:conductor", "Run one conductor; look at those that run."),
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
     "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
     "host": ("zcompute.cli.host_commands:host", "Force hosts down, and let them work again."),

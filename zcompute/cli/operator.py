@@ -135,6 +135,22 @@ class Operator:
         stats = [outcome for outcome in outcomes if isinstance(outcome, EndpointStat)]
         return stats, [outcome for outcome in outcomes if isinstance(outcome, Missing)]
 
+    def ask_each(self, services: Iterable[str], method: MethodSpec, request: Any) -> tuple[list[Any], list[Missing]]:
+        """What each of these conductors answers."""
+
+        def ask(link: Link, _: str, timeout_ms: int) -> Any:
+            return link.call(method, request, timeout_ms=timeout_ms)
+
+        def answer_or_missing(service: str) -> Any:
+            try:
+                return self._reach(service, ask)
+            except CommandError as error:
+                return Missing(service, error.message)
+
+        outcomes = Pool(ASKED_AT_ONCE).map(answer_or_missing, list(dict.fromkeys(services)))
+        missing = [outcome for outcome in outcomes if isinstance(outcome, Missing)]
+        return [outcome for outcome in outcomes if not isinstance(outcome, Missing)], missing
+
     def ping(self, service: str) -> Pinged:
         """Ask a service whether it is there. Raises CommandError."""
 

@@ -89,9 +89,7 @@ def api(config_path: str) -> None:
     run("api", _read(config_path), ApiService)
 
 
-@click.command()
-@_config_option
-def conductor(config_path: str) -> None:
+def run_conductor(config_path: str) -> None:
     """Run one conductor. Refuses to start beside a compute of the same host, unless allow_beside_compute is set."""
     config = _read(config_path)
     if not config.conductor.allow_beside_compute and beside.compute_runs_here(beside.lock_path()):

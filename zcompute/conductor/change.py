@@ -1,6 +1,7 @@
 """What a decide function sees and does (Change), and what its caller waits for (Ticket)."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -183,6 +184,7 @@ class Ticket:
     __slots__ = (
         "_callbacks",
         "_event",
+        "asked_at_s",
         "decide",
         "error",
         "first_n",
@@ -208,6 +210,7 @@ class Ticket:
         self.keys = keys
         self.decide = decide
         self.state = QUEUED
+        self.asked_at_s = time.monotonic()
         self.result: Any = None
         self.error: BaseException | None = None
         self.puts: Sequence[Put] = ()

@@ -45,6 +45,14 @@ def busy(what: str, limit: int, retry_after_ms: int) -> Busy:
     return Busy(f"{what} is at its limit of {limit}: retry in {retry_after_ms} ms", retry_after_ms=retry_after_ms)
 
 
+def database_away(lost_ms: int, retry_after_ms: int) -> Busy:
+    """The database has been out of reach for so long: nothing more is taken in until it is back."""
+    return Busy(
+        f"the cell's database has been out of reach for {lost_ms} ms: retry in {retry_after_ms} ms",
+        retry_after_ms=retry_after_ms,
+    )
+
+
 def deadline_exceeded(what: str, timeout_ms: int) -> DeadlineExceeded:
     """The time that the caller gave is over; whether the change commits is unknown unless said otherwise."""
     return DeadlineExceeded(f"{what} took longer than {timeout_ms} ms")

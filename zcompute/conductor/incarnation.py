@@ -105,6 +105,16 @@ class Incarnation:
         if self._keeper is not None:
             self._keeper.wake()
 
+    @property
+    def lanes(self) -> list[Lane]:
+        """The writer lanes, in the order of their ids."""
+        return list(self._lanes.values())
+
+    @property
+    def database_lost_s(self) -> float:
+        """For how long some part has been without the database; 0.0 when all are well."""
+        return self._outage.lasting_s
+
     def announced(self, map_version: int) -> None:
         """A peer has this version of the map: read it, if it is newer than ours."""
         if self._keeper is not None and map_version > self.ledger.map.version:

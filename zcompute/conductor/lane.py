@@ -5,6 +5,7 @@ that the database refuses for its data is therefore narrowed down by halves: wha
 the bad change fails alone, and what was decided upon its rows fails with it.
 """
 
+import itertools
 import logging
 import random
 import time
@@ -18,6 +19,7 @@ from zcompute.conductor.batching import changes_of, numbered, purges_of, take_pr
 from zcompute.conductor.cache import RowKey
 from zcompute.conductor.change import DECIDED, Put, Ticket
 from zcompute.conductor.errors import IncarnationEnded, busy, invalid_row
+from zcompute.conductor.meter import LaneMeter
 from zcompute.conductor.outage import Outage
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import NONCE_MAX, Batch, HandOver
@@ -59,6 +61,7 @@ class Lane:
         self.queued_rows = 0
         self.queued_bytes = 0
         self.batches = 0
+        self.meter = LaneMeter()
         self.last_n: dict[int, int] = {}  # by partition of this lane: the number of its last committed notification
         self._part = f"lane {lane_id}"
         self._outage = outage or Outage()
@@ -102,6 +105,11 @@ class Lane:
     @property
     def queued_decisions(self) -> int:
         return len(self._queue)
+
+    def oldest_s(self, now_s: float) -> float:
+        """How long ago the oldest change that has not committed was asked for; 0.0 when none is here."""
+        oldest = self._in_flight[:1] or list(itertools.islice(self._queue, 1))
+        return now_s - oldest[0].asked_at_s if oldest else 0.0
 
     def full(self) -> tuple[str, int] | None:
         """The limit that is reached, by name and value."""
@@ -157,6 +165,7 @@ class Lane:
             self._commit([], hand_over)
             failpoint("lane.after_hand_over")
         except ReceiverDead as error:
+            self.meter.refused()
             ticket.finish(error)
         else:
             self._settled([ticket])
@@ -170,6 +179,7 @@ class Lane:
             try:
                 self._commit(chunk, None)
             except BadRow as error:
+                self.meter.refused()
                 if len(chunk) == 1:
                     self._refuse(chunk[0], error, chunks)
                 else:
@@ -231,6 +241,7 @@ class Lane:
         told, batch.numberings = numbered(tickets, self.last_n)
         batch.changes += told
         batch.purges = purges_of(tickets)
+        self.meter.began(len(tickets))
         failpoint("lane.before_commit")
         found_applied = self._send(batch)
         failpoint("lane.after_commit")
@@ -242,6 +253,7 @@ class Lane:
             barrier = self._batch([], None)
             found_applied = self._send(barrier)
             self.applied = barrier.number
+        self.meter.ended(batch.rows())
 
     def _batch(self, changes: list[RowChange], hand_over: HandOver | None) -> Batch:
         return Batch(
@@ -276,6 +288,7 @@ class Lane:
                 now_s = time.monotonic()
                 give_up_at_s = give_up_at_s or now_s + self._limits.lane_retry_s_max
                 self._outage.lost(self._part, error)
+                self.meter.failed(lost=isinstance(error, ConnectionLost))
                 self._recover(isinstance(error, ConnectionLost), give_up_at_s, pause_ms)
                 pause_ms = min(pause_ms * 2, self._limits.retry_ms_max)
 

@@ -9,7 +9,8 @@ yield points are the lane's commit, the loader's fetch and the waiting of caller
 """
 
 import logging
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -18,7 +19,15 @@ import gevent
 from zcompute.conductor.batching import render_put
 from zcompute.conductor.cache import RowCache, RowKey
 from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Note, Put, Ticket
-from zcompute.conductor.errors import LedgerMisuse, WrongPartition, busy, deadline_exceeded, invalid_row, not_owner
+from zcompute.conductor.errors import (
+    LedgerMisuse,
+    WrongPartition,
+    busy,
+    database_away,
+    deadline_exceeded,
+    invalid_row,
+    not_owner,
+)
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.loader import Loaded, Loader
 from zcompute.conductor.settings import LedgerLimits
@@ -58,6 +67,7 @@ class Ledger:
         self.map = PartitionMap(cell=cell)
         self.ended = ""
         self.decisions = 0
+        self.refused: Counter[str] = Counter()  # Busy, by the limit that was reached
         self._publisher = f"conductor:{cell}"
         self._limits = limits
         self._now_us = now_us
@@ -101,6 +111,21 @@ class Ledger:
         held = self._held.get(partition)
         return 0 if held is None or held.leaving else held.lane.lane_id
 
+    @property
+    def waiting_decisions(self) -> int:
+        """Decisions that wait for rows to be read."""
+        return self._waiting
+
+    def waiting_oldest_s(self, now_s: float) -> float:
+        """How long ago the oldest of them was asked for; 0.0 when none waits."""
+        heads = [held.waiting[0].asked_at_s for held in self._held.values() if held.waiting]
+        return now_s - min(heads) if heads else 0.0
+
+    @property
+    def cached_rows(self) -> int:
+        """Rows in memory."""
+        return len(self._cache)
+
     def now_us(self) -> int:
         """The primary's UTC time in microseconds, as far as it is known here."""
         return self._now_us()
@@ -130,7 +155,10 @@ class Ledger:
             raise LedgerMisuse("the ledger was called from within a decide function, or one yielded")
         full = held.lane.full()
         if full is not None:
+            self.refused[full[0]] += 1
             raise busy(full[0], full[1], self._limits.busy_retry_ms)
+        if held.lane.meter.lost_since_s or self._loader.lost_since_s:
+            self._check_database(held, keys)
         if len(keys) > self._limits.decision_keys_max:
             raise invalid_row(keys[0][0].name, f"{len(keys)} rows named, at most {self._limits.decision_keys_max}")
         ticket = Ticket(partition, keys, decide)
@@ -139,6 +167,7 @@ class Ledger:
             return ticket
         if self._waiting >= self._limits.waiting_decisions_max:
             limit = self._limits.waiting_decisions_max
+            self.refused["waiting_decisions_max"] += 1
             raise busy("waiting_decisions_max", limit, self._limits.busy_retry_ms)
         self._waiting += 1
         held.waiting.append(ticket)
@@ -183,9 +212,20 @@ class Ledger:
             raise not_owner(partition, self.map.version)
         return held
 
+    def _check_database(self, held: Held, keys: Keys) -> None:
+        """Raises Busy when the lane, or a read that would be needed, has met no database for away_ms_max."""
+        lost_ms = held.lane.meter.lost_ms()
+        if self._loader.lost_since_s and not self._all_cached(held.partition, keys):
+            lost_ms = max(lost_ms, int((time.monotonic() - self._loader.lost_since_s) * 1000))
+        if lost_ms > self._limits.away_ms_max:
+            self.refused["away_ms_max"] += 1
+            raise database_away(lost_ms, self._limits.away_retry_ms)
+
     def _cached(self, ticket: Ticket) -> bool:
-        partition = ticket.partition
-        return all(self._cache.get(partition, (table.name, key)) is not None for table, key in ticket.keys)
+        return self._all_cached(ticket.partition, ticket.keys)
+
+    def _all_cached(self, partition: int, keys: Keys) -> bool:
+        return all(self._cache.get(partition, (table.name, key)) is not None for table, key in keys)
 
     def _want(self, held: Held, ticket: Ticket) -> None:
         for table, key in ticket.keys:

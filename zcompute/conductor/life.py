@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from zcompute import metrics
 from zcompute.bus import Endpoint, Link, Peer
 from zcompute.bus.errors import BusError, Forbidden, Unavailable, UnknownMethod
 from zcompute.bus.method import MethodSpec
@@ -19,17 +20,21 @@ from zcompute.conductor.env import ConductorEnv, Handler, Role
 from zcompute.conductor.incarnation import Incarnation
 from zcompute.conductor.root.role import RootRole
 from zcompute.conductor.settings import LeaseSettings, LedgerLimits, LifeSettings
+from zcompute.conductor.stat import ConductorStats
+from zcompute.conductor.stat_metrics import conductor_families
 from zcompute.config import ConductorConfig, Config
 from zcompute.db.store import Store
 from zcompute.measure import Measure
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.methods import (
+    CONDUCTOR_STAT,
     MAP_GET,
     SERVICE_LIST,
     TOPIC_MAP,
     TOPIC_ROLES,
     Empty,
     MapReply,
+    Method,
     ServiceListReply,
 )
 from zcompute.objects.partition import PartitionMap
@@ -39,6 +44,7 @@ log = logging.getLogger(__name__)
 READY_MS_MAX = 60_000
 STOP_MS_MAX = 1500
 LINGER_MS = 200
+LOOK_WINDOW_S = 30
 OF_OWN_CELL = frozenset({"compute", "scheduler"})
 
 
@@ -60,6 +66,7 @@ class Life:
         endpoint: Endpoint,
         place: tuple[str, str],
         on_ready: Callable[[], None],
+        lives: int = 1,
     ) -> None:
         self._config = config
         self._endpoint = endpoint
@@ -81,7 +88,11 @@ class Life:
         self._root_router = None if self._cell == ROOT_CELL else PartitionRouter(endpoint, ROOT_CELL)
         env = ConductorEnv(config, endpoint, store, self._ledger, self._router, self._root_router)
         self._role: Role = RootRole(env) if self._cell == ROOT_CELL else CellRole(env)
+        self._stats = ConductorStats(
+            config.service.id, self._cell, self._incarnation, endpoint, lambda: self.ready, lives
+        )
         self._mapper: gevent.Greenlet | None = None
+        self._looker: gevent.Greenlet | None = None
         self._dials = Dials(endpoint, config.bus.conductors, config.service.id)
         self._root_dials = None if self._root_router is None else Dials(endpoint, config.bus.root, None)
 
@@ -142,7 +153,8 @@ class Life:
     # -- begin and end ----------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        handlers = [(MAP_GET, self._map_get), *self._role.handlers()]
+        own: list[tuple[Method, Handler]] = [(MAP_GET, self._map_get), (CONDUCTOR_STAT, self._stats.serve)]
+        handlers = [*own, *self._role.handlers()]
         if SERVICE_LIST not in [method for method, _ in handlers]:
             handlers.append((SERVICE_LIST, self._service_list))
         for method, handler in handlers:
@@ -158,12 +170,17 @@ class Life:
         self._ledger.on_map(lambda _: self._changed.set())
         self._changed.set()
         self._mapper = gevent.spawn(self._follow_maps)
+        self._looker = gevent.spawn(self._stats.run)
+        metrics.expose("conductor", lambda: conductor_families(self._stats.stat(LOOK_WINDOW_S)))
         self._ready = True
         log.info("conductor ready cell=%s incarnation=%s", self._cell, self._incarnation.id)
         self._on_ready()
 
     def _end(self) -> None:
         self._ready = False
+        metrics.expose("conductor", None)
+        if self._looker is not None:
+            self._looker.kill(block=False)
         if self._mapper is not None:
             self._mapper.kill(block=False)
             self._role.stop()

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class Loader:
         self._loaded = loaded
         self._wanted: dict[str, tuple[TableCodec[Any], dict[Key, set[object]]]] = {}
         self._wake = Event()
+        self.lost_since_s = 0.0  # since when the database has answered no read; 0.0: it does
 
     def want(self, token: object, table: TableCodec[Any], key: Key) -> None:
         """Read this row with the next fetch, if it is still missing then."""
@@ -86,8 +88,10 @@ class Loader:
         while True:
             try:
                 result.rows.update(self._store.fetch(result.table, keys))
+                self.lost_since_s = 0.0
                 return
             except (ConnectionLost, DatabaseBusy) as error:
+                self.lost_since_s = self.lost_since_s or time.monotonic()
                 log.info("rows not read table=%s keys=%s error=%s", result.table.name, len(keys), error, extra=REPEATED)
                 gevent.sleep(pause_ms / 1000 * random.uniform(0.5, 1.0))
                 pause_ms = min(pause_ms * 2, self._limits.retry_ms_max)

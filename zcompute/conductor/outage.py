@@ -25,6 +25,11 @@ class Outage:
             log.info("database lost for another part=%s error=%s", part, error)
         self._failing.add(part)
 
+    @property
+    def lasting_s(self) -> float:
+        """How long some part has been without the database; 0.0 when all are well."""
+        return self._clock_s() - self._since_s if self._failing else 0.0
+
     def back(self, part: str) -> None:
         """The part has got on. Cheap when nothing was lost."""
         if not self._failing:

@@ -58,6 +58,7 @@ class ConductorService:
         self._ready = Event()
         self._stopping = Event()
         self._failure: BaseException | None = None
+        self._lives = 0
         self._living: gevent.Greenlet | None = None
         self.address = config.bus.listen  # for port 0: the one that was taken
 
@@ -110,7 +111,8 @@ class ConductorService:
                 if endpoint is None:
                     endpoint = self._listen()
                 place = self._doors.announced if self._doors is not None else (self.address, "")
-                life = self._life = Life(self._config, store, endpoint, place, self._ready.set)
+                self._lives += 1
+                life = self._life = Life(self._config, store, endpoint, place, self._ready.set, self._lives)
                 log.info("incarnation over reason=%s", life.run())
             except (StoreError, OSError) as error:
                 log.warning("incarnation failed error=%s: %s", type(error).__name__, error)

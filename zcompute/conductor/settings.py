@@ -27,6 +27,8 @@ class LedgerLimits:
     retry_ms_max: int = 1000
     reconnect_ms_max: int = 5000
     lane_retry_s_max: float = 120.0
+    away_ms_max: int = 1000  # the database out of reach for longer: callers are told Busy(``away_retry_ms``) at once
+    away_retry_ms: int = 500
 
 
 @dataclass(frozen=True)

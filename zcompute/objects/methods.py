@@ -13,6 +13,8 @@ import msgspec
 from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import CellCapacity, CellInfo, ServiceInfo
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
+from zcompute.objects.conductor_stat import ConductorStat as ConductorStat
+from zcompute.objects.conductor_stat import ConductorStatRequest as ConductorStatRequest
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Host, HostInventory, HostState
@@ -371,6 +373,7 @@ EVENTS: dict[str, type] = {
 REPORTS: dict[str, type] = {"observation": Observation, "step_result": StepResult}
 RELAYED_REPORTS: dict[str, type] = {"relayed_report": RelayedReport}
 
+CONDUCTOR_INTERFACE = Interface("conductor")
 CLUSTER_INTERFACE = Interface("cluster", carries=EVENTS)
 HOST_INTERFACE = Interface("host", carries=REPORTS)
 CLAIM_INTERFACE = Interface("claim")
@@ -386,6 +389,8 @@ CELL_INTERFACE = Interface("cell")
 MAPPING_INTERFACE = Interface("mapping")
 
 MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
+
+CONDUCTOR_STAT = CONDUCTOR_INTERFACE.method("stat", ConductorStatRequest, ConductorStat, _FOLLOWERS, "control")
 
 HOST_BEGIN = HOST_INTERFACE.method("begin", HostBeginRequest, HostBeginReply, _COMPUTE, "calls")
 HOST_ATTACH = HOST_INTERFACE.method("attach", HostAttachRequest, Empty, _COMPUTE, "control")
@@ -448,6 +453,7 @@ MAPPING_REFUSED = MAPPING_INTERFACE.method("refused", MappingReleaseRequest, Emp
 
 INTERFACES: tuple[Interface, ...] = (
     CLUSTER_INTERFACE,
+    CONDUCTOR_INTERFACE,
     HOST_INTERFACE,
     CLAIM_INTERFACE,
     SCHEDULER_INTERFACE,

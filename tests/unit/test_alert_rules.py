@@ -1,0 +1,68 @@
+"""The alert rules: readable, whole, and of metrics that there are."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conductor.test_stat import exposition
+from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "etc" / "prometheus" / "zcompute.rules.yml"
+DOCUMENTS = "\n".join(
+    (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8") for name in ("conductors.md", "database.md")
+)
+Rule = dict[str, str]
+
+
+def parsed(text: str) -> Iterator[Rule]:
+    """The rules of a file that keeps to the plain form: two spaces a level, one key a line, `|` for long texts."""
+    rule: Rule = {}
+    block = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if block and line.startswith(" " * 10):
+            rule[block] += " " + line.strip()
+            continue
+        block = ""
+        if not line or line.startswith(("#", "  - name: ")) or line in ("groups:", "    rules:"):
+            continue
+        match = re.fullmatch(r"( {6}- | {8}| {10})([a-z]+):(?: (.+))?", line)
+        assert match, f"line {number}: {line!r}"
+        place, key, value = match.groups()
+        if place == "      - ":
+            if rule:
+                yield rule
+            rule = {}
+        if value == "|":
+            block, value = key, ""
+        rule[key] = (value or "").strip('"')
+    yield rule
+
+
+ALERTS = list(parsed(RULES.read_text(encoding="utf-8")))
+NAMES = {line.split(" ")[0].split("{")[0] for line in exposition().splitlines() if not line.startswith("#")}
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_a_rule_is_whole_and_asks_for_metrics_that_there_are(rule: Rule) -> None:
+    assert {"alert", "expr", "severity", "summary"} <= rule.keys()
+    assert rule["severity"] in ("warning", "critical")
+    assert rule["expr"].count("(") == rule["expr"].count(")")
+    asked = set(re.findall(r"\b(?:zcompute|process)_[a-z_]+\b", rule["expr"]))
+    assert asked or rule["expr"].startswith("up{")
+    assert asked <= NAMES, asked - NAMES
+    assert f"`{rule['alert']}`" in DOCUMENTS, "say what to do, in docs/operating"
+
+
+def test_the_names_of_metrics_were_found() -> None:
+    assert {"zcompute_conductor_lane_batches_total", "zcompute_conductor_lane_commit_seconds_bucket"} <= NAMES
+    assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS) >= 10
+    assert len(COMMIT_MS_BOUNDS) == len(set(COMMIT_MS_BOUNDS))
+
+
+def test_every_metric_of_a_conductor_is_documented() -> None:
+    own = {re.sub(r"_(total|bucket|count|sum|created)$", "", name) for name in NAMES if "zcompute_conductor" in name}
+    missing = sorted(name for name in own if f"`{name.removeprefix('zcompute_conductor_')}" not in DOCUMENTS)
+    assert not missing, "explain them in docs/operating/conductors.md"
