@@ -54,6 +54,24 @@ class DatabaseConfig(Section, frozen=True):
     driver: Annotated[
         str, msgspec.Meta(description="native (MariaDB), portable, or auto", pattern="^(native|portable|auto)$")
     ] = "auto"
+    password_file: Annotated[
+        str, msgspec.Meta(description="MariaDB: file with the password, the newest first; read again when refused")
+    ] = ""
+    tls: Annotated[
+        bool, msgspec.Meta(description="MariaDB: demand TLS; so do tls_ca and tls_cert. Else it is used where offered")
+    ] = False
+    tls_ca: Annotated[
+        str, msgspec.Meta(description="MariaDB: who signs its certificate (PEM); empty: whom the system trusts")
+    ] = ""
+    tls_cert: Annotated[str, msgspec.Meta(description="MariaDB: our own certificate (PEM)")] = ""
+    tls_key: Annotated[str, msgspec.Meta(description="MariaDB: the key of tls_cert (PEM), mode 0600")] = ""
+    tls_verify: Annotated[
+        str,
+        msgspec.Meta(
+            description="what of its certificate is verified: chain and host name, the chain, nothing",
+            pattern="^(identity|ca|none)$",
+        ),
+    ] = "identity"
 
 
 class ConductorConfig(Section, frozen=True):

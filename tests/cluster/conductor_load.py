@@ -1,7 +1,7 @@
 """A load of claims on one conductor, as a process of its own: ``python -m tests.cluster.conductor_load ORDER``.
 
-It plays a fellow conductor, with the very key of the conductor. Claims are leaf calls: the owner decides and commits each, or
-refuses it, which waits for a commit too.
+It plays a fellow conductor, with the very key of the conductor. Claims are leaf calls: the owner decides and commits
+each, or refuses it, which waits for a commit too.
 """
 
 import json

@@ -10,7 +10,7 @@ from tests.unit.conductor.test_stat import exposition
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "etc" / "prometheus" / "zcompute.rules.yml"
+RULES = ROOT / "etc" / "prometheus" / "conductors.rules.yml"
 DOCUMENTS = "\n".join(
     (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8") for name in ("conductors.md", "database.md")
 )

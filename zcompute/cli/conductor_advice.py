@@ -19,7 +19,7 @@ DATABASE, UNEVEN, UNKNOWN = "database", "uneven", "unknown"
 class Thresholds:
     """Where advice turns. A hub's share is CPU and waiting for a core together: 1.0 is a hub that never rests."""
 
-    hub_share_high: float = 0.75  # with a queue: add
+    hub_share_high: float = 0.60  # with a queue: add
     hub_share_full: float = 0.90  # without one too
     hub_share_low: float = 0.35  # what the hubs left would have at most after a removal
     queue_high: int = 500

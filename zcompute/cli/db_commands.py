@@ -7,6 +7,7 @@ from zcompute.config import Config, ConfigError, load
 from zcompute.db import migrate, seed
 from zcompute.db.errors import StoreError
 from zcompute.db.schema import KIND_CELL, KIND_ROOT
+from zcompute.db.url import configured_url
 from zcompute.objects.cell import ROOT_CELL
 
 _config_option = click.option("--config", "config_path", required=True, metavar="FILE", help="A conductor's file.")
@@ -21,7 +22,7 @@ def _read(path: str) -> tuple[Config, str, str]:
     if config.database is None:
         raise UsageRefused(f"{path}: expected a section [database] with a url, as conductors have")
     kind = KIND_ROOT if config.service.cell == ROOT_CELL else KIND_CELL
-    return config, config.database.url, kind
+    return config, configured_url(config.database), kind
 
 
 def _upgrade(config_path: str) -> tuple[str, str]:

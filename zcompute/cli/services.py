@@ -99,7 +99,7 @@ def run_conductor(config_path: str) -> None:
         )
     from zcompute.conductor.service import ConductorService
 
-    run("conductor", config, ConductorService)
+    run("conductor", config, lambda given: ConductorService(given, lambda: load(config_path)))
 
 
 @click.command()

@@ -4,7 +4,7 @@ import errno
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import gevent
 from gevent.event import Event
@@ -20,6 +20,7 @@ from zcompute.config import Config, ConfigError
 from zcompute.db.drivers import open_store
 from zcompute.db.errors import StoreError
 from zcompute.db.store import Store
+from zcompute.db.url import configured_url
 from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
 from zcompute.measure import Measure
 from zcompute.objects.errors import SERVICE_ERRORS
@@ -40,7 +41,8 @@ LONG_LIFE_S = 30.0  # a life of so long resets the back-off
 class ConductorService:
     """``start`` returns when the first incarnation is ready, or START_S_MAX have passed (it goes on trying then)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
+        """``reread`` reads the configuration anew, for a password of the database that has changed."""
         if config.database is None:
             raise ConfigError("section [database]: a conductor needs its cell's database, found none")
         if not config.bus.listen:
@@ -48,6 +50,7 @@ class ConductorService:
         check_notifiers(config.notifications)
         self._config = config
         self._database = config.database
+        self._reread = reread
         self._keyring: Keyring | None = read_keyring(config.bus.keyring)
         self._identity = load_identity(config, ROLE)
         self._keys = read_keys(config.bus.key_file) if config.bus.key_file else None
@@ -66,7 +69,8 @@ class ConductorService:
         """Begin. Raises ConfigError, ConductorError, StoreError (a URL that cannot be), OSError for a port in use."""
         for kind in SERVICE_ERRORS:
             register_error(kind)
-        store = self._store = open_store(self._database.url, self._database.driver)
+        reread = self._reread_url if self._reread is not None else None
+        store = self._store = open_store(configured_url(self._database), self._database.driver, reread)
         endpoint = self._listen()
         self._living = gevent.spawn(self._live, store, endpoint)
         self._watch.start()
@@ -99,6 +103,14 @@ class ConductorService:
         """What the present life measures; nothing between two lives."""
         life = self._life
         return () if life is None else life.measures()
+
+    def _reread_url(self) -> str:
+        """The database's URL as it is configured now. Raises ValueError for a configuration that has none."""
+        try:
+            config = self._reread() if self._reread is not None else self._config
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return configured_url(config.database or self._database)
 
     # -- lives ------------------------------------------------------------------------------------------------------
 

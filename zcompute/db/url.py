@@ -1,18 +1,24 @@
 """Database URLs: which server or file, and how to reach it."""
 
 import re
-from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from zcompute.config import DatabaseConfig
 from zcompute.db.errors import InvalidUrl
+from zcompute.db.secrets import Secret, file_secret
+from zcompute.db.tls import VERIFY, VERIFY_IDENTITY, TlsFiles
 
 PORT_DEFAULT = 3306
+_TLS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
+OPTIONS = frozenset({"unix_socket", "password_file", *_TLS})
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True)
 class MariaDbTarget:
-    """A database of a MariaDB server. ``ssl_ca`` switches TLS on."""
+    """A database of a MariaDB server. ``tls`` demands TLS; ``secret`` stands for ``password`` where it may change."""
 
     host: str
     port: int
@@ -20,7 +26,16 @@ class MariaDbTarget:
     password: str
     database: str
     unix_socket: str | None = None
-    ssl_ca: str | None = None
+    tls: TlsFiles | None = None
+    secret: Secret | None = field(default=None, compare=False)
+
+    def passwords(self) -> Iterator[str]:
+        """What to try, in this order."""
+        return iter([self.password]) if self.secret is None else self.secret.candidates()
+
+    def worked(self, password: str) -> bool:
+        """This one was accepted; whether it is another one than before."""
+        return self.secret is not None and self.secret.worked(password)
 
     @property
     def is_local(self) -> bool:
@@ -61,9 +76,9 @@ def _parse_mariadb(url: str) -> MariaDbTarget:
         options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     except ValueError as error:
         raise refuse(url, str(error)) from error
-    unknown = set(options) - {"unix_socket", "ssl_ca"}
+    unknown = set(options) - OPTIONS
     if unknown:
-        raise refuse(url, f"unknown options {sorted(unknown)}; there are unix_socket and ssl_ca")
+        raise refuse(url, f"unknown options {sorted(unknown)}; there are {', '.join(sorted(OPTIONS))}")
     database = unquote(parts.path.removeprefix("/"))
     if not database or "/" in database:
         raise refuse(url, "expected the name of one database as the path")
@@ -74,5 +89,29 @@ def _parse_mariadb(url: str) -> MariaDbTarget:
         password=unquote(parts.password or ""),
         database=database,
         unix_socket=options.get("unix_socket"),
-        ssl_ca=options.get("ssl_ca"),
+        tls=_tls(url, options),
+        secret=file_secret(options["password_file"]) if "password_file" in options else None,
     )
+
+
+def _tls(url: str, options: dict[str, str]) -> TlsFiles | None:
+    if not any(name in options for name in _TLS):
+        return None
+    ca, cert, key = (options.get(name, "") for name in _TLS[:3])
+    verify = options.get("tls_verify", VERIFY_IDENTITY)
+    if verify not in VERIFY:
+        raise refuse(url, f"tls_verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
+    if key and not cert:
+        raise refuse(url, "tls_key: expected a tls_cert beside it, found none")
+    return TlsFiles(ca, cert, key, verify)
+
+
+def configured_url(database: DatabaseConfig) -> str:
+    """The URL with what the configuration says beside it."""
+    names = ["password_file"]
+    if database.tls or database.tls_ca or database.tls_cert or database.tls_key:
+        names += _TLS
+    given = {name: getattr(database, name) for name in names if getattr(database, name)}
+    if not given:
+        return database.url
+    return f"{database.url}{'&' if urlsplit(database.url).query else '?'}{urlencode(given)}"

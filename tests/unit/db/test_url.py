@@ -4,6 +4,7 @@ import pytest
 
 from zcompute.db.drivers import open_store
 from zcompute.db.errors import InvalidUrl
+from zcompute.db.tls import TlsFiles
 from zcompute.db.url import MariaDbTarget, SqliteTarget, parse_url
 
 
@@ -14,9 +15,9 @@ def test_a_mariadb_url_with_everything() -> None:
 
 
 def test_a_server_elsewhere_is_not_local() -> None:
-    found = parse_url("mysql://u:p@db.example.org/cell?ssl_ca=/etc/ca.pem")
+    found = parse_url("mysql://u:p@db.example.org/cell?tls_ca=/etc/ca.pem")
     assert isinstance(found, MariaDbTarget)
-    assert (found.port, found.ssl_ca, found.is_local) == (3306, "/etc/ca.pem", False)
+    assert (found.port, found.tls, found.is_local) == (3306, TlsFiles(ca="/etc/ca.pem"), False)
 
 
 def test_a_file() -> None:
@@ -33,6 +34,8 @@ def test_a_file() -> None:
         "mysql://u:secret@h/a/b",
         "mysql://u:secret@h:port/a",
         "mysql://u:secret@h/a?sslca=1",
+        "mysql://u:secret@h/a?tls_verify=perhaps",
+        "mysql://u:secret@h/a?tls_key=/k",
         "",
     ],
 )

@@ -46,7 +46,7 @@ class NativeBeater:
             self._target,
             timeout_s=BEAT_TIMEOUT_S,
             connect_timeout_s=BEAT_TIMEOUT_S,
-            raw_socket=_original_socket(self._target),
+            dial=lambda: _original_socket(self._target),
         )
 
 

@@ -5,15 +5,20 @@ of a packet, so the connection is cut at once and never used again. An error tha
 usable.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import pymysql
-from pymysql.constants import COMMAND, CR, ER
+from pymysql.constants import CLIENT, COMMAND, CR, ER
 from pymysql.err import MySQLError
 
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StatementFailed, StoreError
+from zcompute.db.tls import VERIFY_NONE, NativeTls, TlsFiles, context_of
 from zcompute.db.url import MariaDbTarget
 from zcompute.failpoints import failpoint
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 STATEMENT_TIMEOUT_S = 20.0
@@ -33,9 +38,14 @@ ER_LOCK_DEADLOCK = ER.LOCK_DEADLOCK
 _ER_CONNECTION_KILLED = 1927
 _ER_SHUTDOWN = frozenset({ER.SERVER_SHUTDOWN, _ER_CONNECTION_KILLED, ER.QUERY_INTERRUPTED, ER.NORMAL_SHUTDOWN})
 _ER_READ_ONLY = frozenset({ER.OPTION_PREVENTS_STATEMENT, 1836})
+_ER_PASSWORD = frozenset({ER.ACCESS_DENIED_ERROR, 1698})
 _ER_REFUSED = frozenset({ER.CON_COUNT_ERROR, ER.TOO_MANY_USER_CONNECTIONS, ER.HOST_IS_BLOCKED})
 # No room: the statement was rolled back and may succeed once an operator has made some.
 _ER_NO_ROOM = frozenset({ER.DISK_FULL, ER.RECORD_FILE_FULL, ER.OUT_OF_RESOURCES, ER.GET_ERRNO})
+
+
+class PasswordRefused(ConnectionLost):
+    """The server knows the user, or not, and refuses the password."""
 
 
 class ServerError(Exception):
@@ -50,8 +60,8 @@ class ServerError(Exception):
 class Connection:
     """A connection. One greenlet (or thread) at a time.
 
-    ``raw_socket``: an already connected socket, for threads that gevent must not touch. ``idle_transaction_s``: the
-    server ends a transaction that waits so long for its next statement; 0 is never.
+    ``dial`` makes a connected socket of the standard library's own class, for threads that gevent must not touch.
+    ``idle_transaction_s``: the server ends a transaction that waits so long for its next statement; 0 is never.
     """
 
     def __init__(
@@ -61,35 +71,40 @@ class Connection:
         timeout_s: float = STATEMENT_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         autocommit: bool = True,
-        raw_socket: Any = None,
+        dial: Callable[[], Any] | None = None,
         idle_transaction_s: int = 0,
     ) -> None:
-        self._raw: Any = pymysql.Connection(
-            host=target.host,
-            port=target.port,
-            user=target.user,
-            password=target.password,
-            database=target.database,
-            unix_socket=target.unix_socket,
-            charset="utf8mb4",
-            autocommit=autocommit,
-            connect_timeout=connect_timeout_s,
-            read_timeout=timeout_s,
-            write_timeout=timeout_s,
-            ssl_disabled=target.ssl_ca is None and target.is_local,
-            ssl_ca=target.ssl_ca,
-            defer_connect=True,
-        )
+        """Connects, with the passwords of the target in turn. Raises ConnectionLost."""
+        failure: ConnectionLost | None = None
+        for password in target.passwords():
+            self._raw: Any = _raw(target, password, timeout_s, connect_timeout_s, autocommit)
+            try:
+                self._begin(target, dial, idle_transaction_s)
+            except PasswordRefused as refused:
+                failure = refused
+                continue
+            if target.worked(password) and dial is None:
+                log.warning("database password changed server=%s", describe(target))
+            return
+        raise failure or ConnectionLost(f"no password for {describe(target)}")
+
+    def _begin(self, target: MariaDbTarget, dial: Callable[[], Any] | None, idle_transaction_s: int) -> None:
         try:
-            self._raw.connect(sock=raw_socket)
+            _use_tls(self._raw, target, native=dial is not None)
+            self._raw.connect(sock=dial() if dial is not None else None)
             settings = _SETTINGS if self._is_new() else _OLD_SETTINGS
             self.query(f"{settings}{idle_transaction_s}".encode())
         except MySQLError as error:
             self.cut()
-            raise ConnectionLost(f"cannot connect to {describe(target)}: {error}") from error
+            kind = PasswordRefused if error.args[:1] and error.args[0] in _ER_PASSWORD else ConnectionLost
+            raise kind(f"cannot connect to {describe(target)}: {error}") from error
         except ServerError as error:
             self.cut()
             raise ConnectionLost(f"{describe(target)} refused the session's settings: {error}") from error
+        except (OSError, ValueError) as error:
+            # An OSError of the handshake or of dial, and what PyMySQL lets through.
+            self.cut()
+            raise ConnectionLost(f"cannot connect to {describe(target)}: {error!r}") from error
         except BaseException:
             self.cut()
             raise
@@ -147,6 +162,37 @@ class Connection:
     def cut(self) -> None:
         """Drop the connection without a word."""
         self._raw._force_close()
+
+
+def _raw(target: MariaDbTarget, password: str, timeout_s: float, connect_timeout_s: float, autocommit: bool) -> Any:
+    return pymysql.Connection(
+        host=target.host,
+        port=target.port,
+        user=target.user,
+        password=password,
+        database=target.database,
+        unix_socket=target.unix_socket,
+        charset="utf8mb4",
+        autocommit=autocommit,
+        connect_timeout=connect_timeout_s,
+        read_timeout=timeout_s,
+        write_timeout=timeout_s,
+        ssl_disabled=True,  # TLS is set by _use_tls: PyMySQL would make a context for each connection
+        defer_connect=True,
+    )
+
+
+def _use_tls(raw: Any, target: MariaDbTarget, *, native: bool) -> None:
+    """TLS as the target wants it; for a server elsewhere, of which nothing is said, where it offers it."""
+    files = target.tls
+    if files is None and target.is_local:
+        return
+    context = context_of(files or TlsFiles(verify=VERIFY_NONE))
+    raw.ctx = NativeTls(context) if native else context
+    raw.ssl = True
+    raw._ssl_required = files is not None
+    if files is not None:
+        raw.client_flag |= CLIENT.SSL
 
 
 def is_from_server(code: int) -> bool:
