@@ -101,8 +101,14 @@ class NoRelay:
 class CellWorld:
     """``claims`` are granted unless the host is in ``full``; ``hosts`` is what the scheduler knows, best first."""
 
-    def __init__(self, *hosts: str, settings: TaskSettings = QUICK, database: FakeDatabase | None = None) -> None:
-        self.ledger_world = World(database=database)
+    def __init__(
+        self,
+        *hosts: str,
+        settings: TaskSettings = QUICK,
+        database: FakeDatabase | None = None,
+        ledger_world: Any = None,
+    ) -> None:
+        self.ledger_world = ledger_world or World(database=database)
         self.ledger = self.ledger_world.ledger
         self.database = self.ledger_world.database
         self.hosts = list(hosts)
