@@ -3,8 +3,8 @@
     python -m loadtest.fanin --json r.json [--quick] [--agents 1000,5000,10000]
 
 Measured at the conductor's process, its I/O thread included: share of a core, memory an agent; and the p99 of the
-durable ack as the agents see it. No database: the conductor acknowledges at once. Exit status 1 when reports are
-lost; with ``--strict`` also when a target is missed.
+durable ack as the agents see it. No database: the conductor acknowledges at once. Exit status 1 when reports or links
+are lost (by the conductor's own count); with ``--strict`` also when a target is missed.
 """
 
 import json
@@ -19,6 +19,7 @@ import zmq
 
 from loadtest.bus.contender import Process, cpu_s
 from loadtest.report import Target, parser, publish
+from zcompute.bus import Limits
 
 AGENTS, AGENTS_QUICK = "1000,5000", "1000"
 AGENTS_PER_PROCESS = 2_500
@@ -68,10 +69,13 @@ def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
         io_share = (io_thread_cpu_s(conductor.pid) - io) / lasted
         grown = psutil.Process(conductor.pid).memory_info().rss - idle
         outcomes = [json.loads(group.read(seconds + UP_DEADLINE_S)) for group in groups]
+        conductor.ask("counters")
+        counters = json.loads(conductor.read(UP_DEADLINE_S))
     finally:
         for process in reversed(processes):
             process.stop()
     taken = sorted(value for outcome in outcomes for value in outcome["taken_ms"])
+    silences = sorted(silence for outcome in outcomes for silence in outcome["silences_ms"])
     unacked = sum(outcome["unacked"] for outcome in outcomes)
     if unacked or not taken:
         raise SystemExit(f"{agents} agents: {unacked} reports were never acknowledged, {len(taken)} were")
@@ -83,8 +87,27 @@ def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
         f"ack_p99_ms_{agents}": round(taken[len(taken) * 99 // 100], 2),
         f"all_up_s_{agents}": round(up_s, 1),
         f"reports_acked_{agents}": len(taken),
-        f"links_lost_{agents}": sum(outcome["links_lost"] for outcome in outcomes),
+        f"links_lost_{agents}": counters.get("links_down", 0),
+        f"peers_silent_{agents}": counters.get("peers_silent", 0),
+        f"agents_late_ms_max_{agents}": round(max(outcome["late_ms_max"] for outcome in outcomes)),
+        f"links_lost_seen_by_agents_{agents}": len(silences),
+        f"lost_after_own_silence_ms_min_{agents}": round(min(silences, default=0)),
+        f"lost_after_own_silence_ms_p50_{agents}": round(silences[len(silences) // 2]) if silences else 0,
     }
+
+
+def tell_lost(metrics: dict[str, float], agents: int) -> bool:
+    """Say loudly that links were lost, and whose doing it was; whether there were any."""
+    lost = int(metrics[f"links_lost_{agents}"])
+    if lost:
+        print(
+            f"{agents} agents: {lost} LINKS WERE LOST, {metrics[f'peers_silent_{agents}']} of them cut as silent. By "
+            f"their own clocks those agents had said nothing for {metrics[f'lost_after_own_silence_ms_min_{agents}']} "
+            f"ms at least (median {metrics[f'lost_after_own_silence_ms_p50_{agents}']}), and reports were up to "
+            f"{metrics[f'agents_late_ms_max_{agents}']} ms late: beyond {Limits().silence_ms_max} ms they were starved "
+            "of processors, below it the bus is at fault"
+        )
+    return lost > 0
 
 
 def io_thread_cpu_s(pid: int) -> float:
@@ -117,6 +140,7 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     metrics: dict[str, float] = {}
+    lost = False
     with tempfile.TemporaryDirectory(prefix="zcompute-bench-") as directory:
         for size in sizes:
             if size + DESCRIPTORS_SPARE > hard:
@@ -124,9 +148,10 @@ def main() -> int:
                 continue
             print(f"{size} agents")
             metrics |= measure(size, SECONDS_QUICK if given.quick else SECONDS, Path(directory))
+            lost = tell_lost(metrics, size) or lost
     targets = tuple(target for size in sizes for target in TARGETS.get(size, ()) if target.metric in metrics)
     reached = publish("fanin", metrics, given.json, targets)
-    return 0 if reached or not given.strict else 1
+    return 1 if lost or (given.strict and not reached) else 0
 
 
 if __name__ == "__main__":

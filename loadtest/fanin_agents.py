@@ -10,13 +10,14 @@ import json
 import select
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 
 import zmq
 
 from zcompute.bus import Identity, Limits, Report
 from zcompute.bus.envelope import Hello, encode_attributes
-from zcompute.bus.happenings import AcksArrived, HelloRefused, LinkUp
+from zcompute.bus.happenings import AcksArrived, HelloRefused, LinkLost, LinkUp
 from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import open_dealer, readable
 
@@ -27,6 +28,8 @@ DRAIN_S = 5.0
 POLL_S_MAX = 0.05
 IO_THREADS = 4
 ASKS_A_ROUND = 20
+SAID_KEPT = 4
+LATE_READ_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,16 @@ class Work:
 
 @dataclass
 class Outcome:
-    """Reports never acknowledged, links lost, and how long each ack of the measured time took."""
+    """Reports never acknowledged, links lost, and how long each ack of the measured time took.
+
+    `late_ms_max`: how late a report was sent, for want of a processor. `silences_ms`: for each link that was lost, how
+    long its agent, by its own clock, had said nothing at most, just before.
+    """
 
     unacked: int
     links_lost: int
+    late_ms_max: float
+    silences_ms: list[float]
     taken_ms: list[float]
 
 
@@ -62,9 +71,9 @@ class Agent:
         self._socket.connect(work.address)
         self.descriptor = int(self._socket.getsockopt(zmq.FD))
         self.hello_at = 0.0
-        self._said_at = 0.0
+        self._said_at: deque[float] = deque([0.0], SAID_KEPT)
         self._silence_s_max = limits.heartbeat_interval_ms / 1000
-        self.links_lost = 0
+        self.silences_ms: list[float] = []
         self.seq = 0
         self.sent_at: dict[int, float] = {}
 
@@ -91,7 +100,7 @@ class Agent:
 
     def _send(self, frame: bytes | None) -> None:
         if frame is not None:
-            self._said_at = time.monotonic()
+            self._said_at.append(time.monotonic())
             try:
                 self._socket.send(frame, zmq.NOBLOCK)
             except zmq.Again:
@@ -99,7 +108,7 @@ class Agent:
 
     def ask(self, now: float) -> list[float]:
         """Let the listener hear something, as a dialler that has nothing to say does; as `read`."""
-        if not self.up or now - self._said_at < self._silence_s_max:
+        if not self.up or now - self._said_at[-1] < self._silence_s_max:
             return []
         self.core.probe()
         self._send(self.core.take_frame(now))
@@ -107,9 +116,7 @@ class Agent:
 
     def report(self, now: float) -> None:
         """Send the next report; a link that was lost says hello first, and its reports are sent again by the core."""
-        if not self.up:
-            self.links_lost += 1
-            self.say_hello(now)
+        self.say_hello(now)
         self.seq += 1
         if self.core.report([Report(f"instance-{self.number}", self.seq, b"x" * PAYLOAD_BYTES)]):
             self.sent_at[self.seq] = now
@@ -126,7 +133,15 @@ class Agent:
                     raise RuntimeError(f"agent {self.number}: {happening.error}")
                 elif isinstance(happening, LinkUp):
                     self._send(self.core.take_frame(now))
+                elif isinstance(happening, LinkLost):
+                    self._note_lost(now)
         return taken
+
+    def _note_lost(self, now: float) -> None:
+        said = [at for at in self._said_at if at]
+        pauses = [later - earlier for earlier, later in zip(said, [*said[1:], now], strict=True)]
+        self.silences_ms.append(round(1000 * max(pauses, default=0.0), 1))
+        self.say_hello(now)
 
 
 class Agents:
@@ -188,8 +203,9 @@ class Agents:
         began = time.monotonic()
         measured_from = began + self._work.warm_up_s
         end = measured_from + self._work.seconds
-        outcome = Outcome(0, 0, [])
+        outcome = Outcome(0, 0, 0.0, [], [])
         turn = asked_turn = 0
+        read_at = began
         while time.monotonic() < end + DRAIN_S:
             second, index = divmod(turn, len(agents))
             due = began + second + index / len(agents)
@@ -197,8 +213,12 @@ class Agents:
             if turn - asked_turn > len(agents) // ASKS_A_ROUND:
                 asked_turn = turn
                 taken = self._ask()
+            elif now - read_at > LATE_READ_S:  # however late the reports are, what came is read
+                taken = self._turn(0)
+                read_at = now
             elif due < end:
                 if now >= due:
+                    outcome.late_ms_max = max(outcome.late_ms_max, 1000 * (now - due))
                     agents[index].report(now)
                     taken = agents[index].read(now)  # the edge may have been consumed by the send
                     turn += 1
@@ -211,7 +231,8 @@ class Agents:
             if now >= measured_from:
                 outcome.taken_ms += [1000 * one for one in taken]
         outcome.unacked = sum(len(agent.sent_at) for agent in agents)
-        outcome.links_lost = sum(agent.links_lost for agent in agents)
+        outcome.silences_ms = [silence for agent in agents for silence in agent.silences_ms]
+        outcome.links_lost = len(outcome.silences_ms)
         return outcome
 
 

@@ -1,6 +1,6 @@
 """The conductor of loadtest.fanin: an endpoint that acknowledges every report at once, without a database.
 
-python -m loadtest.fanin_conductor KEYS_FILE
+python -m loadtest.fanin_conductor KEYS_FILE        (prints its address, and its counters for each line that it is sent)
 """
 
 from gevent import monkey
@@ -22,7 +22,7 @@ def acknowledge(link: Link, reports: list[Report]) -> None:
 
 
 def main() -> None:
-    """Serve for ever."""
+    """Serve until nobody asks any more."""
     keys = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     entries = [KeyEntry(f"agent{number}", key[0], "compute", "c1") for number, key in enumerate(keys["agents"])]
     public, secret = keys["conductor"]
@@ -30,8 +30,8 @@ def main() -> None:
     endpoint = Endpoint(identity, keyring=Keyring(entries))
     endpoint.on_reports(acknowledge)
     print(endpoint.bind("tcp://127.0.0.1:0"), flush=True)
-    while True:
-        gevent.sleep(3600)
+    while gevent.get_hub().threadpool.apply(sys.stdin.readline):
+        print(json.dumps(endpoint.counters), flush=True)
 
 
 if __name__ == "__main__":
