@@ -59,6 +59,7 @@ def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
         for group in groups:
             group.read(UP_DEADLINE_S)
         up_s = time.monotonic() - began
+        before = counters_of(conductor)
         for group in groups:
             group.ask("go")
         time.sleep(WARM_UP_S)
@@ -69,8 +70,7 @@ def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
         io_share = (io_thread_cpu_s(conductor.pid) - io) / lasted
         grown = psutil.Process(conductor.pid).memory_info().rss - idle
         outcomes = [json.loads(group.read(seconds + UP_DEADLINE_S)) for group in groups]
-        conductor.ask("counters")
-        counters = json.loads(conductor.read(UP_DEADLINE_S))
+        counters = counters_of(conductor)
     finally:
         for process in reversed(processes):
             process.stop()
@@ -87,8 +87,9 @@ def measure(agents: int, seconds: float, directory: Path) -> dict[str, float]:
         f"ack_p99_ms_{agents}": round(taken[len(taken) * 99 // 100], 2),
         f"all_up_s_{agents}": round(up_s, 1),
         f"reports_acked_{agents}": len(taken),
-        f"links_lost_{agents}": counters.get("links_down", 0),
-        f"peers_silent_{agents}": counters.get("peers_silent", 0),
+        f"links_lost_{agents}": counters.get("links_down", 0) - before.get("links_down", 0),
+        f"peers_silent_{agents}": counters.get("peers_silent", 0) - before.get("peers_silent", 0),
+        f"conductor_late_ms_max_{agents}": counters["late_ms_max"],
         f"agents_late_ms_max_{agents}": round(max(outcome["late_ms_max"] for outcome in outcomes)),
         f"links_lost_seen_by_agents_{agents}": len(silences),
         f"lost_after_own_silence_ms_min_{agents}": round(min(silences, default=0)),
@@ -108,6 +109,13 @@ def tell_lost(metrics: dict[str, float], agents: int) -> bool:
             "of processors, below it the bus is at fault"
         )
     return lost > 0
+
+
+def counters_of(conductor: Process) -> dict[str, int]:
+    """What the conductor has counted, and `late_ms_max`: how late its hub was since it was asked last."""
+    conductor.ask("counters")
+    counters: dict[str, int] = json.loads(conductor.read(UP_DEADLINE_S))
+    return counters
 
 
 def io_thread_cpu_s(pid: int) -> float:

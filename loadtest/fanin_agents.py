@@ -23,7 +23,7 @@ from zcompute.bus.sockets import open_dealer, readable
 
 PAYLOAD_BYTES = 300
 CONNECTING_MAX = 100
-HELLO_AGAIN_S = 1.0
+HELLO_AGAIN_S = Limits().hello_timeout_ms / 1000
 DRAIN_S = 5.0
 POLL_S_MAX = 0.05
 IO_THREADS = 4

@@ -61,6 +61,7 @@ class Limits:
     # above a second, so that who reports once a second asks nothing
     late_answer_ms: int = 300  # a dialler that waits longer looks whether the listener's process runs at all
     silence_ms_max: int = 1_900  # a peer silent for so long is given up: with a tick's delay within 2 s
+    forsaken_ms_max: int = 10_000  # a listener ends a connection on which nothing came for so long
     hello_timeout_ms: int = 5_000
     hello_backoff_ms_min: int = 50
     hello_backoff_ms_max: int = 1_000

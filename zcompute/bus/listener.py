@@ -7,6 +7,7 @@ User-Id, service id, incarnation, link number). Frames of other routes are answe
 import errno
 import logging
 import time
+from collections import deque
 
 import zmq
 
@@ -18,7 +19,7 @@ from zcompute.bus.errors import BusError, Busy, Forbidden
 from zcompute.bus.home import Home
 from zcompute.bus.identity import Identity, check_against_key
 from zcompute.bus.link import Link
-from zcompute.bus.liveness import Sweep
+from zcompute.bus.liveness import KERNEL_CLOCK_S, Sweep
 from zcompute.bus.pace import ReadPace
 from zcompute.bus.route import Route
 from zcompute.bus.sockets import (
@@ -52,6 +53,7 @@ class Listener:
         self._admission = Admission(endpoint, self)
         silence_s_max = self._limits.silence_ms_max / 1000
         self._sweep: Sweep[Route] = Sweep(self._limits, lambda route: route.silent_s(silence_s_max))
+        self._forsaken: deque[tuple[float, Route]] = deque()  # given up as silent; when their connections are looked at
         self._pace = ReadPace(self._limits)
         self._socket = open_router(endpoint.context, identity, endpoint.limits)
         self._send = sender_of(self._socket)
@@ -124,11 +126,18 @@ class Listener:
     def tick(self, now: float) -> None:
         """Give up the connections that have gone silent, and choose how the socket is read."""
         for route in self._sweep.sweep(now):
-            self._give_up(route)
+            self._give_up(route, now)
+        while self._forsaken and self._forsaken[0][0] <= now:
+            self._leave(self._forsaken.popleft()[1])
         if not self.closed:
             self.watch.pace(self._limits.paced_read_ms / 1000 if self._pace.tick() else None)
 
-    def _give_up(self, route: Route) -> None:
+    def _give_up(self, route: Route, now: float) -> None:
+        """Take the link down, and keep the connection for a while: most who fall silent are late, not gone.
+
+        They need no more than a hello then. Thousands that connected anew would hold up the very machine whose load had
+        made them late.
+        """
         link = route.link
         name = link.name if link is not None else route.address
         self.endpoint.counters["peers_silent"] += 1
@@ -137,7 +146,14 @@ class Listener:
         if link is not None:
             link.lose("silent")
         self.drop(route, None)
-        route.cut()
+        self.send(route.route_id, encode_frame([HelloRequired("silent")]))
+        limits = self._limits
+        self._forsaken.append((now + (limits.forsaken_ms_max - limits.silence_ms_max) / 1000, route))
+
+    def _leave(self, route: Route) -> None:
+        silence_s_max = self._limits.forsaken_ms_max / 1000 - KERNEL_CLOCK_S
+        if (route.silent_s(silence_s_max) or 0.0) >= silence_s_max:
+            route.cut()
 
     # Conduct
 

@@ -9,8 +9,8 @@ import pytest
 import zmq
 
 from tests.unit.bus.conftest import ECHO, Answer, Ask, Bus, connect, serve_echo, wait_until
-from zcompute.bus import Limits, connections
-from zcompute.bus.envelope import Hello, encode_attributes, encode_frame
+from zcompute.bus import Endpoint, Limits, connections
+from zcompute.bus.envelope import Hello, HelloRequired, Welcome, decode_frame, encode_frame
 from zcompute.bus.liveness import Pulse, Sweep, Verdict
 from zcompute.bus.pace import ReadPace
 
@@ -259,22 +259,51 @@ def test_an_idle_link_stays_up(bus: Bus) -> None:
     assert server.counters["frames_received"] <= 2 + 1000 / 60
 
 
+class Foreign:
+    """A peer that does nothing by itself: a DEALER with a hello."""
+
+    def __init__(self, bus: Bus, server: Endpoint, pings_ms: int = 0) -> None:
+        address = server.bind("tcp://127.0.0.1:0")
+        public, secret = bus.keys.make("foreign", "compute")
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.linger, self._dealer.heartbeat_ivl, self._dealer.reconnect_ivl = 0, pings_ms, -1
+        self._dealer.curve_publickey, self._dealer.curve_secretkey = public.encode(), secret.encode()
+        self._dealer.curve_serverkey = server.identity.public_key.encode()
+        self._monitor = self._dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._dealer.connect(address)
+        self._number = 0
+
+    def say_hello(self) -> None:
+        self._number += 1
+        hello = Hello(1, 1, self._number, "foreign", "e1", "compute", "c1", "1", [], {}, [], b"\x80", 10)
+        self._dealer.send(encode_frame([hello]))
+
+    def hears(self, kind: type) -> bool:
+        """Whether such an envelope comes."""
+        while self._dealer.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if any(isinstance(envelope, kind) for envelope in decode_frame(self._dealer.recv(), LIMITS)):
+                return True
+        return False
+
+    @property
+    def cut(self) -> bool:
+        return bool(self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+    def close(self) -> None:
+        self._dealer.disable_monitor()
+        self._monitor.close(0)
+        self._dealer.close(0)
+        self._context.term()
+
+
 @pytest.mark.parametrize(("pings_ms", "stays"), [(0, False), (50, True)])
 def test_a_foreign_peer_that_gives_no_sign_of_life_is_cut(bus: Bus, pings_ms: int, stays: bool) -> None:
     """ZMTP pings are sign enough: any byte is."""
-    server = bus.endpoint("conductor", "conductor-1", limits=Limits(silence_ms_max=300))
-    serve_echo(server)
-    address = server.bind("tcp://127.0.0.1:0")
-    public, secret = bus.keys.make("foreign", "compute")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    dealer = context.socket(zmq.DEALER)
-    dealer.linger, dealer.heartbeat_ivl, dealer.reconnect_ivl = 0, pings_ms, -1
-    dealer.curve_publickey, dealer.curve_secretkey = public.encode(), secret.encode()
-    dealer.curve_serverkey = server.identity.public_key.encode()
-    monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    dealer.connect(address)
-    attributes = encode_attributes({}, LIMITS)
-    dealer.send(encode_frame([Hello(1, 1, 1, "foreign", "e1", "compute", "c1", "1", [], {}, [], attributes, 10)]))
+    limits = Limits(silence_ms_max=300, forsaken_ms_max=600)
+    server = bus.endpoint("conductor", "conductor-1", limits=limits)
+    foreign = Foreign(bus, server, pings_ms)
+    foreign.say_hello()
     wait_until(lambda: server.links())
     (link,) = server.links()
     if stays:
@@ -282,12 +311,27 @@ def test_a_foreign_peer_that_gives_no_sign_of_life_is_cut(bus: Bus, pings_ms: in
         assert link.up
     else:
         wait_until(lambda: not link.up)
-        wait_until(lambda: monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        wait_until(lambda: foreign.cut)
     assert server.counters["peers_silent"] == (0 if stays else 1)
-    dealer.disable_monitor()
-    monitor.close(0)
-    dealer.close(0)
-    context.term()
+    foreign.close()
+
+
+def test_a_peer_that_was_late_says_hello_over_the_connection_that_it_has(bus: Bus) -> None:
+    limits = Limits(silence_ms_max=300, forsaken_ms_max=700)
+    server = bus.endpoint("conductor", "conductor-1", limits=limits)
+    foreign = Foreign(bus, server, 0)
+    foreign.say_hello()
+    wait_until(lambda: server.links())
+    wait_until(lambda: not server.links())
+    wait_until(lambda: foreign.hears(HelloRequired))
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:  # beyond the time at which it would have been cut
+        foreign.say_hello()
+        wait_until(lambda: foreign.hears(Welcome))
+        gevent.sleep(0.1)
+    assert not foreign.cut
+    assert server.counters["peers_silent"] == 1
+    foreign.close()
 
 
 def test_a_burst_from_many_peers_is_answered_while_reading_is_paced(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
