@@ -24,7 +24,7 @@ from zcompute.bus.sockets import open_dealer, readable
 PAYLOAD_BYTES = 300
 CONNECTING_MAX = 100
 HELLO_AGAIN_S = Limits().hello_timeout_ms / 1000
-DRAIN_S = 5.0
+DRAIN_S = 30.0
 POLL_S_MAX = 0.05
 IO_THREADS = 4
 ASKS_A_ROUND = 20
@@ -245,7 +245,7 @@ def main() -> None:
     agents.wait(sys.stdin.fileno())
     sys.stdin.readline()
     print(json.dumps(asdict(agents.run())), flush=True)
-    sys.stdin.readline()
+    agents.wait(sys.stdin.fileno())  # until all have ended, nobody falls silent
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from zcompute.bus import Ack, CallContext, Endpoint, Link, NotOwner, Report, Str
 STREAM_ROLES = frozenset({"compute", "conductor"})
 HOLD_STEP_S = 0.005
 REPORTS_STEP_S = 0.003
+PONDER_S = 0.005
 
 
 class Ask(msgspec.Struct):
@@ -46,6 +47,7 @@ FAIL = Method("fail")
 HOLD_READ = Method("hold_read", pool="reads")
 READ = Method("read", pool="reads")
 SKIM = Method("skim", pool="reads", reply=None)
+PONDER = Method("ponder")
 ALERT = Method("alert", pool="control")
 RELEASE = Method("release", pool="control", reply=None)
 NOTE = Method("note", reply=None)
@@ -64,7 +66,7 @@ class Config(msgspec.Struct, kw_only=True):
     journal: str
     server_key: str = ""  # dial with it; "": listen
     limits: dict[str, int] = {}
-    does: str = ""  # report, call, crowd, follow or publish
+    does: str = ""  # report, call, crowd, flood, ponder, follow or publish
     count: int = 0
 
 
@@ -161,6 +163,7 @@ class Service:
         for method in (SAY, READ, ALERT, KEPT_OUT):
             endpoint.serve(method, lambda ask, context: Answer(ask.text))
         endpoint.serve(FAIL, self._fail)
+        endpoint.serve(PONDER, self._ponder)
         endpoint.serve(RELEASE, lambda ask, context: self._released.set())
         endpoint.serve(NOTE, lambda ask, context: journal.write(("note", ask.number)))
         endpoint.serve(SKIM, lambda ask, context: None)
@@ -175,6 +178,11 @@ class Service:
             if context.cancelled:
                 self.journal.write(("cancelled", ask.text))
                 break
+        return Answer(ask.text)
+
+    def _ponder(self, ask: Ask, context: CallContext) -> Answer:
+        """Waits, as for a database, and answers."""
+        gevent.sleep(PONDER_S)
         return Answer(ask.text)
 
     def _fail(self, ask: Ask, context: CallContext) -> Answer:

@@ -16,10 +16,13 @@ import msgspec  # noqa: E402
 from tests.cluster.bus_dialogs import (  # noqa: E402
     HOLD,
     HOLD_READ,
+    PONDER,
+    SAY,
     STREAM_ROLES,
     Ask,
     Config,
     Journal,
+    Method,
     Outbox,
     Service,
     reports_of,
@@ -28,6 +31,7 @@ from zcompute.bus import BusError, Busy, Endpoint, Identity, KeyEntry, Keyring, 
 
 LIFE_S = 100
 CROWD = 200
+FLOOD = 4_000
 PUBLISH_STEP_S = 0.001
 
 
@@ -54,6 +58,16 @@ def crowd(link: Link, journal: Journal) -> None:
     while True:
         try:
             link.call(HOLD_READ, Ask("crowd"), timeout_ms=30_000)
+        except Busy as error:
+            gevent.sleep(error.retry_after_ms / 1000)
+
+
+def flood(link: Link, method: Method) -> None:
+    """Ask without a pause, many times at once."""
+    link.wait_up(5000)
+    while True:
+        try:
+            link.call(method, Ask("x" * 500), timeout_ms=60_000)
         except Busy as error:
             gevent.sleep(error.retry_after_ms / 1000)
 
@@ -99,6 +113,9 @@ def main() -> None:
         elif config.does == "crowd":
             for _ in range(CROWD):
                 gevent.spawn(crowd, link, journal)
+        elif config.does in ("flood", "ponder"):
+            for _ in range(FLOOD):
+                gevent.spawn(flood, link, SAY if config.does == "flood" else PONDER)
         elif config.does == "follow":
             follow(link, journal)
     sys.stdout.write("ready\n")

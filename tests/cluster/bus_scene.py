@@ -87,16 +87,19 @@ class Scene:
         name: str,
         *,
         dials: str = "",
+        server_key: str = "",
         does: str = "",
         count: int = 0,
         limits: dict[str, int] | None = None,
     ) -> Peer:
         """A process, started: it dials `here` at that address, or listens at its own."""
         public, secret = self.bus.keys.secrets[name]
+        if dials and not server_key:
+            server_key = self.bus.keys.secrets["here"][0]
         config = Config(
             service_id=name, role=PEERS[name], public=public, secret=secret,
             keys=[(entry.name, entry.public_key, entry.role) for entry in self.bus.keys.entries],
-            address=dials or self._free_address(), server_key=self.bus.keys.secrets["here"][0] if dials else "",
+            address=dials or self._free_address(), server_key=server_key,
             journal=str(self._directory / f"{name}.journal"), limits=limits or {}, does=does, count=count,
         )  # fmt: skip
         peer = Peer(config)

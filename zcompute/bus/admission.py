@@ -54,7 +54,7 @@ class Admission:
         """Have a worker decide on a hello; a later hello of the same route supersedes it."""
         route.hello = hello
         self._home.counters["hellos"] += 1
-        if not self._home.admit_pool.submit(self._greet, route, hello):
+        if not self._home.admit_pool.submit(None, self._greet, route, hello):
             route.hello = None
             self._listener.drop(route, None)
             self._home.refusals.count("hellos_full", route.address)

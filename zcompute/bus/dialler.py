@@ -205,7 +205,7 @@ class Dialler:
             self._plan_hello(now)
         if core.state is State.DOWN and now >= self._hello_due:
             self._hello_due = NEVER
-            if not self._endpoint.admit_pool.submit(self._say_hello):
+            if not self._endpoint.admit_pool.submit(None, self._say_hello):
                 self._hello_due = now + self._limits.hello_backoff_ms_max / 1000
         elif core.state is State.UP and self._pulse.due(now):
             self._feel_pulse(now)

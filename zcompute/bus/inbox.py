@@ -77,7 +77,7 @@ class Inbox:
 
     def _run(self) -> None:
         if not self._running:
-            self._running = self._endpoint.link_pool.submit(self._drain)
+            self._running = self._endpoint.link_pool.submit(None, self._drain)
 
     def _drain(self) -> None:
         request_id.set("-")
@@ -126,7 +126,7 @@ class StreamInbox:
 
     def _run(self) -> None:
         if not self._running:
-            self._running = self._home.link_pool.submit(self._drain)
+            self._running = self._home.link_pool.submit(None, self._drain)
 
     def _drain(self) -> None:
         request_id.set("-")

@@ -229,6 +229,8 @@ class Listener:
             elif turn.open:
                 hear(route_id)
                 route.link.receive(message.bytes)
+                if self.endpoint.serving.behind:  # nothing of what came is begun before the turn ends
+                    return True
             else:
                 hear(route_id)
                 turn.begin()

@@ -135,8 +135,8 @@ class Serving:
         The peer is then held by its own queue and told Busy there. Handlers that block hold nobody: they do not count.
         """
         read_ahead_jobs = self._limits.read_ahead_jobs
-        for pool in self._pools:  # noqa: SIM110 - a generator costs more than the question
-            if len(pool.jobs) > read_ahead_jobs and pool.runnable > read_ahead_jobs:
+        for pool in self._pools:
+            if len(pool.jobs) + pool.jobs_beside > read_ahead_jobs and pool.runnable > read_ahead_jobs:
                 return True
         return False
 
@@ -167,7 +167,7 @@ class Serving:
         try:
             served = self.check(call, peer)
             deadline = now + min(call.remaining_ms, self._limits.call_timeout_ms_max) / 1000
-            if not served.pool.submit(self._run_call, link, call, served, deadline, serving):
+            if not served.pool.submit(link, self._run_call, link, call, served, deadline, serving):
                 raise Busy(
                     f"pool {served.pool.name} has {served.pool.queued} jobs waiting",
                     retry_after_ms=self._limits.retry_after_ms,
@@ -184,7 +184,7 @@ class Serving:
             return
         try:
             served = self.check(cast, peer)
-            if not served.pool.submit(self._run_cast, link, cast, served, now, peer):
+            if not served.pool.submit(link, self._run_cast, link, cast, served, now, peer):
                 raise Busy(f"pool {served.pool.name} is full")
             served.arrived += 1
         except BusError as error:

@@ -70,6 +70,7 @@ def test_a_stranger_that_never_says_hello_is_cut_too(bus: Bus) -> None:
     client = bus.endpoint("compute", "compute-1")
     link = connect(server, client)
     server._listeners[0]._routes.clear()
+    server._listeners[0]._by_descriptor.clear()
     for _ in range(40):
         link.core.probe()
         frame = link.core.take_frame(0.0)

@@ -253,7 +253,7 @@ def test_the_oldest_job_of_a_pool_has_an_age_and_marks_stay_few() -> None:
     jobs = WorkerPool("calls", 1, 100, 10)
     go = Flag()
     for _ in range(3):
-        assert jobs.submit(go.wait)
+        assert jobs.submit(None, go.wait)
         jobs.mark(10.0)
     jobs.mark(11.0)
     assert jobs.oldest_age_s(12.0) == 2.0
@@ -263,7 +263,7 @@ def test_the_oldest_job_of_a_pool_has_an_age_and_marks_stay_few() -> None:
     wait_until(lambda: jobs.running == 0)
     assert jobs.oldest_age_s(13.0) == 0.0
     jobs.mark(13.0)
-    assert jobs.submit(go.wait)
+    assert jobs.submit(None, go.wait)
     jobs.mark(20.0)
     assert jobs.oldest_age_s(21.0) == 1.0
     jobs.close()
