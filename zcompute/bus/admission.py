@@ -104,7 +104,11 @@ class Admission:
         if link is None:
             home = self._home
             core = LinkCore(
-                home.limits, home.counters, interfaces=lambda: self._home.serving.ranges, streams=home.streams
+                home.limits,
+                home.counters,
+                interfaces=lambda: self._home.serving.ranges,
+                streams=home.streams,
+                priority_of=home.serving.priority_of,
             )
             link = Link(self._home, core, route.address, f"{peer.role}/{peer.service_id}@{peer.cell}")
         elif link.up:

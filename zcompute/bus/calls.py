@@ -10,7 +10,7 @@ from zcompute.bus.happenings import Happening, OpenCall, Refused, ServedCall
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
 from zcompute.bus.method import Priority, check_version
-from zcompute.bus.outgoing import Outgoing
+from zcompute.bus.outgoing import QUEUE_PARTS, Outgoing
 
 CANCEL_MINOR = 1
 """The minor version of the protocol that brought `cancel`."""
@@ -38,6 +38,7 @@ class Calls:
         counters: Counters,
         outgoing: Outgoing,
         interfaces: Callable[[], Mapping[str, VersionRange]],
+        priority_of: Callable[[str], Priority],
     ) -> None:
         self.limits = limits
         self.counters = counters
@@ -51,6 +52,9 @@ class Calls:
         self._calls_settled = True
         self._next_call_id = 1
         self._interfaces = interfaces
+        self._priority_of = priority_of
+        self._serving_max = tuple(limits.serving_calls_max * part for part in QUEUE_PARTS)
+        self._serving_any_max = min(self._serving_max)
 
     # Ours
 
@@ -123,18 +127,25 @@ class Calls:
     def _on_call(self, call: Call, now: float, happenings: list[Happening]) -> None:
         if call.call_id in self.serving:
             self.counters["calls_repeated"] += 1
-        elif len(self.serving) >= self.limits.serving_calls_max:
+        elif len(self.serving) >= self._serving_any_max and self._serves_too_many(call):
             self.stirred = True
             happenings.append(Refused("busy"))
-            busy = Busy(f"{len(self.serving)} calls of this link are being served")
-            details = {"retry_after_ms": self.limits.retry_after_ms}
-            try:
-                self.outgoing.add_work(Error(call.call_id, busy.wire_name, str(busy), details), 0)
-            except Busy:
-                self.counters["replies_dropped"] += 1
         else:
             self.serving[call.call_id] = (now, call.method)
             happenings.append(call)
+
+    def _serves_too_many(self, call: Call) -> bool:
+        """Whether no place is left for a call of its class; it is then answered Busy."""
+        priority = self._priority_of(call.method)
+        if len(self.serving) < self._serving_max[priority]:
+            return False
+        busy = Busy(f"{len(self.serving)} calls of this link are being served: too many for one of {priority.name}")
+        details = {"retry_after_ms": self.limits.retry_after_ms}
+        try:
+            self.outgoing.add_work(Error(call.call_id, busy.wire_name, str(busy), details), 0, priority)
+        except Busy:
+            self.counters["replies_dropped"] += 1
+        return True
 
     def _on_cancel(self, cancel: Cancel, now: float, happenings: list[Happening]) -> None:
         if self.serving.pop(cancel.call_id, None) is not None:

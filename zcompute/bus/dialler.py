@@ -52,6 +52,7 @@ class Dialler:
             verify=self._verify,
             interfaces=lambda: endpoint.serving.ranges,
             streams=endpoint.streams,
+            priority_of=endpoint.serving.priority_of,
         )
         self.link = Link(endpoint, core, address, address)
         self.link.carrier = self

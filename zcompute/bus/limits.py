@@ -21,7 +21,8 @@ class Limits:
     queue_bytes_max: int = 64 * 1024 * 1024
     queue_control_max: int = 10_000  # outgoing acks, credits and naks; more resets the link: its peer does not read
     open_calls_max: int = 10_000  # calls of ours waiting for an answer
-    serving_calls_max: int = 4_000  # calls of the peer being worked on or queued
+    serving_calls_max: int = 4_000  # calls of the peer being worked on or queued, by class as above: reads leave room
+    # for calls, calls for control
     state_events_max: int = 20_000  # distinct (topic, key) waiting; more resets the link, which then gets a snapshot
     held_frames_hwm: int = 64  # ZMQ_SNDHWM and ZMQ_RCVHWM, frames per peer
     inbox_max: int = 20_000  # reports and acks that arrived and were not handled; more resets the link

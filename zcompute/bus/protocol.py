@@ -56,6 +56,7 @@ from zcompute.bus.happenings import (
 )
 from zcompute.bus.identity import Peer, VersionRange
 from zcompute.bus.limits import Limits
+from zcompute.bus.method import Priority
 from zcompute.bus.outgoing import Outgoing
 from zcompute.bus.reports import ReportReceiver, ReportSender
 from zcompute.bus.streams import Streams, StreamSender
@@ -75,6 +76,7 @@ class LinkCore(Calls):
         verify: Callable[[Peer], None] | None = None,
         interfaces: Callable[[], Mapping[str, VersionRange]] = dict,
         streams: Streams | None = None,
+        priority_of: Callable[[str], Priority] = lambda method: Priority.CALLS,
     ) -> None:
         reports_out = ReportSender(limits)
         streams_out = StreamSender(limits, streams if streams is not None else Streams(limits))
@@ -83,6 +85,7 @@ class LinkCore(Calls):
             counters if counters is not None else Counters(),
             Outgoing(limits, reports_out, streams_out),
             interfaces,
+            priority_of,
         )
         self.link_number = 0
         self.reports_out = reports_out

@@ -128,6 +128,11 @@ class Serving:
         """Every method that is served."""
         return self._served.values()
 
+    def priority_of(self, method: str) -> Priority:
+        """The class of a method's calls; CALLS for one that is not served."""
+        served = self._served.get(method)
+        return served.priority if served is not None else Priority.CALLS
+
     @property
     def behind(self) -> bool:
         """True while sockets should not be read: what arrived has not had its turn, and reading on would refuse it.

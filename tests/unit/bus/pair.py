@@ -16,6 +16,7 @@ from zcompute.bus.happenings import (
     ReportsArrived,
 )
 from zcompute.bus.limits import Limits
+from zcompute.bus.method import Priority
 from zcompute.bus.protocol import LinkCore, State, peer_of
 
 RANGES = {"echo": ((1, 0), (1, 2))}
@@ -29,8 +30,17 @@ def greeting(kind: type[Any], service_id: str, incarnation: str, credit: int = 1
     )  # fmt: skip
 
 
-def an_open_call(deadline: float, idempotent: bool = False, minor: int = 0) -> OpenCall:
-    return OpenCall(Call(0, "echo.say", 1, minor, 1000, "-", b"x"), "echo", deadline, idempotent)
+def an_open_call(
+    deadline: float, idempotent: bool = False, minor: int = 0, priority: Priority = Priority.CALLS
+) -> OpenCall:
+    """Its method is named after its class: see `priority_of`."""
+    call = Call(0, f"echo.{'say' if priority is Priority.CALLS else priority.name}", 1, minor, 1000, "-", b"x")
+    return OpenCall(call, "echo", deadline, idempotent, None, priority)
+
+
+def priority_of(method: str) -> Priority:
+    name = method.rpartition(".")[2]
+    return Priority[name] if name in Priority.__members__ else Priority.CALLS
 
 
 class Pair:
@@ -42,7 +52,7 @@ class Pair:
         self.now = 100.0
         self.limits = limits or Limits()
         self.dialler = LinkCore(self.limits)
-        self.listener = LinkCore(self.limits)
+        self.listener = LinkCore(self.limits, priority_of=priority_of)
         self.incarnations = {"d": "d1", "l": "l1"}
         self.seen: dict[LinkCore, list[Happening]] = {self.dialler: [], self.listener: []}
 

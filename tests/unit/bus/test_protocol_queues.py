@@ -73,6 +73,22 @@ def test_a_peer_with_too_many_calls_is_told_busy() -> None:
     assert second.outcome.wire_name == "Busy"
 
 
+def test_a_peer_with_too_many_reads_or_calls_still_finds_room_for_control() -> None:
+    pair = Pair(limits=Limits(serving_calls_max=40))
+    pair.connect()
+    served = {}
+    for priority in (Priority.READS, Priority.CALLS, Priority.CONTROL):
+        calls = [an_open_call(pair.now + 5, priority=priority) for _ in range(100)]
+        for one in calls:
+            pair.dialler.call(one)
+        pair.turn()
+        pair.turn()
+        served[priority] = sum(one.outcome is None for one in calls)
+        assert all(one.outcome is None or one.outcome.wire_name == "Busy" for one in calls)
+    assert served == {Priority.READS: 20, Priority.CALLS: 20, Priority.CONTROL: 10}
+    assert len(pair.listener.serving) == 50
+
+
 def test_a_storm_of_calls_leaves_reports_their_share() -> None:
     pair = Pair()
     pair.connect()
