@@ -141,6 +141,7 @@ class Agent:
         said = [at for at in self._said_at if at]
         pauses = [later - earlier for earlier, later in zip(said, [*said[1:], now], strict=True)]
         self.silences_ms.append(round(1000 * max(pauses, default=0.0), 1))
+        self.hello_at = 0.0
         self.say_hello(now)
 
 

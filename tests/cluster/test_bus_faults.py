@@ -414,7 +414,7 @@ def test_a_stopped_follower_is_told_its_gap_and_delays_no_other(scene: Scene) ->
     quiet = len(appended)
     wait_until(lambda: len(stopped.journal.lines("news")) == quiet)
     stopped.stop()
-    while stream.followers == 2 or len(appended) < quiet + 400:
+    while stream.followers == 2 or len(appended) < quiet + 600:
         append()
     wait_until(lambda: len(other.journal.lines("news")) == len(appended))
     late = [int(words[2]) / 1e6 - at for words, at in zip(other.journal.lines("news"), appended, strict=True)]
