@@ -173,6 +173,7 @@ class Agents:
             for agent in self._by_descriptor.values():
                 if not agent.up:
                     agent.say_hello(now)
+                    agent.read(now)  # the edge may have been consumed by the send
             self._ask()
 
     def _ask(self) -> list[float]:
