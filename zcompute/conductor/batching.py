@@ -4,62 +4,13 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from zcompute.conductor.cache import RowKey
 from zcompute.conductor.change import Put, Ticket
+from zcompute.conductor.rendering import shape_of
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import Change as RowChange
 from zcompute.db.batch import Delete, Insert, Numbering, Purge, Update, ordered
 from zcompute.db.tables import NOTIFICATIONS, Row, TableCodec
-from zcompute.objects.base import pack
-from zcompute.objects.stored import Pack
-
-
-class TableShape:
-    """Which columns of a table each field of its objects fills, so that an UPDATE sends only what changed."""
-
-    __slots__ = ("_columns_of", "_fields", "_table")
-
-    def __init__(self, table: TableCodec[Any]) -> None:
-        self._table = table
-        self._fields = tuple(name for name in table.kind.__struct_fields__ if name not in table.key_columns)
-        self._columns_of = {name: _columns_of(table, name) for name in self._fields}
-
-    def changed(self, former: Any, image: Any) -> set[str]:
-        """The fields that differ."""
-        return {
-            name
-            for name in self._fields
-            if (old := getattr(former, name)) is not (new := getattr(image, name)) and old != new
-        }
-
-    def columns(self, fields: set[str]) -> tuple[str, ...]:
-        wanted = {column for name in fields for column in self._columns_of[name]}
-        return tuple(column for column in self._table.update_columns if column in wanted)
-
-
-def _columns_of(table: TableCodec[Any], field: str) -> tuple[str, ...]:
-    """Columns named as the field, or after it ("total_vcpus"); all of them for a field that cannot be placed."""
-    columns = table.update_columns
-    own = tuple(column for column in columns if column == field or column.startswith(field + "_"))
-    return own or columns
-
-
-_shapes: dict[str, TableShape] = {}
-
-
-def shape_of(table: TableCodec[Any]) -> TableShape:
-    shape = _shapes.get(table.name)
-    if shape is None:
-        shape = _shapes[table.name] = TableShape(table)
-    return shape
-
-
-def render_put(put: Put, partition: int, packed: Pack = pack) -> None:
-    """Make the image's row, while the decision can still be refused alone. Raises what the codec raises."""
-    if put.image is not None:
-        put.row = put.table.to_row(put.image, partition, packed)
-        put.size_bytes = sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in put.row)
-    else:
-        put.size_bytes = sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in put.rowkey[1])
 
 
 def take_prefix(queue: deque[Ticket], limits: LedgerLimits) -> list[Ticket]:
@@ -81,40 +32,36 @@ def take_prefix(queue: deque[Ticket], limits: LedgerLimits) -> list[Ticket]:
     return taken
 
 
-class _Final:
-    """One row over the whole batch: before the first decision, after the last."""
-
-    __slots__ = ("first", "last")
-
-    def __init__(self, put: Put) -> None:
-        self.first = put
-        self.last = put
-
-
 class _TableChanges:
-    __slots__ = ("changed", "deletes", "inserts", "table", "updates")
+    """What a batch does to one table. Updates are told apart by their packed columns only: these differ seldom, and a
+    plain column can be sent for a row where it did not change."""
+
+    __slots__ = ("deletes", "inserts", "table", "updates")
 
     def __init__(self, table: TableCodec[Any]) -> None:
         self.table = table
         self.deletes: list[Row] = []
         self.inserts: list[Row] = []
-        self.updates: list[Row] = []
-        self.changed: set[str] = set()
+        self.updates: dict[tuple[str, ...], list[tuple[tuple[str, ...], Any, dict[str, Any] | None]]] = {}
 
-    def add(self, final: _Final) -> None:
-        key = final.first.rowkey[1]
-        former, image, row = final.first.former, final.last.image, final.last.row
-        if former is None:
-            if row is not None:
-                self.inserts.append(row)
-        elif row is None:
-            self.deletes.append(key)
-        elif self.table.update_columns:
-            self.changed |= shape_of(self.table).changed(former, image)
-            self.updates.append(row)
-        elif former != image:
-            self.deletes.append(key)
-            self.inserts.append(row)
+    def add(self, first: Put, last: Put) -> None:
+        """One row over the whole batch: as it was before the first decision, as it is after the last."""
+        table, image = self.table, last.image
+        if first.former is None:
+            if image is not None:
+                self.inserts.append(_whole(last))
+        elif image is None:
+            self.deletes.append(first.rowkey[1])
+        elif not table.update_columns:
+            if first.former != image:
+                self.deletes.append(first.rowkey[1])
+                self.inserts.append(_whole(last))
+        elif first is last and last.fields is not None:
+            encoded = last.encoded
+            self.updates.setdefault(() if encoded is None else tuple(encoded), []).append((last.fields, image, encoded))
+        else:
+            fields, encoded = _coalesced(first, last)
+            self.updates.setdefault(tuple(encoded), []).append((fields, image, encoded))
 
     def statements(self) -> list[RowChange]:
         result: list[RowChange] = []
@@ -122,11 +69,45 @@ class _TableChanges:
             result.append(Delete(self.table, self.deletes))
         if self.inserts:
             result.append(Insert(self.table, self.inserts))
-        if self.updates:
-            columns = shape_of(self.table).columns(self.changed)
-            pick = self.table.picker((*self.table.key_columns, *columns))
-            result.append(Update(self.table, columns, [pick(row) for row in self.updates]))
+        for encoded, updates in self.updates.items():
+            result.append(self._update(encoded, updates))
         return result
+
+    def _update(
+        self, encoded: tuple[str, ...], updates: list[tuple[tuple[str, ...], Any, dict[str, Any] | None]]
+    ) -> Update:
+        shape = shape_of(self.table)
+        kinds = {fields for fields, _, _ in updates}
+        columns = shape.columns(kinds.pop() if len(kinds) == 1 else tuple(sorted(set().union(*kinds))))
+        values = shape.reader(columns)
+        if not encoded:
+            return Update(self.table, columns, [values(image) for _, image, _ in updates])
+        rows = []
+        places = [(len(self.table.key_columns) + columns.index(column), column) for column in encoded]
+        for _, image, packed in updates:
+            row = list(values(image))
+            for place, column in places:
+                row[place] = None if packed is None else packed[column]
+            rows.append(tuple(row))
+        return Update(self.table, columns, rows)
+
+
+def _whole(put: Put) -> Row:
+    """The whole row of an image: rendered with its decision, or out of parts that were."""
+    if put.row is None:
+        put.row = put.table.to_row(put.image, put.table.home_of(put.image), put.packed)
+    return put.row
+
+
+def _coalesced(first: Put, last: Put) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What several decisions changed together, and its packed columns."""
+    shape = shape_of(last.table)
+    fields = shape.changed(first.former, last.image)
+    wanted = [column for column in shape.columns(fields) if column in shape.encoded]
+    if not wanted:
+        return fields, {}
+    row, columns = _whole(last), last.table.columns
+    return fields, {column: row[columns.index(column)] for column in wanted}
 
 
 def changes_of(tickets: Iterable[Ticket]) -> list[RowChange]:
@@ -135,20 +116,18 @@ def changes_of(tickets: Iterable[Ticket]) -> list[RowChange]:
     insert + update = insert, insert + delete = nothing, delete + insert = an update, or a deletion and an insertion
     where rows of the table never change.
     """
-    finals: dict[tuple[str, Row], _Final] = {}
+    firsts: dict[RowKey, Put] = {}
+    lasts: dict[RowKey, Put] = {}  # of rows that were put more than once
     for ticket in tickets:
         for put in ticket.puts:
-            final = finals.get(put.rowkey)
-            if final is None:
-                finals[put.rowkey] = _Final(put)
-            else:
-                final.last = put
+            if firsts.setdefault(put.rowkey, put) is not put:
+                lasts[put.rowkey] = put
     tables: dict[str, _TableChanges] = {}
-    for rowkey, final in finals.items():
+    for rowkey, first in firsts.items():
         changes = tables.get(rowkey[0])
         if changes is None:
-            changes = tables[rowkey[0]] = _TableChanges(final.first.table)
-        changes.add(final)
+            changes = tables[rowkey[0]] = _TableChanges(first.table)
+        changes.add(first, lasts.get(rowkey, first) if lasts else first)
     return ordered([statement for changes in tables.values() for statement in changes.statements()])
 
 

@@ -3,19 +3,18 @@
 from collections import OrderedDict
 from typing import Any
 
+import msgspec
+
 RowKey = tuple[str, tuple[Any, ...]]  # table name, key
 
 
-class Entry:
+class Entry(msgspec.Struct, eq=False, gc=False):
     """One row as last decided (None = absent). ``revision`` outlives a deletion, so that a row that comes back in
     the same batch still has a higher one. ``pins`` counts the uncommitted decisions that put it."""
 
-    __slots__ = ("pins", "revision", "row")
-
-    def __init__(self, row: Any | None, revision: int) -> None:
-        self.row = row
-        self.revision = revision
-        self.pins = 0
+    row: Any | None
+    revision: int
+    pins: int = 0
 
 
 class RowCache:

@@ -2,17 +2,20 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import msgspec
 from gevent.event import Event
 
 from zcompute.conductor.cache import Entry, RowKey
 from zcompute.conductor.errors import LedgerMisuse, NotLoaded, WrongPartition, deadline_exceeded
 from zcompute.db.batch import HandOver, Purge
-from zcompute.db.tables import Key, TableCodec
-from zcompute.objects.base import VersionedObject
+from zcompute.db.tables import Key, Row, TableCodec
+from zcompute.objects.base import VersionedObject, pack
 from zcompute.objects.notification import Notification
+from zcompute.objects.stored import Pack
 
 log = logging.getLogger(__name__)
 
@@ -25,43 +28,48 @@ SETTLED = 2  # its batch has committed, its verdict is on the way
 DONE = 3
 
 
-class Put:
-    """One row's change by one decision: what it was before (``former``), what it becomes (None = deleted)."""
+class Put(msgspec.Struct, eq=False, gc=False):
+    """One row's change by one decision: what it was before (``former``), what it becomes (None = deleted).
 
-    __slots__ = ("former", "former_revision", "image", "revision", "row", "rowkey", "size_bytes", "table")
+    As rendered (zcompute.conductor.rendering): an update has ``fields``, those that changed, and ``encoded``, the
+    columns among them that are packed; anything else the whole ``row``. ``entry`` is the row's place in the cache,
+    None for rows that are only appended.
+    """
 
-    def __init__(self, table: TableCodec[Any], rowkey: RowKey, former: Any | None, former_revision: int) -> None:
-        self.table = table
-        self.rowkey = rowkey
-        self.former = former
-        self.former_revision = former_revision
-        self.image: Any | None = None
-        self.revision = former_revision
-        self.row: tuple[Any, ...] | None = None
-        self.size_bytes = 0
+    table: TableCodec[Any]
+    rowkey: RowKey
+    former: Any | None
+    former_revision: int
+    entry: Entry | None = None
+    image: Any | None = None
+    revision: int = 0
+    row: Row | None = None
+    fields: tuple[str, ...] | None = None
+    encoded: dict[str, Any] | None = None
+    packed: Pack = pack
+    size_bytes: int = 0
 
 
-class Note:
+class Note(msgspec.Struct, eq=False, gc=False):
     """A notification of a decision, packed. Its number is given when its batch is built: what is taken back before
     leaves no gap."""
 
-    __slots__ = ("body", "created_at_us", "event_type", "instance_uuid")
-
-    def __init__(self, notification: Notification, body: bytes) -> None:
-        self.created_at_us = notification.created_at_us
-        self.event_type = notification.event_type
-        self.instance_uuid = notification.instance_uuid
-        self.body = body
+    created_at_us: int
+    event_type: str
+    instance_uuid: str
+    body: bytes
 
 
 class Change:
-    """The newest decided rows of one partition, for one decide function, which must not yield.
+    """The newest decided rows of one partition, for one decide function, which must not yield. ``rows`` finds any row
+    that is in the cache, ``named`` has those that were named at submit.
 
     Rows are immutable by agreement: put a copy (``msgspec.structs.replace``), never the object that ``get`` returned.
     ``request_id`` names the client's request that is carried out, for whoever tells of the change.
     """
 
     __slots__ = (
+        "_named",
         "_rows",
         "appended",
         "notifications",
@@ -74,11 +82,19 @@ class Change:
         "touched",
     )
 
-    def __init__(self, partition: int, owner_epoch: int, now_us: int, rows: Callable[[RowKey], Entry | None]) -> None:
+    def __init__(
+        self,
+        partition: int,
+        owner_epoch: int,
+        now_us: int,
+        rows: Callable[[RowKey], Entry | None],
+        named: Mapping[RowKey, Entry] = MappingProxyType({}),
+    ) -> None:
         self.partition = partition
         self.owner_epoch = owner_epoch
         self.now_us = now_us
         self._rows = rows
+        self._named = named
         self.puts: dict[RowKey, Put] = {}
         self.appended: list[Put] = []
         self.notifications: list[Notification] = []
@@ -88,7 +104,11 @@ class Change:
 
     def loaded(self, table: TableCodec[Any], key: Key) -> bool:
         """Whether ``get`` may be asked for this row."""
-        return self._rows((table.name, key)) is not None
+        return self._find((table.name, key)) is not None
+
+    def _find(self, rowkey: RowKey) -> Entry | None:
+        entry = self._named.get(rowkey)
+        return self._rows(rowkey) if entry is None else entry
 
     def get(self, table: TableCodec[T], key: Key) -> T | None:
         """The newest row, None when there is none. Raises NotLoaded for a key that was not named at submit."""
@@ -108,7 +128,7 @@ class Change:
             raise LedgerMisuse(
                 f"{table.name} {key}: put a copy (msgspec.structs.replace), not the row that get returned"
             )
-        self._check_home(table, key, obj)
+        self._check_home(table, key, obj, put.former)
         if has_revision(table):
             put.revision = put.former_revision + 1
             obj.revision = put.revision  # type: ignore[attr-defined]  # not every table has one: checked above
@@ -128,7 +148,7 @@ class Change:
         if table.update_columns:
             raise LedgerMisuse(f"{table.name} has rows that change: read, then put")
         key = table.key_of(obj)
-        self._check_home(table, key, obj)
+        self._check_home(table, key, obj, None)
         if self.loaded(table, key):
             raise LedgerMisuse(f"{table.name} {key} was read: put it")
         put = Put(table, (table.name, key), None, 0)
@@ -143,13 +163,16 @@ class Change:
         """Delete the partition's notifications from ``first`` to ``last``."""
         self.purged.append(Purge(self.partition, first, last))
 
-    def _check_home(self, table: TableCodec[T], key: Key, obj: T) -> None:
+    def _check_home(self, table: TableCodec[T], key: Key, obj: T, former: T | None) -> None:
+        of = table.partition_key
+        if former is not None and of is not None and of(obj) == of(former):
+            return  # as the row is at home here, so is its next image
         home = table.home_of(obj)
         if home != self.partition:
             raise WrongPartition(f"{table.name} {key} belongs to partition {home}, the change is of {self.partition}")
 
     def _entry(self, rowkey: RowKey) -> Entry:
-        entry = self._rows(rowkey)
+        entry = self._find(rowkey)
         if entry is None:
             raise NotLoaded(f"{rowkey[0]} {rowkey[1]} was not named when the change was submitted: name it in keys")
         self.touched.add(rowkey)
@@ -159,7 +182,7 @@ class Change:
         put = self.puts.get(rowkey)
         if put is None:
             entry = self._entry(rowkey)
-            put = self.puts[rowkey] = Put(table, rowkey, entry.row, entry.revision)
+            put = self.puts[rowkey] = Put(table, rowkey, entry.row, entry.revision, entry, None, entry.revision)
         return put
 
 
@@ -174,70 +197,42 @@ def has_revision(table: TableCodec[Any]) -> bool:
     return known
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One submitted decision: done when its verdict may leave, or when it definitely or possibly failed.
 
     ``result`` is what decide returned; ``error`` what it raised, or NotOwner (outcome unknown), InvalidRequest (the
     database refused its rows), Busy (a change that it was decided upon was refused: submit again).
     """
 
-    __slots__ = (
-        "_callbacks",
-        "_event",
-        "asked_at_s",
-        "decide",
-        "error",
-        "first_n",
-        "hand_over",
-        "keys",
-        "notes",
-        "partition",
-        "purges",
-        "puts",
-        "result",
-        "size_bytes",
-        "state",
-        "touched",
-    )
-
-    def __init__(
-        self,
-        partition: int,
-        keys: Keys,
-        decide: Callable[[Change], Any] | None,
-    ) -> None:
-        self.partition = partition
-        self.keys = keys
-        self.decide = decide
-        self.state = QUEUED
-        self.asked_at_s = time.monotonic()
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.puts: Sequence[Put] = ()
-        self.notes: Sequence[Note] = ()
-        self.first_n = 0  # of the first note; given with the batch
-        self.purges: Sequence[Purge] = ()
-        self.touched: set[RowKey] = set()
-        self.size_bytes = 0
-        self.hand_over: HandOver | None = None
-        self._event: Event | None = None
-        self._callbacks: list[Callable[[Ticket], None]] | None = None
+    partition: int
+    keys: Keys
+    decide: Callable[[Change], Any] | None
+    state: int = QUEUED
+    asked_at_s: float = msgspec.field(default_factory=time.monotonic)
+    result: Any = None
+    error: BaseException | None = None
+    puts: Sequence[Put] = ()
+    notes: Sequence[Note] = ()
+    first_n: int = 0  # of the first note; given with the batch
+    purges: Sequence[Purge] = ()
+    touched: Collection[RowKey] = ()
+    rows: int = 0  # how many it changes, as far as batches are measured
+    size_bytes: int = 0
+    hand_over: HandOver | None = None
+    _event: Event | None = None
+    _callback: "Callable[[Ticket], None] | None" = None
+    _callbacks: "list[Callable[[Ticket], None]]" = []
 
     @property
     def done(self) -> bool:
         return self.state == DONE
 
-    @property
-    def rows(self) -> int:
-        """How many rows it changes, as far as batches are measured."""
-        return len(self.puts) + len(self.notes)
-
     def on_done(self, callback: "Callable[[Ticket], None]") -> None:
         """Call ``callback(ticket)`` once it is done (at once if it is). Callbacks must not block."""
         if self.state == DONE:
             self._call(callback)
-        elif self._callbacks is None:
-            self._callbacks = [callback]
+        elif self._callback is None:
+            self._callback = callback
         else:
             self._callbacks.append(callback)
 
@@ -264,9 +259,13 @@ class Ticket:
         self.puts = self.notes = self.purges = ()
         if self._event is not None:
             self._event.set()
-        callbacks, self._callbacks = self._callbacks, None
-        for callback in callbacks or ():
+        callback, self._callback = self._callback, None
+        if callback is not None:
             self._call(callback)
+        if self._callbacks:
+            callbacks, self._callbacks = self._callbacks, []
+            for each in callbacks:
+                self._call(each)
 
     def _call(self, callback: "Callable[[Ticket], None]") -> None:
         try:

@@ -83,8 +83,9 @@ class Lane:
         ticket.state = DECIDED
         self.queued_rows += ticket.rows
         self.queued_bytes += ticket.size_bytes
+        if not self._queue:
+            self._wake.set()
         self._queue.append(ticket)
-        self._wake.set()
 
     def barrier(self) -> Ticket:
         """A ticket that is done when a batch that begins after this call has committed."""
@@ -229,7 +230,7 @@ class Lane:
         spoilt.update(put.rowkey for put in ticket.puts)
         self._account([ticket])
         ticket.puts = ticket.notes = ticket.purges = ()
-        ticket.size_bytes = 0
+        ticket.rows = ticket.size_bytes = 0
         self._refused[ticket] = error
 
     # -- one batch ----------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import gevent
 
-from zcompute.conductor.batching import render_put
-from zcompute.conductor.cache import RowCache, RowKey
+from zcompute.conductor.cache import Entry, RowCache, RowKey
 from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Note, Put, Ticket
 from zcompute.conductor.errors import (
     LedgerMisuse,
@@ -30,6 +30,7 @@ from zcompute.conductor.errors import (
 )
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.loader import Loaded, Loader
+from zcompute.conductor.rendering import render_put
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.store import Store
 from zcompute.objects.base import pack
@@ -50,12 +51,13 @@ ToldCallback = Callable[[int, int, Sequence[Note]], None]
 class Held:
     """One ownership of one partition: from the gain to the loss, on one lane, under one epoch."""
 
-    __slots__ = ("lane", "leaving", "owner_epoch", "partition", "waiting")
+    __slots__ = ("lane", "leaving", "owner_epoch", "partition", "rows", "waiting")
 
-    def __init__(self, partition: int, owner_epoch: int, lane: Lane) -> None:
+    def __init__(self, partition: int, owner_epoch: int, lane: Lane, cache: RowCache) -> None:
         self.partition = partition
         self.owner_epoch = owner_epoch
         self.lane = lane
+        self.rows = partial(cache.get, partition)
         self.leaving = False
         self.waiting: deque[Ticket] = deque()
 
@@ -162,8 +164,8 @@ class Ledger:
         if len(keys) > self._limits.decision_keys_max:
             raise invalid_row(keys[0][0].name, f"{len(keys)} rows named, at most {self._limits.decision_keys_max}")
         ticket = Ticket(partition, keys, decide)
-        if not held.waiting and self._cached(ticket):
-            self._decide(held, ticket)
+        if not held.waiting and (entries := self._cached(ticket)) is not None:
+            self._decide(held, ticket, entries)
             return ticket
         if self._waiting >= self._limits.waiting_decisions_max:
             limit = self._limits.waiting_decisions_max
@@ -221,21 +223,28 @@ class Ledger:
             self.refused["away_ms_max"] += 1
             raise database_away(lost_ms, self._limits.away_retry_ms)
 
-    def _cached(self, ticket: Ticket) -> bool:
-        return self._all_cached(ticket.partition, ticket.keys)
-
     def _all_cached(self, partition: int, keys: Keys) -> bool:
         return all(self._cache.get(partition, (table.name, key)) is not None for table, key in keys)
+
+    def _cached(self, ticket: Ticket) -> dict[RowKey, Entry] | None:
+        """The named rows, None when one is missing."""
+        entries: dict[RowKey, Entry] = {}
+        for table, key in ticket.keys:
+            rowkey = (table.name, key)
+            entry = self._cache.get(ticket.partition, rowkey)
+            if entry is None:
+                return None
+            entries[rowkey] = entry
+        return entries
 
     def _want(self, held: Held, ticket: Ticket) -> None:
         for table, key in ticket.keys:
             if self._cache.get(held.partition, (table.name, key)) is None:
                 self._loader.want(held, table, key)
 
-    def _decide(self, held: Held, ticket: Ticket) -> None:
+    def _decide(self, held: Held, ticket: Ticket, entries: dict[RowKey, Entry]) -> None:
         """Run decide against the newest decided rows, keep what it put, and queue the verdict. Never yields."""
-        partition = held.partition
-        change = Change(partition, held.owner_epoch, self._now_us(), lambda rowkey: self._cache.get(partition, rowkey))
+        change = Change(held.partition, held.owner_epoch, self._now_us(), held.rows, entries)
         decide = ticket.decide
         if decide is None:
             raise LedgerMisuse("a ticket was decided twice")
@@ -246,31 +255,38 @@ class Ledger:
                 for callback in self._decided:
                     callback(change)
             puts = self._rendered(change)
-            notes = [self._note(notification, change) for notification in change.notifications]
+            noted = change.notifications
+            notes = [self._note(notification, change) for notification in noted] if noted else []
         except Exception as error:  # noqa: BLE001  # whatever decide raises is the verdict of its caller
             ticket.error, ticket.result = error, None
             change.appended, change.purged = [], []
             puts, notes = [], []
         finally:
             self._deciding = False
+        size_bytes = 0
         for put in puts:
-            entry = self._cache.get(partition, put.rowkey)
-            if entry is None:
-                raise LedgerMisuse(f"{put.rowkey} left the cache while it was decided upon")
-            entry.row, entry.revision = put.image, put.revision
-            entry.pins += 1
-        ticket.puts = [*puts, *change.appended] if change.appended else puts
+            entry = put.entry
+            if entry is not None:
+                entry.row, entry.revision = put.image, put.revision
+                entry.pins += 1
+            size_bytes += put.size_bytes
+        if change.appended:
+            size_bytes += sum(put.size_bytes for put in change.appended)
+            puts = [*puts, *change.appended]
+        if notes:
+            size_bytes += sum(len(note.body) for note in notes)
+        ticket.puts = puts
         ticket.notes = notes
         ticket.purges = change.purged
         ticket.touched = change.touched
-        ticket.size_bytes = sum(put.size_bytes for put in ticket.puts) + sum(len(note.body) for note in notes)
+        ticket.rows, ticket.size_bytes = len(puts) + len(notes), size_bytes
         self.decisions += 1
         held.lane.add(ticket)
 
     def _rendered(self, change: Change) -> list[Put]:
         """The changes as rows. Raises InvalidRequest for values that no row can hold, or too many of them."""
         puts = [put for put in change.puts.values() if put.image is not None or put.former is not None]
-        rows = [*puts, *change.appended]
+        rows = [*puts, *change.appended] if change.appended else puts
         for put in rows:
             try:
                 render_put(put, change.partition, self._packed)
@@ -293,7 +309,7 @@ class Ledger:
         if len(body) > self._limits.notification_bytes_max:
             notification.payload, notification.truncated = b"", True
             body = self._packed(notification)
-        return Note(notification, body)
+        return Note(notification.created_at_us, notification.event_type, notification.instance_uuid, body)
 
     def _missing(self, token: object, rowkey: RowKey) -> bool:
         held = cast(Held, token)
@@ -345,11 +361,12 @@ class Ledger:
                 self._leave_queue(held)
                 ticket.finish(error)
                 continue
-            if not self._cached(ticket):
+            entries = self._cached(ticket)
+            if entries is None:
                 self._want(held, ticket)
                 return
             self._leave_queue(held)
-            self._decide(held, ticket)
+            self._decide(held, ticket, entries)
             turn += 1
             if turn % self._limits.decisions_per_turn_max == 0:
                 gevent.sleep(0)  # others run; newcomers queue behind, and a loss empties the queue
@@ -366,9 +383,8 @@ class Ledger:
             if ticket.state < SETTLED:
                 ticket.state = SETTLED
             for put in ticket.puts:
-                entry = self._cache.get(ticket.partition, put.rowkey)
-                if entry is not None:
-                    entry.pins -= 1
+                if put.entry is not None:
+                    put.entry.pins -= 1
         self._verdicts.append(tickets)
         if not self._delivering:
             self._delivering = True
@@ -398,7 +414,7 @@ class Ledger:
     def undo(self, partition: int, puts: Sequence[Put], spoilt: set[RowKey]) -> None:
         """A decision was refused: its rows are again what they were before it, unless an older refusal undid them."""
         for put in puts:
-            entry = self._cache.get(partition, put.rowkey)
+            entry = put.entry
             if entry is None:
                 continue
             entry.pins -= 1
@@ -419,7 +435,7 @@ class Ledger:
         gained = []
         for partition, owner_epoch, lane, last_n in owned:
             lane.last_n[partition] = last_n
-            self._held[partition] = Held(partition, owner_epoch, lane)
+            self._held[partition] = Held(partition, owner_epoch, lane, self._cache)
             gained.append(partition)
         self._notify(self._gained, gained)
 

@@ -33,16 +33,16 @@ def instance_update(former: Instance | None, instance: Instance, request_id: str
     """``instance.update`` when a state or the name has changed, as Nova's."""
     if former is None:
         old_state = old_task = old_power = renamed = None
+    elif (
+        former.power_state == instance.power_state
+        and former.vm_state == instance.vm_state
+        and former.task_state == instance.task_state
+        and former.name == instance.name
+    ):
+        return None
     else:
         old_state, old_task, old_power = former.vm_state, former.task_state, power_name(former.power_state)
         renamed = former.name if former.name != instance.name else None
-        if (
-            old_state == instance.vm_state
-            and old_task == instance.task_state
-            and former.power_state == instance.power_state
-            and renamed is None
-        ):
-            return None
     power_state = power_name(instance.power_state)
     update = InstanceStateUpdatePayload(
         old_state=old_state,

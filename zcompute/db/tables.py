@@ -120,12 +120,17 @@ class TableCodec(Generic[T]):
         self._width = len(key)
         self._values = attrgetter(*(path for field in fields for path in field.paths))
         self._encoders: list[tuple[int, Callable[[Any, Pack], Any]]] = []
+        self.encoders: dict[str, Callable[[Any, Pack], Any]] = {}  # by column: how packed columns are packed
+        self._path_of = {
+            column: path for field in fields for column, path in zip(field.columns, field.paths, strict=True)
+        }
         self._readers: list[tuple[str, int, int, Callable[..., Any] | None]] = []
         self._key_of = attrgetter(*key)
         at = 0
         for field in fields:
             if field.encode is not None:
                 self._encoders.append((at, field.encode))
+                self.encoders[field.columns[0]] = field.encode
             # In a row every column after the key is one further, for a partition_id that is no field.
             start = at if at < len(key) else at + len(own)
             self._readers.append((field.attribute, start, start + len(field.columns), field.decode))
@@ -159,6 +164,17 @@ class TableCodec(Generic[T]):
         """The row of an Update that sets ``columns`` (default: all update_columns): key columns, then those."""
         row = self.to_row(stored, 0)
         return row[: self._width] + self.picker(columns or self.update_columns)(row)
+
+    def values(self, columns: tuple[str, ...]) -> Callable[[T], Row]:
+        """A function that takes these columns from an object, as a tuple; packed columns as the objects they hold."""
+        return self.getter(tuple(self._path_of[column] for column in columns))
+
+    @staticmethod
+    def getter(paths: tuple[str, ...]) -> Callable[[T], Row]:
+        """A function that takes these attributes from an object, as a tuple."""
+        if len(paths) > 1:
+            return attrgetter(*paths)
+        return lambda stored: tuple([attrgetter(path)(stored) for path in paths])
 
     def picker(self, columns: tuple[str, ...]) -> Callable[[Row], Row]:
         """A function that takes these columns out of a whole row, as a tuple."""

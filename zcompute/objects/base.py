@@ -19,10 +19,11 @@ Rule = Callable[[Fields], None]
 """Takes an object's fields from one minor version to the one before, in place (zcompute.objects.lowering)."""
 
 
-class VersionedObject(msgspec.Struct, kw_only=True, omit_defaults=True):
+class VersionedObject(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Base of all objects. ``VERSION`` is (major, minor): a minor adds optional fields, a major changes meaning.
 
-    ``LOWER`` has a rule for each minor that an older reader would misread.
+    ``LOWER`` has a rule for each minor that an older reader would misread. Objects are trees, never part of a cycle:
+    the garbage collector, which would walk a conductor's whole cache again and again, passes them over.
     """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from tests.unit.conductor.ledger_fake import FakeDatabase
 from tests.unit.conductor.ledger_world import FLAVORS, GLOBAL, flavor
-from zcompute.conductor.batching import changes_of, render_put, take_prefix
+from zcompute.conductor.batching import changes_of, take_prefix
 from zcompute.conductor.cache import Entry, RowCache, RowKey
 from zcompute.conductor.change import Change, Ticket
+from zcompute.conductor.rendering import render_put
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import Batch, HandOver, Update
 from zcompute.db.store import LaneRow
@@ -83,7 +84,7 @@ def test_an_update_sends_only_the_columns_that_changed() -> None:
 
 
 def test_every_field_of_every_table_has_its_columns() -> None:
-    from zcompute.conductor.batching import _columns_of
+    from zcompute.conductor.rendering import _columns_of
     from zcompute.db.tables import CODECS
 
     for table in CODECS.values():
@@ -99,7 +100,7 @@ def test_a_batch_takes_a_prefix_within_its_limits_and_one_decision_at_least() ->
     queue: deque[Ticket] = deque()
     for rows, size in ((2, 10), (1, 10), (1, 10), (9, 10), (1, 99), (1, 2), (0, 0)):
         ticket = Ticket(0, (), None)
-        ticket.puts, ticket.size_bytes = [None] * rows, size  # type: ignore[list-item]  # only their number counts
+        ticket.rows, ticket.size_bytes = rows, size
         queue.append(ticket)
     hand_over = Ticket(-1, (), None)
     hand_over.hand_over = HandOver([1], 2)

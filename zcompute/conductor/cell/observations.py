@@ -5,7 +5,6 @@ from the granted host only; step results are accepted when their (generation, ta
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import msgspec
 
@@ -31,8 +30,7 @@ from zcompute.objects.task import TASK_BUILD, TASK_DELETE, Task
 GHOST = "the instance is deleted, and is on a host that was not asked to destroy it"
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The answer to a report, and what it changes (None: nothing)."""
 
     verdict: str

@@ -190,7 +190,8 @@ class Reports:
         named = self._engine.named_hosts(body.instance_uuid)
         judged = judge_observation(instance, body, epoch, seq, named)
         if judged.decision is not None and judged.decision.instance is not None:
-            observed = msgspec.structs.replace(judged.decision.instance, updated_at_us=change.now_us)
+            observed = judged.decision.instance  # the judge's own copy
+            observed.updated_at_us = change.now_us
             change.put(INSTANCES, observed)
         return judged.verdict, judged.detail, None
 

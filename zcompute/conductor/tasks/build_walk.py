@@ -6,9 +6,9 @@ journal of the spawn (host, reporter generation and claim in force, all in one),
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from zcompute.conductor.tasks.decision import CREATE_END, CREATE_ERROR, CREATE_START, Decision, make_fault
 from zcompute.objects.build_request import BuildRequest

@@ -1,7 +1,5 @@
 """What one commit does to an instance and its task. Decided purely, applied in the ledger's decide functions."""
 
-from dataclasses import dataclass, replace
-
 import msgspec
 
 from zcompute.conductor.change import Change
@@ -22,8 +20,7 @@ DELETE_START = "instance.delete.start"
 DELETE_END = "instance.delete.end"
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """New images of the rows; None leaves a row as it is. ``ended``: the task's row goes.
 
     ``events`` are notifications of the action's phases; ``failed`` says why the step that ends here did not succeed.
@@ -37,8 +34,7 @@ class Decision:
     failed: str = ""
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """The rows as committed. ``task`` None: the instance has no task under way (any more)."""
 
     instance: Instance | None
@@ -88,7 +84,7 @@ def without_released(decision: Decision, released: frozenset[ClaimName]) -> Deci
     if task is None or not released.intersection(task.body.release):
         return decision
     body = msgspec.structs.replace(task.body, release=[name for name in task.body.release if name not in released])
-    return replace(decision, task=msgspec.structs.replace(task, body=body))
+    return msgspec.structs.replace(decision, task=msgspec.structs.replace(task, body=body))
 
 
 def make_fault(message: str, now_us: int, code: int = 500) -> Fault:
