@@ -113,7 +113,7 @@ class Change:
     def get(self, table: TableCodec[T], key: Key) -> T | None:
         """The newest row, None when there is none. Raises NotLoaded for a key that was not named at submit."""
         rowkey = (table.name, key)
-        put = self.puts.get(rowkey)
+        put = self.puts.get(rowkey) if self.puts else None
         if put is not None:
             staged: T | None = put.image
             return staged
@@ -129,7 +129,7 @@ class Change:
                 f"{table.name} {key}: put a copy (msgspec.structs.replace), not the row that get returned"
             )
         self._check_home(table, key, obj, put.former)
-        if has_revision(table):
+        if table.revisioned:
             put.revision = put.former_revision + 1
             obj.revision = put.revision  # type: ignore[attr-defined]  # not every table has one: checked above
         put.image = obj
@@ -172,7 +172,7 @@ class Change:
             raise WrongPartition(f"{table.name} {key} belongs to partition {home}, the change is of {self.partition}")
 
     def _entry(self, rowkey: RowKey) -> Entry:
-        entry = self._find(rowkey)
+        entry = self._named.get(rowkey) or self._rows(rowkey)
         if entry is None:
             raise NotLoaded(f"{rowkey[0]} {rowkey[1]} was not named when the change was submitted: name it in keys")
         self.touched.add(rowkey)
@@ -184,17 +184,6 @@ class Change:
             entry = self._entry(rowkey)
             put = self.puts[rowkey] = Put(table, rowkey, entry.row, entry.revision, entry, None, entry.revision)
         return put
-
-
-_revisioned: dict[str, bool] = {}
-
-
-def has_revision(table: TableCodec[Any]) -> bool:
-    """Whether the table's objects carry a revision (claims do not: they are only inserted and deleted)."""
-    known = _revisioned.get(table.name)
-    if known is None:
-        known = _revisioned[table.name] = "revision" in table.kind.__struct_fields__
-    return known
 
 
 class Ticket(msgspec.Struct, eq=False):

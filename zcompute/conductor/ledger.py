@@ -293,6 +293,8 @@ class Ledger:
             except Exception as error:
                 raise invalid_row(put.table.name, f"{type(error).__name__}: {error}") from error
         limits = self._limits
+        if len(rows) == 1 and rows[0].size_bytes <= limits.batch_bytes_max:
+            return puts
         if len(rows) > limits.decision_rows_max:
             raise invalid_row(rows[0].table.name, f"{len(rows)} rows in one change, at most {limits.decision_rows_max}")
         size_bytes = sum(put.size_bytes for put in rows)

@@ -1,6 +1,6 @@
 """What is told of a change: pure functions of the rows before and after it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from zcompute.conductor.change import Change
@@ -112,15 +112,12 @@ _OF_TABLE: dict[str, Callable[[Any, Any, Change], Notification | None]] = {
 
 def tell_of_rows(change: Change) -> None:
     """Tell of every row that a change puts, before what its decision tells itself: states first, then the action."""
-    found = list(_of_puts(change))
-    if found:
-        change.notifications[:0] = found
-
-
-def _of_puts(change: Change) -> Iterable[Notification]:
+    found: list[Notification] = []
     for put in change.puts.values():
         derive = _OF_TABLE.get(put.table.name)
         if derive is not None and put.image is not None:
             notification = derive(put.former, put.image, change)
             if notification is not None:
-                yield notification
+                found.append(notification)
+    if found:
+        change.notifications[:0] = found

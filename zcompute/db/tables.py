@@ -116,6 +116,7 @@ class TableCodec(Generic[T]):
         if self.columns[: len(key)] != key:
             raise ValueError(f"{name}: the key columns {key} must come first, found {self.columns[: len(key)]}")
         self.partition_at = self.columns.index(PARTITION_COLUMN)
+        self.revisioned = REVISION_COLUMN in self.columns  # claims are not: they are only inserted and deleted
         self.update_columns: tuple[str, ...] = () if insert_only else self.columns[len(key) + len(own) :]
         self._width = len(key)
         self._values = attrgetter(*(path for field in fields for path in field.paths))

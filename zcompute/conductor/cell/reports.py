@@ -1,7 +1,6 @@
 """Reports of agents: decoded, decided in the ledger, answered in bulk when their batches have committed."""
 
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -46,16 +45,16 @@ Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they
 Unread = tuple[TableCodec[Any], Key]  # a row that the decision needs beside those that were read
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True, eq=False):
     """A report of a host under the epoch of its agent. ``link`` and ``report`` are to be answered: the agent's own, or
-    those of the relay; ``seq`` is the agent's in any case."""
+    those of the relay; ``seq`` is the agent's in any case, ``partition`` the instance's."""
 
     link: Link
     report: Report
     body: Observation | StepResult
     epoch: int
     seq: int
+    partition: int
 
 
 class Reports:
@@ -102,8 +101,8 @@ class Reports:
         epoch = self._attachments.epoch(link, body.host)
         if epoch is None:
             self._refuse_unattached(link, report, body.host)
-        elif self._ledger.owns(partition_of(body.instance_uuid)):
-            self._submit(Heard(link, report, body, epoch, report.seq))
+        elif self._ledger.owns(partition := partition_of(report.key)):
+            self._submit(Heard(link, report, body, epoch, report.seq, partition))
         else:
             self._hand_on(link, report, body, epoch)
 
@@ -123,7 +122,8 @@ class Reports:
         if body.host != relayed.host:
             self._refuse(link, report, f"the report is of host {body.host}, the relay vouches for {relayed.host}")
         else:
-            self._submit(Heard(link, report, body, relayed.agent_epoch, relayed.seq))
+            partition = partition_of(report.key)
+            self._submit(Heard(link, report, body, relayed.agent_epoch, relayed.seq, partition))
 
     def _read(self, link: Link, report: Report, payload: bytes) -> Observation | StepResult | None:
         """What is reported; None for what cannot be it, which is answered."""
@@ -151,8 +151,7 @@ class Reports:
 
     def _submit(self, heard: Heard, unread: Unread | None = None) -> None:
         link, report, body = heard.link, heard.report, heard.body
-        uuid = body.instance_uuid
-        partition = partition_of(uuid)
+        uuid, partition = body.instance_uuid, heard.partition
         lane = self._ledger.lane_of(partition)
         if lane and not link.admit_report(lane):
             self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
@@ -208,27 +207,33 @@ class Reports:
 
     def _done(self, heard: Heard, lane: int, ticket: Ticket) -> None:
         link, report = heard.link, heard.report
-        self._settle(link, lane)
+        if lane:
+            link.settle_report(lane)
         error = ticket.error
-        if isinstance(error, NotOwner | Busy):
+        if error is None:
+            self._verdict(heard, lane, ticket)
+        elif isinstance(error, NotOwner | Busy):
             self._put_off(link, report, lane, error)
-        elif error is not None:
+        else:
             log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
             self._answer(link, report, VERDICT_NOT_YET, str(error), lane=lane)
-        elif len(ticket.result) == 2:  # a task that the engine has not read yet, soon after a gain
+
+    def _verdict(self, heard: Heard, lane: int, ticket: Ticket) -> None:
+        link, report = heard.link, heard.report
+        if len(ticket.result) == 2:  # a task that the engine has not read yet, soon after a gain
             self._submit(heard, ticket.result)
-        else:
-            verdict, detail, snapshot = ticket.result
-            if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
-                log.warning(
-                    "security: report refused from=%s key=%s verdict=%s detail=%s",
-                    link.name, report.key, verdict, detail,
-                )  # fmt: skip
-            self._answer(link, report, verdict, detail, lane=lane)
-            if detail == GHOST and not self._stopped:
-                self._engine.ghosts.suspect(heard.body.host, heard.body.instance_uuid)
-            if snapshot is not None:
-                self._engine.applied(snapshot)
+            return
+        verdict, detail, snapshot = ticket.result
+        if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
+            log.warning(
+                "security: report refused from=%s key=%s verdict=%s detail=%s",
+                link.name, report.key, verdict, detail,
+            )  # fmt: skip
+        self._reply(link, Ack(report.key, report.seq, verdict, detail, lane))
+        if detail == GHOST and not self._stopped:
+            self._engine.ghosts.suspect(heard.body.host, heard.body.instance_uuid)
+        if snapshot is not None:
+            self._engine.applied(snapshot)
 
     def _answer(
         self,
@@ -246,7 +251,11 @@ class Reports:
     def _reply(self, link: Link, ack: Ack) -> None:
         if self._stopped:
             return
-        self._acks.setdefault(link, []).append(ack)
+        acks = self._acks.get(link)
+        if acks is None:
+            self._acks[link] = [ack]
+        else:
+            acks.append(ack)
         if not self._flushing:
             self._flushing = True
             gevent.spawn(self._flush)

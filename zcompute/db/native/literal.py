@@ -54,4 +54,10 @@ def _float_literal(value: float) -> bytes:
 
 def tuple_literal(values: Iterable[object]) -> bytes:
     """``(a,b,c)``."""
-    return b"(" + b",".join([literal(value) for value in values]) + b")"
+    # Integers are most of what is written: those that fit are not worth a call.
+    return b"(%s)" % b",".join(
+        [
+            b"%d" % value if type(value) is int and -BIGINT_MAX <= value <= BIGINT_MAX else literal(value)
+            for value in values
+        ]
+    )
