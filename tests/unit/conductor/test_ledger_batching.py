@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.conductor.ledger_fake import FakeDatabase
-from tests.unit.conductor.ledger_world import FLAVORS, GLOBAL, flavor
+from tests.unit.conductor.ledger_world import FLAVORS, GLOBAL, flavor, instance
 from zcompute.conductor.batching import changes_of, take_prefix
 from zcompute.conductor.cache import Entry, RowCache, RowKey
 from zcompute.conductor.change import Change, Ticket
@@ -17,8 +17,10 @@ from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.batch import Batch, HandOver, Update
 from zcompute.db.store import LaneRow
 from zcompute.db.tables import CLAIMS, INSTANCES
+from zcompute.objects.base import pack
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import Claim
+from zcompute.objects.instance import Fault
 from zcompute.objects.partition import partition_of
 
 HOST = "host-1"
@@ -81,6 +83,46 @@ def test_an_update_sends_only_the_columns_that_changed() -> None:
     assert isinstance(update, Update)
     assert update.columns == ("memory_mb", "revision")
     assert update.rows == [("1", 9, 2)]
+
+
+def observed(cache: dict[RowKey, Entry], uuid: str, **changes: Any) -> Ticket:
+    """One decision that changes these fields of an instance."""
+    partition = partition_of(uuid)
+    change = Change(partition, 1, 0, cache.get)
+    former = change.get(INSTANCES, (uuid,))
+    assert former is not None
+    change.put(INSTANCES, msgspec.structs.replace(former, **changes))
+    ticket = Ticket(partition, (), None)
+    (put,) = ticket.puts = list(change.puts.values())
+    render_put(put, partition)
+    cache[put.rowkey].row, cache[put.rowkey].revision = put.image, put.revision
+    return ticket
+
+
+def test_packed_columns_go_to_the_rows_that_changed_them_alone_plain_ones_to_all() -> None:
+    cache = {("instances", (uuid,)): Entry(instance(uuid), 1) for uuid in "abc"}
+    fault = Fault(message="broken")
+    tickets = [
+        observed(cache, "a", progress=7),
+        observed(cache, "b", power_state=4),
+        observed(cache, "c", fault=fault),
+        observed(cache, "c", progress=9),
+    ]
+    plain, packed = changes_of(tickets)
+    assert isinstance(plain, Update)
+    assert isinstance(packed, Update)
+    assert plain.columns == ("power_state", "progress", "revision")
+    assert plain.rows == [("a", 0, 7, 2), ("b", 4, 0, 2)]
+    assert packed.columns == ("progress", "fault", "revision")
+    assert packed.rows == [("c", 9, pack(fault), 3)]
+
+
+def test_what_is_undone_within_a_batch_still_counts_its_revisions() -> None:
+    cache = {("instances", ("a",)): Entry(instance("a"), 1)}
+    tickets = [observed(cache, "a", fault=Fault(message="x")), observed(cache, "a", fault=None)]
+    (update,) = changes_of(tickets)
+    assert isinstance(update, Update)
+    assert (update.columns, update.rows) == (("revision",), [("a", 3)])
 
 
 def test_every_field_of_every_table_has_its_columns() -> None:
