@@ -144,7 +144,9 @@ class Lane:
                     self._wake.clear()
                     self._wake.wait()
                     continue
-                self._turn()
+                gevent.sleep(0)  # what has arrived by now goes along: a transaction costs more than this turn of the hub
+                if not self._ended:
+                    self._turn()
         except IncarnationEnded as ended:
             self._fail(ended.reason)
         except Exception as error:  # a lane in doubt must fence itself, whatever the doubt is
