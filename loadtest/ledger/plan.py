@@ -42,9 +42,9 @@ FULL = Plan(
     single_connections=(2, 4, 8, 16), orm_connections=(2, 4, 8, 16), sizes=(10_000, 1_000_000),
 )  # fmt: skip
 QUICK = Plan(
-    instances=20_000, agents=250, rounds=2, seconds=2.5, warm_up_s=0.5, bare_s=1.0,
-    rates=((5_000, 2.5), (1_000, 1.5), (100, 2.0), (10, 3.0)), zipf_s=1.5, contender_s=1.5,
-    single_connections=(8, 16), orm_connections=(8,), buffer_pool_mb=256,
+    instances=20_000, agents=250, rounds=2, seconds=2.0, warm_up_s=0.3, bare_s=0.8,
+    rates=((5_000, 2.0), (1_000, 1.0), (100, 1.5), (10, 2.0)), zipf_s=1.0, contender_s=1.2,
+    single_connections=(16,), orm_connections=(8,), buffer_pool_mb=256,
 )  # fmt: skip
 TINY = Plan(
     instances=1_000, agents=10, rounds=1, seconds=0.5, warm_up_s=0.2, bare_s=0.2,

@@ -144,7 +144,7 @@ class Lane:
                     self._wake.clear()
                     self._wake.wait()
                     continue
-                gevent.sleep(0)  # what has arrived by now goes along: a transaction costs more than this turn of the hub
+                gevent.sleep(0)  # what has arrived goes along: a transaction costs more than this turn of the hub
                 if not self._ended:
                     self._turn()
         except IncarnationEnded as ended:
