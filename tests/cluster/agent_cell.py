@@ -24,6 +24,7 @@ from zcompute.objects.methods import (
     HOST_BEGIN,
     MAP_GET,
     TOPIC_MAP,
+    TOPIC_MAP_DELTAS,
     Empty,
     HostAttachRequest,
     HostBeat,
@@ -31,7 +32,7 @@ from zcompute.objects.methods import (
     HostBeginRequest,
     MapReply,
 )
-from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap, partition_of
+from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap, map_delta, partition_of
 from zcompute.objects.report import (
     VERDICT_APPLIED,
     Observation,
@@ -198,18 +199,28 @@ class Cell:
 
     def publish(self, owners: list[str], version: int) -> None:
         """A new map at both conductors."""
+        cell_map = self._map(owners, version)
+        for conductor in self.conductors:
+            conductor.cell_map = cell_map
+            conductor.endpoint.publish(TOPIC_MAP, CELL, version, msgspec.msgpack.encode(cell_map))
+
+    def publish_delta(self, base: PartitionMap, owners: list[str], version: int) -> None:
+        """The same, told by what is new since ``base``."""
+        cell_map = self._map(owners, version)
+        delta = map_delta(base, cell_map)
+        assert delta is not None
+        for conductor in self.conductors:
+            conductor.cell_map = cell_map
+            conductor.endpoint.publish(TOPIC_MAP_DELTAS, CELL, version, delta)
+
+    def _map(self, owners: list[str], version: int) -> PartitionMap:
         infos = {
             c.service_id: ConductorInfo(
                 service_id=c.service_id, incarnation="1", address=c.address, public_key=c.public_key
             )
             for c in self.conductors
         }
-        cell_map = PartitionMap(
-            cell=CELL, version=version, owners=owners, epochs=[version] * PARTITIONS, conductors=infos
-        )
-        for conductor in self.conductors:
-            conductor.cell_map = cell_map
-            conductor.endpoint.publish(TOPIC_MAP, CELL, version, msgspec.msgpack.encode(cell_map))
+        return PartitionMap(cell=CELL, version=version, owners=owners, epochs=[version] * PARTITIONS, conductors=infos)
 
     def start_agent(self, build_ms: int = 0, beat_ms: int = 100) -> subprocess.Popen[bytes]:
         public, secret = (key.decode() for key in self.keys["agent"])

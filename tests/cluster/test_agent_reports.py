@@ -2,6 +2,7 @@
 
 import signal
 
+import msgspec
 import psutil
 import pytest
 
@@ -122,3 +123,24 @@ def test_the_process_knows_no_database_and_listens_nowhere(cell: Cell) -> None:
     assert not any(name.startswith(("zcompute.db", "zcompute.conductor", "zcompute.cells")) for name in ours)
     open_files = [file.path for file in process.open_files()]
     assert not any("mysql" in path or path.endswith(".db") for path in open_files)
+
+
+def test_an_agent_follows_deltas_of_the_map_and_asks_for_all_of_it_when_one_is_not_for_it(cell: Cell) -> None:
+    first, second = cell.conductors
+    cell.start_agent()
+    first.ready()
+    cell.publish(["k1"] * PARTITIONS, version=5)
+    eventually("the whole map is learnt", lambda: "map learnt term=1 version=5" in cell.log_text())
+    before = first.cell_map
+    cell.publish_delta(before, ["k2"] * PARTITIONS, version=6)
+    eventually("the delta is learnt", lambda: "map learnt term=1 version=6" in cell.log_text())
+    asked = first.calls.count("map_get") + second.calls.count("map_get")
+    one = fresh()
+    eventually("the other is attached", lambda: second.ready())
+    call(second.ready(), SPAWN, spawn_request(make_order(one, owner_epoch=6)))
+    eventually("reports go where the delta says", lambda: second.results(one))
+    assert first.calls.count("map_get") + second.calls.count("map_get") == asked
+    unknown = msgspec.structs.replace(first.cell_map, version=8)
+    cell.publish_delta(unknown, ["k1"] * PARTITIONS, version=9)
+    eventually("it asks for all", lambda: "map learnt term=1 version=9" in cell.log_text())
+    assert first.calls.count("map_get") + second.calls.count("map_get") > asked

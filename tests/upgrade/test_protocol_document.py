@@ -14,6 +14,7 @@ STRUCTS = {
     kind.__name__: kind
     for kind in (
         partition.PartitionMap,
+        partition.PartitionMapDelta,
         partition.ConductorInfo,
         host.HostInventory,
         flavor.Amounts,

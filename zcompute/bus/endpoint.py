@@ -227,14 +227,16 @@ class Endpoint:
                 found.append(link)
         return found
 
-    def publish(self, topic: str, key: str, version: int, payload: bytes | msgspec.Struct) -> None:
+    def publish(self, topic: str, key: str, version: int, payload: bytes | msgspec.Struct, *, unless: str = "") -> None:
         """Send a state event to every link that is up and whose peer named the topic; the newest version wins.
+
+        A peer that named the topic ``unless`` as well is left out: it gets the same in another form.
 
         A Struct is encoded once, and anew only for a peer that reads an older version of it.
         """
         current = payload if isinstance(payload, bytes) else _encode(payload)
         for link in list(self.up_links):
-            if link.peer is not None and topic in link.peer.topics:
+            if link.peer is not None and topic in link.peer.topics and unless not in link.peer.topics:
                 link.event(topic, key, version, payload if link.lowers else current)
 
     def publish_stream(

@@ -22,15 +22,17 @@ from zcompute.objects.methods import (
     MAP_GET,
     RELAY_INTERFACE,
     TOPIC_MAP,
+    TOPIC_MAP_DELTAS,
     Empty,
     HostAttachRequest,
     MapReply,
 )
-from zcompute.objects.partition import PARTITIONS, PartitionMap
+from zcompute.objects.partition import PARTITIONS, PartitionMap, PartitionMapDelta, patched
 
 log = logging.getLogger(__name__)
 
 _MAP: msgspec.msgpack.Decoder[PartitionMap] = msgspec.msgpack.Decoder(PartitionMap)
+_DELTA: msgspec.msgpack.Decoder[PartitionMapDelta] = msgspec.msgpack.Decoder(PartitionMapDelta)
 
 
 def plan_dials(
@@ -103,6 +105,7 @@ class ConductorLinks:
         endpoint.on_link_up(self._link_up)
         endpoint.on_link_down(self._link_down)
         endpoint.on_event(TOPIC_MAP, self._map_event)
+        endpoint.on_event(TOPIC_MAP_DELTAS, self._delta_event)
 
     def start(self) -> None:
         """Dial the seeds."""
@@ -174,6 +177,20 @@ class ConductorLinks:
             self.learn(_MAP.decode(event.payload))
         except msgspec.DecodeError as error:
             log.error("map event refused peer=%s error=%s", link.name, error)
+
+    def _delta_event(self, link: Link, event: Event) -> None:
+        try:
+            delta = _DELTA.decode(event.payload)
+        except msgspec.DecodeError as error:
+            log.error("map event refused peer=%s error=%s", link.name, error)
+            return
+        if (delta.term, delta.version) <= (self.map.term, self.map.version):
+            return
+        new_map = patched(self.map, delta)
+        if new_map is None:
+            self.refresh(link)
+        else:
+            self.learn(new_map)
 
     def _dial(self) -> None:
         wanted = plan_dials(self._seeds, self.map, self._settings.conductors_max)

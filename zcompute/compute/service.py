@@ -26,7 +26,7 @@ from zcompute.config import Config, ConfigError
 from zcompute.keys import load_identity
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.lowering import attributes, lowering_for
-from zcompute.objects.methods import TOPIC_MAP
+from zcompute.objects.methods import TOPIC_MAP, TOPIC_MAP_DELTAS
 from zcompute.objects.partition import PartitionMap
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,10 @@ class ComputeService:
         names = self._driver.hosts()
         self._steps.settle(self._outbox.results())
         endpoint = Endpoint(
-            load_identity(config, ROLE, names), topics=[TOPIC_MAP], attributes=attributes, lowering=lowering_for
+            load_identity(config, ROLE, names),
+            topics=[TOPIC_MAP, TOPIC_MAP_DELTAS],
+            attributes=attributes,
+            lowering=lowering_for,
         )
         links = ConductorLinks(
             endpoint, config.service.cell, config.bus.conductors, settings, KnownConductors(self._state.conductors)

@@ -1,6 +1,7 @@
 """One incarnation with all that hangs on it: its endpoint, routers and role. It ends as one."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -31,19 +32,21 @@ from zcompute.objects.methods import (
     MAP_GET,
     SERVICE_LIST,
     TOPIC_MAP,
+    TOPIC_MAP_DELTAS,
     TOPIC_ROLES,
     Empty,
     MapReply,
     Method,
     ServiceListReply,
 )
-from zcompute.objects.partition import PartitionMap
+from zcompute.objects.partition import PartitionMap, map_delta
 
 log = logging.getLogger(__name__)
 
 READY_MS_MAX = 60_000
 STOP_MS_MAX = 1500
 LINGER_MS = 200
+DELTA_MAPS_MAX = 4  # a delta is since so many maps ago: who missed some of the last is not behind
 LOOK_WINDOW_S = 30
 OF_OWN_CELL = frozenset({"compute", "scheduler"})
 
@@ -74,6 +77,7 @@ class Life:
         self._on_ready = on_ready
         self._ready = False
         self._published: PartitionMap | None = None
+        self._bases: deque[PartitionMap] = deque(maxlen=DELTA_MAPS_MAX)
         self._changed = Event()
         self._incarnation = Incarnation(
             store,
@@ -205,7 +209,13 @@ class Life:
             return
         self._published = new_map
         self._router.update(new_map)
-        self._endpoint.publish(TOPIC_MAP, self._cell, new_map.version, new_map)
+        delta = map_delta(self._bases[0], new_map) if self._bases else None
+        self._bases.append(new_map)
+        if delta is None:
+            self._endpoint.publish(TOPIC_MAP, self._cell, new_map.version, new_map)
+        else:
+            self._endpoint.publish(TOPIC_MAP, self._cell, new_map.version, new_map, unless=TOPIC_MAP_DELTAS)
+            self._endpoint.publish(TOPIC_MAP_DELTAS, self._cell, new_map.version, delta)
         self._dials.update(new_map.conductors)
 
     def _greet(self, link: Link) -> None:

@@ -21,7 +21,7 @@ from zcompute.objects.host import Host, HostInventory, HostState
 from zcompute.objects.instance import Instance, ServerSpec
 from zcompute.objects.interface import Interface as Interface
 from zcompute.objects.interface import Method as Method
-from zcompute.objects.partition import PartitionMap
+from zcompute.objects.partition import PartitionMap, PartitionMapDelta
 from zcompute.objects.relay import FindReply as FindReply
 from zcompute.objects.relay import FindRequest as FindRequest
 from zcompute.objects.relay import RelayedBeat as RelayedBeat
@@ -30,6 +30,7 @@ from zcompute.objects.relay import RelayedReport as RelayedReport
 from zcompute.objects.report import Observation, StepResult
 
 TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
+TOPIC_MAP_DELTAS = "map_deltas"  # state; key: cell; payload: PartitionMapDelta, instead of the map
 TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
 TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
 TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
@@ -353,6 +354,7 @@ _FOLLOWERS = frozenset({"api", "operator"})
 
 TOPIC_ROLES: dict[str, frozenset[str]] = {
     TOPIC_MAP: _ANY,
+    TOPIC_MAP_DELTAS: _ANY,
     TOPIC_CELLS: frozenset({"api", "conductor", "operator"}),
     TOPIC_HOSTS: frozenset({"scheduler"}),
     TOPIC_PARTITIONS: frozenset({"scheduler"}),
@@ -365,6 +367,7 @@ STREAM_ROLES: dict[str, frozenset[str]] = {STREAM_NOTIFICATIONS: _FOLLOWERS}
 
 EVENTS: dict[str, type] = {
     TOPIC_MAP: PartitionMap,
+    TOPIC_MAP_DELTAS: PartitionMapDelta,
     TOPIC_CELLS: CellInfo,
     TOPIC_HOSTS: HostState,
     TOPIC_PARTITIONS: PartitionSnapshotDone,
