@@ -47,7 +47,7 @@ class PartitionMap(VersionedObject):
         return self.owners[partition_of(key)]
 
 
-class MapShare(msgspec.Struct, array_like=True):
+class MapShare(msgspec.Struct):
     """Partitions that one conductor took at one map version."""
 
     owner: str
