@@ -42,6 +42,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0, help="of the order and pauses of the faults")
     options.add_argument("--per-second", type=float, default=PER_SECOND, help="changes of each agent (%(default)s)")
     options.add_argument("--strict", action="store_true", help="exit status 1 when a target is missed")
+    options.add_argument("--keep", action="store_true", help="keep logs and histories without a violation too")
     given = options.parse_args()
     kinds = tuple(kind for kind in given.faults.split(",") if kind)
     if not kinds or not set(kinds) <= set(KINDS):
@@ -49,7 +50,7 @@ def main() -> int:
     seed = given.seed or random.SystemRandom().randrange(1, 2**31)
     minutes = given.minutes or (MINUTES_QUICK if given.quick else MINUTES)
     print(f"seed {seed}")
-    plan = Plan(kinds, minutes * 60, seed, kills_max=given.kills, per_second=given.per_second)
+    plan = Plan(kinds, minutes * 60, seed, kills_max=given.kills, per_second=given.per_second, kept_always=given.keep)
     outcome = run(plan, lambda text: print(text, flush=True))
     found = {"violations": float(len(outcome.violations)), **metrics(outcome.events), "seed": float(seed)}
     for violation in outcome.violations[:SHOWN_MAX]:

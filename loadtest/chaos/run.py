@@ -15,6 +15,7 @@ from loadtest.chaos.cluster import Cluster
 from loadtest.chaos.faults import UNPLUG, Faults
 from loadtest.chaos.history import Event, read_history
 from loadtest.chaos.rest import read_final, rest
+from zcompute.cli.exits import CommandError
 from zcompute.cli.up.layout import Shape
 
 SHAPE = Shape(cells=("c1",), build_ms=30, delete_ms=20)
@@ -24,13 +25,15 @@ BOOTERS = 2
 READERS = 2
 PER_SECOND = 200.0  # of each of the two agents
 CLIENTS_S = 70.0
+SABOTAGED_S = 5.0
 AUDIT_S = 90.0
 WARM_UP_S = 1.5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. ``prefix``: the module, with its arguments, that runs every service (the tests' saboteur)."""
+    """What to run. ``prefix``: the module, with its arguments, that runs every service (the tests' saboteur);
+    ``sabotaged``: violations are wanted, and a cluster that does not come to rest is no reason to give up."""
 
     faults: tuple[str, ...]
     seconds: float
@@ -42,6 +45,8 @@ class Plan:
     shape: Shape = SHAPE
     prefix: tuple[str, ...] = ()
     audited: bool = True
+    kept_always: bool = False
+    sabotaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
         cluster.start(said)
         violations = _live(cluster, plan, said, act)
         events = read_history(cluster.history)
-        whole = not violations
+        whole = plan.sabotaged or not (violations or plan.kept_always)
     finally:
         cluster.stop()
         if whole:
@@ -91,8 +96,13 @@ def _live(
     else:
         act(cluster, faults)
     time.sleep(WARM_UP_S)
-    clients.stop(CLIENTS_S)
-    rest(cluster)
+    try:
+        clients.stop(SABOTAGED_S if plan.sabotaged else CLIENTS_S)
+        rest(cluster)
+    except CommandError as error:
+        if not plan.sabotaged:
+            raise
+        said(f"not at rest: {error}")
     store = cluster.store()
     try:
         final = read_final(store)

@@ -126,10 +126,12 @@ class Reporter:
         for ack in acks:
             # The bus resends over a link that is not attached again yet: being refused there says nothing.
             early = ack.verdict == VERDICT_INVALID and not ready
-            heard = msgspec.structs.replace(ack, verdict=VERDICT_NOT_OWNER) if early else ack
             relayed_for = self._dispatch.relayed_for(peer.service_id, ack)
+            # An owner that is busy names its lane: who names none was taken for the owner, and could not hand it on.
+            astray = ack.verdict == VERDICT_BUSY and not ack.lane and not relayed_for
+            heard = msgspec.structs.replace(ack, verdict=VERDICT_NOT_OWNER) if early or astray else ack
             if relayed_for and (heard.verdict == VERDICT_NOT_OWNER or (ack.verdict == VERDICT_BUSY and not ack.lane)):
-                self._ways.refused(relayed_for, peer.service_id, now)  # an owner that is busy names its lane
+                self._ways.refused(relayed_for, peer.service_id, now)
             if self._dispatch.answered(peer.service_id, heard, now):
                 final.append(ack.seq)
             if early:

@@ -28,7 +28,7 @@ class Settings:
     answer_again_ms_max: int = 60_000  # that doubles up to this: a slow lane is not asked to do the same many times
     not_yet_ms: int = 1_000  # between two sends of a report whose grant is not there yet
     invalid_times_max: int = 5  # a report called invalid is tried so often: its link may not have been attached yet
-    refused_ms_min: int = 50  # back-off of a report called not_owner or invalid, doubled up to the maximum
+    refused_ms_min: int = 10  # back-off of a report called not_owner or invalid, doubled up to the maximum
     refused_ms_max: int = 1_000
     busy_ms_min: int = 100  # a lane that said busy rests so long, when it does not say how long
     busy_ms_max: int = 2_000  # that doubles up to this while it says busy

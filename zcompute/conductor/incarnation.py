@@ -231,14 +231,14 @@ class Incarnation:
     def _watch_beats(self) -> None:
         """Read the beats every beat_ms, tell the keeper who has died, who can receive, and whether we are gone."""
         lease = self.settings.lease
-        fresh: list[str] = []
-        dead: list[str] = []
+        known: list[list[str]] = []
         while True:
             begun_s = time.monotonic()
             if self._read_beats(begun_s):
                 self._ask_suspects()
-                if self._watch.dead() != dead or self._watch.fresh() != fresh:
-                    dead, fresh = self._watch.dead(), self._watch.fresh()
+                found = [self._watch.dead(), self._watch.fresh(), self._watch.settled()]
+                if found != known:
+                    known = found
                     if self._keeper is not None:
                         self._keeper.wake()
             left_s = begun_s + lease.beat_ms / 1000 - time.monotonic()

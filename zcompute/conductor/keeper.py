@@ -18,7 +18,7 @@ from zcompute.conductor.lane import Lane
 from zcompute.conductor.lease import LeaseWatch
 from zcompute.conductor.ledger import Ledger
 from zcompute.conductor.outage import Outage
-from zcompute.conductor.ownership import Gain, Move, dead_lanes, gains, plan_moves, strayed
+from zcompute.conductor.ownership import Gain, Leaving, Move, dead_lanes, gains, plan_moves, strayed
 from zcompute.conductor.settings import LifeSettings
 from zcompute.db.batch import HandOver
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, Fenced, ReceiverDead
@@ -54,6 +54,7 @@ class Keeper:
         self._outage = outage or Outage()
         self._wake = Event()
         self._stopping = False
+        self._leaving = Leaving()
         self._held_epochs: dict[int, int] = {}
         self._lane_wait_ms = int((settings.ledger.lane_retry_s_max + 10) * 1000)
 
@@ -106,12 +107,10 @@ class Keeper:
         self._ledger.write_at(rows.release)
         self._gain(gains(rows, self._lanes, self._held_epochs))
         self._ledger.publish(rows.partition_map())
-        moves = [move for move in plan_moves(rows, self._able()) if move.from_lane in self._lanes]
+        able = [self._me, *self._leaving.staying(self._watch.settled())]
+        moves = [move for move in plan_moves(rows, able) if move.from_lane in self._lanes]
         if moves and self._hand_over(moves):
             self._refresh()
-
-    def _able(self) -> list[str]:
-        return [self._me, *self._watch.fresh()]
 
     def _take_over(self, dead: Sequence[str]) -> None:
         failpoint("keeper.before_take_over")
@@ -128,6 +127,7 @@ class Keeper:
             raise IncarnationEnded(f"our lanes {dead} are dead: others have taken over")
         if rows.map_version < self._ledger.map.version:
             return False
+        self._leaving.learn(rows)
         lost = strayed(rows, self._lanes, self._ledger.owned())
         if lost:
             raise IncarnationEnded(f"partitions {lost[:8]} are on others' lanes without a hand-over of ours")
@@ -195,7 +195,8 @@ class Keeper:
         """The planned end: hand over what the living can take, let the lanes finish the rest."""
         rows = self._store.read_map()
         if self._check(rows):
-            moves = [move for move in plan_moves(rows, self._able(), leaving=self._me) if move.from_lane in self._lanes]
+            able = [self._me, *self._leaving.staying(self._watch.fresh())]
+            moves = [move for move in plan_moves(rows, able, leaving=self._me) if move.from_lane in self._lanes]
             if self._hand_over(moves):
                 self._ledger.publish(self._store.read_map().partition_map())
         failpoint("keeper.before_last_barrier")

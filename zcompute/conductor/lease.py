@@ -23,11 +23,12 @@ RETRY_S = 0.05
 
 @dataclass
 class _Silence:
-    """A peer's last counter, since when (at the earliest) it has not moved, and whether it has ever been seen to."""
+    """A peer's last counter, since when (at the earliest) it has not moved, and when it was last and first seen to."""
 
     counter: int
     since_s: float
     moved_at_s: float | None = None
+    first_moved_at_s: float = 0.0
 
 
 class LeaseWatch:
@@ -68,6 +69,8 @@ class LeaseWatch:
             if peer is None:
                 self._peers[incarnation] = _Silence(counter, received_s)
             elif counter != peer.counter:
+                if peer.moved_at_s is None:
+                    peer.first_moved_at_s = received_s
                 peer.counter, peer.since_s, peer.moved_at_s = counter, received_s, received_s
                 self._refused.discard(incarnation)
         self._read_at_s = received_s
@@ -94,6 +97,11 @@ class LeaseWatch:
             for incarnation, peer in self._peers.items()
             if peer.moved_at_s is not None and incarnation not in half_silent
         )
+
+    def settled(self) -> list[str]:
+        """The fresh ones that have beaten for ``join_ms``: the agents have had the time to find them."""
+        joined_s = self._checked_at_s - self._settings.join_ms / 1000
+        return [incarnation for incarnation in self.fresh() if self._peers[incarnation].first_moved_at_s <= joined_s]
 
     def _silent(self, silence_ms: int) -> list[str]:
         return sorted(

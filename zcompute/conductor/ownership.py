@@ -1,6 +1,6 @@
 """Who owns what, decided from the map's rows: pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from zcompute.db.store import MapRows
@@ -47,6 +47,27 @@ def strayed(rows: MapRows, lanes: Collection[int], owned: Collection[int]) -> li
     """Partitions that we decide upon and that the map has elsewhere: never, while our lanes live."""
     elsewhere = {row.partition_id for row in rows.partitions if row.lane_id not in lanes}
     return sorted(elsewhere.intersection(owned))
+
+
+class Leaving:
+    """Who has handed everything over: no share leaves an incarnation with nothing, so it is about to end.
+
+    Its lanes still live and it still beats then; what it were given back would move a third time.
+    """
+
+    def __init__(self) -> None:
+        self._had: set[str] = set()
+        self._have: set[str] = set()
+
+    def learn(self, rows: MapRows) -> None:
+        """A map was read; none is left out, or a short life would be missed."""
+        alive = {lane.lane_id: lane.incarnation for lane in rows.lanes.values() if lane.alive}
+        self._have = {alive[row.lane_id] for row in rows.partitions if row.lane_id in alive}
+        self._had = (self._had | self._have) & set(alive.values())
+
+    def staying(self, able: Sequence[str]) -> list[str]:
+        """Those of ``able`` that do not leave."""
+        return [incarnation for incarnation in able if incarnation in self._have or incarnation not in self._had]
 
 
 def plan_moves(rows: MapRows, able: Collection[str], leaving: str | None = None) -> list[Move]:

@@ -43,6 +43,7 @@ class LeaseSettings:
     refused_beats: int = 2
     probe_ms_max: int = 100
     probe_pause_ms: int = 20
+    join_ms: int = 1500  # a newcomer beats for so long before it is given a share: agents redial within a second
 
     @classmethod
     def sqlite(cls, beat_ms: int = 100, lease_ms: int = 3000) -> "LeaseSettings":

@@ -42,6 +42,15 @@ def test_a_peer_never_seen_to_beat_receives_nothing() -> None:
     assert watch.fresh() == []
 
 
+def test_a_newcomer_gets_a_share_when_it_has_beaten_for_a_while() -> None:
+    watch = LeaseWatch(LeaseSettings(join_ms=1500), "me")
+    run_watch(watch, {10 + n / 10: {"me": 1, "peer": n} for n in range(16)})
+    assert watch.fresh() == ["peer"]
+    assert watch.settled() == []
+    run_watch(watch, {10 + n / 10: {"me": 1, "peer": n} for n in range(16, 18)})
+    assert watch.settled() == ["peer"]
+
+
 def test_the_own_silence_is_not_judged() -> None:
     watch = LeaseWatch(LeaseSettings(), "me")
     run_watch(watch, {10 + n / 10: {"me": 1} for n in range(30)})

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcompute.conductor.ownership import dead_lanes, gains, plan_moves, strayed
+from zcompute.conductor.ownership import Leaving, dead_lanes, gains, plan_moves, strayed
 from zcompute.db.store import LaneRow, MapRows, PartitionRow
 
 PARTITIONS = 256
@@ -92,3 +92,18 @@ def test_dead_lanes_and_strayed_partitions_are_seen() -> None:
     rows = MapRows("c1", 5, 1, [PartitionRow(0, 1, 5), PartitionRow(1, 2, 4), PartitionRow(2, 7, 0)], lanes, {})
     assert dead_lanes(rows, [1, 2, 3]) == [2, 3]
     assert strayed(rows, {1, 2}, [0, 1, 2]) == [2]
+
+
+def test_who_has_handed_everything_over_is_given_nothing_back() -> None:
+    lanes = {1: LaneRow(1, "i1", "s1", True), 2: LaneRow(2, "i2", "s2", True), 3: LaneRow(3, "i3", "s3", True)}
+
+    def of(*owners: int) -> MapRows:
+        return MapRows("c1", 9, 1, [PartitionRow(p, lane, 1) for p, lane in enumerate(owners)], lanes, {})
+
+    leaving = Leaving()
+    leaving.learn(of(1, 1, 2, 2))
+    assert leaving.staying(["i1", "i2", "i3"]) == ["i1", "i2", "i3"]
+    leaving.learn(of(1, 1, 1, 1))
+    assert leaving.staying(["i1", "i2", "i3"]) == ["i1", "i3"]
+    leaving.learn(of(1, 1, 1, 2))  # its hand-over of one lane did not go through, or comes from an older map
+    assert leaving.staying(["i1", "i2", "i3"]) == ["i1", "i2", "i3"]

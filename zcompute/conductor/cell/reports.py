@@ -9,12 +9,14 @@ import msgspec
 
 from zcompute.bus import Ack, Link, Report
 from zcompute.bus.errors import Busy, NotOwner, UnsupportedVersion
+from zcompute.conductor.cell.arrivals import Arrivals
 from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.observations import GHOST, judge_observation, judge_step_result
 from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.vouching import Vouching
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv
+from zcompute.conductor.errors import not_owner
 from zcompute.conductor.fellows import is_fellow
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
@@ -77,15 +79,21 @@ class Reports:
         self._relay = relay
         self._vouching = Vouching(env, hosts, self._believed, self._answer)
         self._settings = settings
+        self._arrivals: Arrivals[Heard] = Arrivals(env.ledger, env.router, env.service_id, self._submit, self._not_ours)
         relay.answer = self._reply
         self._acks: dict[Link, list[Ack]] = {}
         self._flushing = False
         self._stopped = False
 
+    def start(self) -> None:
+        """The ledger is ready."""
+        self._arrivals.start()
+
     def stop(self) -> None:
         """No verdict leaves any more: what was not answered is reported again, to whoever owns it then."""
         self._stopped = True
         self._vouching.stop()
+        self._arrivals.stop()
         self._acks.clear()
 
     def received(self, link: Link, reports: list[Report]) -> None:
@@ -101,10 +109,16 @@ class Reports:
         epoch = self._attachments.epoch(link, body.host)
         if epoch is None:
             self._refuse_unattached(link, report, body.host)
-        elif self._ledger.owns(partition := partition_of(report.key)):
+        elif self._ours(partition := partition_of(report.key)):
             self._submit(Heard(link, report, body, epoch, report.seq, partition))
         else:
             self._hand_on(link, report, body, epoch)
+
+    def _ours(self, partition: int) -> bool:
+        return self._ledger.owns(partition) or self._arrivals.expected(partition)
+
+    def _not_ours(self, heard: Heard, partition: int) -> None:
+        self._put_off(heard.link, heard.report, 0, not_owner(partition, self._ledger.map.version))
 
     def _hand_on(self, link: Link, report: Report, body: Observation | StepResult, epoch: int) -> None:
         try:
@@ -152,6 +166,9 @@ class Reports:
     def _submit(self, heard: Heard, unread: Unread | None = None) -> None:
         link, report, body = heard.link, heard.report, heard.body
         uuid, partition = body.instance_uuid, heard.partition
+        if not self._ledger.owns(partition) and self._arrivals.expected(partition):
+            self._arrivals.wait(partition, heard)
+            return
         lane = self._ledger.lane_of(partition)
         if lane and not link.admit_report(lane):
             self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)

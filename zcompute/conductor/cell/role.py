@@ -107,6 +107,7 @@ class CellRole:
         env = self._env
         self._commands.on_attach(self.engine.host_attached)
         self._commands.on_forced_down(self.engine.host_forced_down)
+        self._reports.start()
         env.endpoint.on_reports(self._reports.received)
         self._fellows.start()
         self._ways.start()

@@ -27,7 +27,7 @@ from zcompute.db.tables import INSTANCES, TASKS
 from zcompute.objects.command import CommandReply
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.methods import BuildRequestMessage, ClaimReply, Empty, InstanceDeleteRequest, SelectReply
-from zcompute.objects.partition import partition_of
+from zcompute.objects.partition import PartitionMap, partition_of
 from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
 
 QUICK = TaskSettings(
@@ -121,7 +121,10 @@ class CellWorld:
         self.owed: list[Any] = []
         self.commands = Commands(self.ledger)
         forwarding = Forwarding(self, self.ledger, "c1")
-        env = SimpleNamespace(ledger=self.ledger, cell="c1", router=self, forwarding=forwarding)
+        self.map = PartitionMap(cell="c1")
+        env: Any = SimpleNamespace(
+            ledger=self.ledger, cell="c1", service_id="c1-conductor-1", router=self, forwarding=forwarding
+        )
         self.engine = TaskEngine(
             TaskEnv("c1", self.ledger, self, self.commands, self, self._forced, self.owed.append, settings)
         )
@@ -132,6 +135,7 @@ class CellWorld:
         self.relay: Any = NoRelay()
         attached: Any = SimpleNamespace(attachments=self.attachments)
         self.reports = Reports(env, self.engine, attached, self.relay, settings)
+        self.reports.start()
         self.instances = Instances(env, self.engine, self.owed.append, CellSettings(), settings)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():

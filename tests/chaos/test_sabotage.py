@@ -1,0 +1,80 @@
+"""The chaos' checker can fail: with any one safeguard taken out of the services, the same traffic shows it.
+
+One cluster a safeguard; the fault is done once for each seed, and within each the violation must show. ``make test``
+tries SEEDS_SHORT of the five seeds; ZCOMPUTE_SABOTAGE_SEEDS=5 tries all.
+"""
+
+import os
+import random
+import time
+
+import gevent
+import pytest
+
+from loadtest.chaos import check
+from loadtest.chaos.check import Violation
+from loadtest.chaos.cluster import CELL, Cluster
+from loadtest.chaos.faults import HELD_S, Faults
+from loadtest.chaos.run import Plan, run
+from tests.cluster.conftest import require_mariadb
+from zcompute.cli.exits import CommandError
+from zcompute.cli.up.layout import CONDUCTOR, Shape
+
+SEEDS_SHORT = 2
+SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
+AFTER_S = 1.5  # what a fault has done shows within this
+SHAPE = Shape(cells=("c1",), build_ms=200, delete_ms=50)
+
+SHOWN_BY = {
+    "fence": ("stop", {check.STALE_WRITER, check.INVERTED, check.LOST}),
+    "sequence": ("", {check.REPEATED, check.INVERTED, check.LOST}),
+    "outbox": ("agent", {check.LOST}),
+    "watermark": ("database", {check.LOST, check.INVERTED}),
+    "generation": ("stop", {check.DEAD_OWNER_OBEYED}),
+}
+
+
+def fault_of(cluster: Cluster, name: str, seed: int) -> None:
+    """One fault with this seed, and some time for what it does to be seen."""
+    faults = Faults(cluster, [], seed, print)
+    try:
+        if name == "database":
+            with cluster.batches_held(random.Random(seed).choice(cluster.members(CONDUCTOR, CELL))):
+                gevent.sleep(HELD_S)
+                cluster.kill_database(CELL)
+            cluster.start_database(CELL)
+        elif name:
+            faults.once(name)
+    except CommandError as error:  # without the safeguard a cluster may well not get whole again
+        print(f"seed {seed}: {error}")
+    finally:
+        faults.close()
+    gevent.sleep(AFTER_S)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("kind", SHOWN_BY)
+def test_without_a_safeguard_the_traffic_shows_a_violation(kind: str) -> None:
+    require_mariadb()
+    fault, expected = SHOWN_BY[kind]
+    windows: list[tuple[float, float]] = []
+
+    def act(cluster: Cluster, _: Faults) -> None:
+        for seed in SEEDS:
+            began = time.monotonic()
+            fault_of(cluster, fault, seed)
+            windows.append((began, time.monotonic()))
+
+    plan = Plan(
+        (), 0, 1, shape=SHAPE, booters=6, prefix=("tests.chaos.sabotage", kind, "--"), audited=False, sabotaged=True
+    )
+    violations = run(plan, print, act).violations
+    shown = [_within(violations, expected, window) for window in windows]
+    print(f"{kind}: {shown} of {len(violations)} violations")
+    assert len(shown) == len(SEEDS)
+    assert all(shown), f"without {kind} the seeds showed {shown} violations of {sorted(expected)}"
+
+
+def _within(violations: list[Violation], kinds: set[str], window: tuple[float, float]) -> int:
+    begin, end = window
+    return sum(violation.kind in kinds and begin <= violation.t <= end for violation in violations)
