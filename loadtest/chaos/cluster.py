@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -23,6 +23,7 @@ from zcompute.cli.up.process import ServiceProcess
 from zcompute.cli.up.region import Region
 from zcompute.cli.up.statedir import free_ports
 from zcompute.db.drivers import open_store
+from zcompute.db.errors import StoreError
 from zcompute.db.native.connection import Connection, ServerError
 from zcompute.db.store import MapRows, Store
 from zcompute.db.url import MariaDbTarget, parse_url
@@ -32,6 +33,7 @@ CELL = "c1"
 OTHERS = "others"
 POLL_S = 0.02
 STOPPED_S = 10.0
+HOLD_S = 1.0
 
 
 class Cluster(Region):
@@ -153,36 +155,73 @@ class Cluster(Region):
     _wiring: "Wiring | None" = None
 
     @contextmanager
-    def batches_held(self, service_id: str) -> Iterator[None]:
-        """Inside, every batch of this conductor waits in the database at its first statement, while the next fills."""
+    def batches_held(self, service_id: str, held_s: float) -> Iterator[None]:
+        """Inside, every batch of this conductor waits in the database at its first statement, while the next fills.
+
+        Those that wait there have gathered for ``held_s``: they were held once before, and let through to the last.
+        """
         target = parse_url(self.direct_url(CELL))
         if not isinstance(target, MariaDbTarget):
             raise CommandError(f"expected MariaDB, found {target}")
-        connection = Connection(target)
+        rows = self.map_rows()
+        lanes = [lane.lane_id for lane in rows.lanes.values() if lane.alive and lane.service_id == service_id]
+        first = [_LaneHold(target, lane) for lane in lanes]
+        second: list[_LaneHold] = []
         try:
-            connection.query(b"START TRANSACTION")
-            connection.query(
-                b"SELECT lane_id FROM lanes WHERE alive = 1 AND service_id = '%s' FOR UPDATE" % service_id.encode()
-            )
+            gevent.joinall([gevent.spawn(hold.take) for hold in first], timeout=HOLD_S)
+            gevent.sleep(held_s)
+            second = [_LaneHold(target, lane) for lane in lanes]
+            taking = [gevent.spawn(hold.take) for hold in second]
+            gevent.sleep(held_s / 2)  # now they wait behind the batches
+            for hold in first:
+                hold.let_go()
+            gevent.joinall(taking, timeout=HOLD_S)
+            gevent.sleep(held_s)
             yield
-        except ServerError as error:
-            raise CommandError(f"the lanes of {service_id} cannot be held: {error}") from error
         finally:
-            connection.cut()
+            for hold in (*first, *second):
+                hold.let_go()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    def shares(self) -> dict[str, int]:
-        """How many partitions of the cell each living conductor owns."""
+    def incarnations(self) -> dict[str, str]:
+        """Service id to living incarnation, of the cell's conductors."""
+        return {row.service_id: row.incarnation for row in self.map_rows().conductors.values() if row.alive}
+
+    def shares(self, gone: Collection[str] = ()) -> dict[str, int]:
+        """How many partitions of the cell each conductor owns, by another incarnation than those that are gone."""
         rows = self.map_rows()
         owners = [rows.lanes[row.lane_id] for row in rows.partitions if row.lane_id in rows.lanes]
-        alive = [lane.service_id for lane in owners if lane.alive]
+        alive = [lane.service_id for lane in owners if lane.alive and lane.incarnation not in gone]
         return {service_id: alive.count(service_id) for service_id in self.members(CONDUCTOR, CELL)}
 
-    def wait_whole(self, timeout_s: float) -> None:
-        """Until every conductor of the cell owns its share again. Raises CommandError."""
+    def wait_whole(self, timeout_s: float, gone: Collection[str] = ()) -> None:
+        """Until every conductor of the cell owns its share again, none by an incarnation that is gone.
+
+        Raises CommandError.
+        """
         least = 256 // len(self.members(CONDUCTOR, CELL)) - 1
-        wait_until(lambda: min(self.shares().values()) >= least, "every conductor owns its share", timeout_s)
+        wait_until(lambda: min(self.shares(gone).values()) >= least, "every conductor owns its share", timeout_s)
+
+
+class _LaneHold:
+    """The lock on a lane's row, so that its batches wait."""
+
+    def __init__(self, target: MariaDbTarget, lane: int) -> None:
+        self._connection = Connection(target)
+        self._lane = lane
+
+    def take(self) -> None:
+        """Wait for the lock. A failure leaves the lane as it is."""
+        try:
+            self._connection.query(b"START TRANSACTION")
+            self._connection.query(b"SELECT lane_id FROM lanes WHERE lane_id = %d FOR UPDATE" % self._lane)
+        except (ServerError, StoreError):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Give the lock back; whoever waits gets it."""
+        self._connection.cut()
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> None:

@@ -14,7 +14,7 @@ from zcompute.cli.up.layout import COMPUTE, CONDUCTOR
 from zcompute.objects.cell import ROOT_CELL
 
 LEASE_S = 0.6
-HELD_S = 0.03  # how long batches wait before a kill that is to meet one in flight
+HELD_S = 0.04  # how long batches gather and wait before a fault that is to meet them
 DOWN_S = (0.2, 0.8)
 STOPPED_S = (LEASE_S + 0.3, LEASE_S + 1.4)
 UNPLUGGED_S = (1.5, 3.0)
@@ -26,6 +26,7 @@ KILLS_A_ROUND = 9  # then all conductors of the cell, or of the region, at once
 
 KILL, ALL, STOP, RESTART, AGENT, DATABASE = "kill", "all", "stop", "restart", "agent", "database"
 UNPLUG, ONE_WAY, FLAP = "unplug", "oneway", "flap"
+ENDS = frozenset({KILL, ALL, STOP, RESTART})  # what ends an incarnation
 KINDS = ("kill", "stop", "restart", "unplug", "agent", "database")
 
 
@@ -51,12 +52,15 @@ class Faults:
                     return
                 self.once(kind)
 
-    def once(self, kind: str) -> history.Fault:
-        """One fault of this kind, written down when the cluster is whole again."""
-        gevent.sleep(self._chance.uniform(*REST_S))
+    def once(self, kind: str, *, rested: bool = False) -> history.Fault:
+        """One fault of this kind, written down when the cluster is whole again. ``rested``: at once."""
+        if not rested:
+            gevent.sleep(self._chance.uniform(*REST_S))
+        before = self._cluster.incarnations()
         fault = getattr(self, f"_{kind}")()
         fault.undone = fault.undone or time.monotonic()
-        self._cluster.wait_whole(WHOLE_S)
+        ended = fault.victim.split(",") if fault.name in ENDS else []
+        self._cluster.wait_whole(WHOLE_S, [before[victim] for victim in ended if victim in before])
         fault.over = time.monotonic()
         self._out.write(fault)
         self.done += 1
@@ -84,8 +88,7 @@ class Faults:
             fault = self._begin(ALL, ",".join(victims))
         else:
             victims = [self._conductor()]
-            with self._cluster.batches_held(victims[0]):
-                gevent.sleep(HELD_S)
+            with self._cluster.batches_held(victims[0], HELD_S):
                 fault = self._begin(KILL, victims[0])
                 self._cluster.kill(victims[0])
                 victims = []
@@ -99,8 +102,7 @@ class Faults:
     def _stop(self) -> history.Fault:
         """SIGSTOP for longer than the lease, with a batch decided that has not been sent; then SIGCONT."""
         victim = self._conductor()
-        with self._cluster.batches_held(victim):
-            gevent.sleep(HELD_S)
+        with self._cluster.batches_held(victim, HELD_S):
             fault = self._begin(STOP, victim)
             self._cluster.kill(victim, signal.SIGSTOP)
         gevent.sleep(self._chance.uniform(*STOPPED_S))
@@ -136,8 +138,7 @@ class Faults:
     def _agent(self) -> history.Fault:
         """SIGKILL of an agent, with reports under way."""
         victim = self._chance.choice(self._cluster.members(COMPUTE, CELL))
-        with self._cluster.batches_held(self._conductor()):
-            gevent.sleep(HELD_S)
+        with self._cluster.batches_held(self._conductor(), HELD_S):
             fault = self._begin(AGENT, victim)
             self._cluster.kill(victim)
         gevent.sleep(self._chance.uniform(*DOWN_S))
