@@ -24,7 +24,7 @@ from zcompute.conductor.tasks.build_walk import STEP_CLAIM, STEP_SCHEDULE
 from zcompute.db.store import SCAN_ROWS_MAX
 from zcompute.db.tables import TASKS
 
-SEEDS_SHORT = 2
+SEEDS_SHORT = 1
 SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
 BURST, BURST_S = 60, 15.0  # boots at once: commands are on their way whenever a conductor stops
 BURST_UNDER_WAY = 15  # of them, whose machine is not commanded yet

@@ -16,6 +16,8 @@ from zcompute.conductor.ledger import Ledger
 
 T = TypeVar("T")
 
+SWEEP_S_MIN = 0.005  # never without time passing: clocks round
+
 
 @dataclass(frozen=True)
 class ArrivalLimits:
@@ -91,7 +93,7 @@ class Arrivals(Generic[T]):
     def _sweep(self) -> None:
         while self._since_s:
             oldest_s = min(self._since_s.values())
-            gevent.sleep(max(0.0, oldest_s + self._limits.wait_ms_max / 1000 - time.monotonic()))
+            gevent.sleep(max(SWEEP_S_MIN, oldest_s + self._limits.wait_ms_max / 1000 - time.monotonic()))
             limit_s = time.monotonic() - self._limits.wait_ms_max / 1000
             for partition in [partition for partition, since_s in self._since_s.items() if since_s <= limit_s]:
                 for item in self._pop(partition):
