@@ -28,6 +28,7 @@ bench: $(VENV)/.installed-bench packages
 	$(BIN)/python -m loadtest.bus --json build/bench/bus.json $(ARGS)
 	$(BIN)/python -m loadtest.fanin --json build/bench/fanin.json $(ARGS)
 	$(BIN)/python -m loadtest.reconnect --json build/bench/reconnect.json $(ARGS)
+	$(BIN)/python -m loadtest.chaos --json build/bench/chaos.json $(ARGS)
 	$(BIN)/python -m loadtest.ledger --json build/bench/ledger.json $(ARGS)
 
 # The bus against what its users could pick instead; the benchmark starts and stops the brokers itself.

@@ -4,7 +4,8 @@ and what it is answered.
     python -m loadtest.chaos.agent --config FILE --history FILE --per-second N --origin T [--wires FILE]
 
 It is ``zcompute compute`` but for the driver (a fake one whose power states change), the recording round the outbox and
-the commands, and a repeater that sends reports again which were answered long ago, as a late network might.
+the commands, and a repeater, as a late network is one: reports are sent again which were answered long ago, and
+commands of former owners arrive once more.
 """
 
 from gevent import monkey
@@ -18,6 +19,7 @@ import time  # noqa: E402
 from collections import deque  # noqa: E402
 from collections.abc import Callable, Mapping  # noqa: E402
 from dataclasses import replace  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -38,7 +40,7 @@ from zcompute.compute.virt.driver import Domain  # noqa: E402
 from zcompute.compute.virt.fake import FakeDriver  # noqa: E402
 from zcompute.config import Config  # noqa: E402
 from zcompute.objects.command import Order  # noqa: E402
-from zcompute.objects.errors import CommandRefused  # noqa: E402
+from zcompute.objects.errors import CommandRefused, ServiceError  # noqa: E402
 from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING  # noqa: E402
 from zcompute.objects.report import FINAL_VERDICTS, Observation, StepResult  # noqa: E402
 
@@ -47,6 +49,7 @@ POWER_SHARE = 0.2  # of the reports that bring another power state, and with it 
 REPEAT_SHARE = 0.02  # of the answered reports that are sent once more
 REPEAT_AFTER_S = 0.5
 REPEATS_MAX = 500
+COMMANDS_MAX = 50  # of the last, which come again when their partition has another owner
 
 
 class ChangingDriver(FakeDriver):
@@ -110,6 +113,7 @@ class Recorder:
         self._life = os.getpid()
         self.answered: deque[tuple[float, Link, BusReport]] = deque(maxlen=REPEATS_MAX)
         self._payloads: dict[int, bytes] = {}
+        self.commanded: deque[tuple[Callable[[], Any], int, int]] = deque(maxlen=COMMANDS_MAX)
 
     def watch(self, outbox: Outbox, reporter: Reporter) -> None:
         """Record round the outbox' one way in, and round the answers' one way in."""
@@ -159,18 +163,23 @@ class Recorder:
             setattr(Commands, name, self._recorded(name, getattr(Commands, name)))
 
     def _recorded(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        def recorded(commands: Commands, request: Any, context: Any) -> Any:
+        def recorded(commands: Commands, request: Any, context: Any, *, again: bool = False) -> Any:
+            order: Order = request.order
+            known = commands._fences.epochs[order.partition]
             try:
                 reply = handler(commands, request, context)
             except CommandRefused:
-                self._command(name, request.order, obeyed=False)
+                self._command(name, order, known, obeyed=False)
                 raise
-            self._command(name, request.order, obeyed=True)
+            self._command(name, order, known, obeyed=True)
+            if not again:
+                late = partial(recorded, commands, request, context, again=True)
+                self.commanded.append((late, order.partition, order.owner_epoch))
             return reply
 
         return recorded
 
-    def _command(self, name: str, order: Order, *, obeyed: bool) -> None:
+    def _command(self, name: str, order: Order, known_epoch: int, *, obeyed: bool) -> None:
         self._out.write(
             history.Command(
                 t=time.monotonic(),
@@ -184,6 +193,7 @@ class Recorder:
                 task_id=order.task_id,
                 step=order.step,
                 attempt=order.attempt,
+                known_epoch=known_epoch,
                 obeyed=obeyed,
             )
         )
@@ -197,6 +207,7 @@ class Traffic:
         self._driver = driver
         self._recorder = recorder
         self._quiet = quiet
+        self._calmed = False
 
     def run(self, per_second: float) -> None:
         """Until it is killed."""
@@ -219,10 +230,13 @@ class Traffic:
 
     def _calm(self) -> None:
         """All machines run again, as the hosts' own files say."""
-        if self._driver.powers:
-            self._driver.powers.clear()
-            for host in self._service._driver.hosts():
-                self._service.observer.look(host)
+        if self._calmed:
+            return
+        self._calmed = True
+        self._driver.powers.clear()
+        for host in self._driver.hosts():
+            self._service.observer.look(host)
+        self._service.observer.look = lambda host: None  # type: ignore[method-assign]  # each look says new values
 
     def _change(self, record: Any) -> None:
         if self._service._workers.busy((record.host, record.uuid)):
@@ -244,6 +258,13 @@ class Traffic:
                 if link.up and link.report_credit:
                     link.report([report])
             except BusError:
+                continue
+        epochs = self._service._fences.epochs
+        for entry in [entry for entry in self._recorder.commanded if entry[2] < epochs[entry[1]]]:
+            self._recorder.commanded.remove(entry)
+            try:
+                entry[0]()
+            except (BusError, ServiceError):
                 continue
 
 

@@ -226,7 +226,7 @@ def _commands(commands: Iterable[Command]) -> Iterable[Violation]:
         if not command.obeyed:
             continue
         place, owner = (command.host, command.uuid), (command.agent, command.partition)
-        newest, epoch = generations.get(place, 0), epochs.get(owner, 0)
+        newest, epoch = generations.get(place, 0), max(epochs.get(owner, 0), command.known_epoch)
         if command.generation < newest or command.owner_epoch < epoch:
             detail = (
                 f"{command.name} of epoch {command.owner_epoch}, generation {command.generation} was obeyed on "

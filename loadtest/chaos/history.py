@@ -54,6 +54,7 @@ class Command(msgspec.Struct, kw_only=True, tag="command", omit_defaults=True):
     task_id: str
     step: str
     attempt: int
+    known_epoch: int = 0  # of the partition, as the agent knew it when the command arrived
     obeyed: bool
 
 

@@ -13,22 +13,15 @@ import pytest
 
 from loadtest.chaos import check
 from loadtest.chaos.check import Violation
-from loadtest.chaos.cluster import CELL, Cluster, wait_until
+from loadtest.chaos.cluster import CELL, Cluster
 from loadtest.chaos.faults import HELD_S, Faults
 from loadtest.chaos.run import Plan, run
 from tests.cluster.conftest import require_mariadb
 from zcompute.cli.exits import CommandError
-from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.layout import CONDUCTOR, Shape
-from zcompute.conductor.tasks.build_walk import STEP_CLAIM, STEP_SCHEDULE
-from zcompute.db.store import SCAN_ROWS_MAX
-from zcompute.db.tables import TASKS
 
 SEEDS_SHORT = 1
 SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
-BURST, BURST_S = 60, 15.0  # boots at once: commands are on their way whenever a conductor stops
-BURST_UNDER_WAY = 15  # of them, whose machine is not commanded yet
-BURST_AFTER_S = (0.0, 0.05)
 AFTER_S = 1.5  # what a fault has done shows within this
 SHAPE = Shape(cells=("c1",), build_ms=200, delete_ms=50)
 
@@ -37,42 +30,25 @@ SHOWN_BY = {
     "sequence": ("", {check.REPEATED, check.INVERTED, check.LOST}),
     "outbox": ("agent", {check.LOST}),
     "watermark": ("database", {check.LOST, check.INVERTED}),
-    "generation": ("commands", {check.DEAD_OWNER_OBEYED}),
+    "generation": ("kill", {check.DEAD_OWNER_OBEYED}),
 }
 
 
 def fault_of(cluster: Cluster, name: str, seed: int) -> None:
     """One fault with this seed, and some time for what it does to be seen."""
     faults = Faults(cluster, [], seed, print)
-    boots = gevent.spawn(Booter(cluster, BURST, BURST, deadline_s=BURST_S).run) if name == "commands" else None
     try:
         if name == "database":
             with cluster.batches_held(random.Random(seed).choice(cluster.members(CONDUCTOR, CELL)), HELD_S):
                 cluster.kill_database(CELL)
             cluster.start_database(CELL)
-        elif name == "commands":
-            wait_until(lambda: under_way(cluster) >= BURST_UNDER_WAY, "boots are under way", BURST_S)
-            gevent.sleep(random.Random(seed).uniform(*BURST_AFTER_S))
-            faults.once("stop", rested=True)
         elif name:
             faults.once(name)
     except CommandError as error:  # without the safeguard a cluster may well not get whole again
         print(f"seed {seed}: {error}")
     finally:
         faults.close()
-        if boots is not None:
-            boots.join(BURST_S)
-            boots.kill()
     gevent.sleep(AFTER_S)
-
-
-def under_way(cluster: Cluster) -> int:
-    """Builds on their way to their command."""
-    store = cluster.store()
-    try:
-        return sum(task.step in (STEP_SCHEDULE, STEP_CLAIM) for task in store.scan(TASKS, limit=SCAN_ROWS_MAX))
-    finally:
-        store.close()
 
 
 @pytest.mark.timeout(200)

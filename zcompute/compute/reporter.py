@@ -138,7 +138,7 @@ class Reporter:
                 log.info("report came before its host was attached instance=%s", ack.key, extra=REPEATED)
             elif ack.verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
                 log.warning("report refused instance=%s verdict=%s detail=%s", ack.key, ack.verdict, ack.detail)
-            elif ack.verdict == VERDICT_NOT_OWNER and not asked:
+            elif (astray or ack.verdict == VERDICT_NOT_OWNER) and not asked:
                 asked = True
                 self.on_not_owner(link, ack.version)
         if final:

@@ -126,3 +126,22 @@ def test_an_owner_that_is_cut_off_is_reached_over_another_conductor_until_it_is_
     reporter.report(Observation(instance_uuid="a", host="node1", generation=1, power_state=4))
     reporter.pump(later + 1)
     assert owner.reported == [2]
+
+
+def test_busy_without_a_lane_of_a_supposed_owner_slows_down_one_instance_only(tmp_path: Path) -> None:
+    reporter, _ = owing(tmp_path)
+    owner = Conductor("k1")
+    link: Any = owner
+    reporter.link_ready("k1", link, False)
+    reporter.pump(0.0)
+    assert owner.reported == [1]
+    asked: list[str] = []
+    reporter.on_not_owner = lambda link, version: asked.append(link.name)
+    reporter.acks(link, [Ack("a", 1, VERDICT_BUSY, "relay: no link with owner k2", retry_after_ms=60_000)])
+    assert asked == ["k1"], "it may not be the owner: its map says"
+    reporter.report(Observation(instance_uuid="b", host="node1", generation=1, power_state=1))
+    reporter.pump(time.monotonic())
+    assert owner.reported == [1, 2]
+    reporter.acks(link, [Ack("b", 2, VERDICT_APPLIED)])
+    reporter.pump(time.monotonic() + 2 * LIMITS.refused_ms_min / 1000)
+    assert owner.reported == [1, 2, 1]

@@ -26,10 +26,10 @@ def answer(t: float, seq: int, verdict: str = "applied", peer: str = "c1", uuid:
     return Answer(t=t, agent="a", life=1, uuid=uuid, seq=seq, verdict=verdict, peer=peer)
 
 
-def command(t: float, epoch: int, generation: int, *, obeyed: bool = True) -> Command:
+def command(t: float, epoch: int, generation: int, *, known: int = 0, obeyed: bool = True) -> Command:
     return Command(
         t=t, agent="a", host="h", uuid="u", name="spawn", partition=3, owner_epoch=epoch, generation=generation,
-        task_id="t", step="spawn", attempt=1, obeyed=obeyed,
+        task_id="t", step="spawn", attempt=1, known_epoch=known, obeyed=obeyed,
     )  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def test_reads_that_overlap_an_acknowledgement_may_show_either() -> None:
 @pytest.mark.parametrize(("epoch", "generation"), [(4, 2), (6, 0)])
 def test_a_command_of_an_older_owner_or_generation_that_is_obeyed_is_named(epoch: int, generation: int) -> None:
     assert kinds([*GOOD, command(5.0, epoch, generation)], FINAL) == {checker.DEAD_OWNER_OBEYED}
+    assert kinds([*GOOD, command(5.0, 6, 2, known=7)], FINAL) == {checker.DEAD_OWNER_OBEYED}
 
 
 def test_a_machine_that_is_made_twice_is_named() -> None:
