@@ -6,7 +6,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -34,6 +34,7 @@ OTHERS = "others"
 POLL_S = 0.02
 STOPPED_S = 10.0
 HOLD_S = 1.0
+MAP_TRIES_MAX = 10
 
 
 class Cluster(Region):
@@ -82,6 +83,13 @@ class Cluster(Region):
 
     def map_rows(self, cell: str = CELL) -> MapRows:
         """The partition map as the database has it. Raises StoreError."""
+        for _ in range(MAP_TRIES_MAX - 1):  # after a restart of the server a take-over may KILL by a former number
+            with suppress(StoreError):
+                return self._read_map(cell)
+            gevent.sleep(POLL_S)
+        return self._read_map(cell)
+
+    def _read_map(self, cell: str) -> MapRows:
         store = self.store(cell)
         try:
             return store.read_map()
