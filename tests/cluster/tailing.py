@@ -44,9 +44,10 @@ class Tail:
 
 
 @contextmanager
-def tailing(region: Region, output: Path, *options: str) -> Iterator[Tail]:
-    """Run the command; interrupted at the end, and waited for."""
-    words = ["notifications", "tail", "--format", "json", "--cell", "c1", "--state-dir", str(region.paths.state_dir)]
+def tailing(region: Region, output: Path, *options: str, cell: str = "c1") -> Iterator[Tail]:
+    """Run the command, for all cells where ``cell`` is ""; interrupted at the end, and waited for."""
+    words = ["notifications", "tail", "--format", "json", "--state-dir", str(region.paths.state_dir)]
+    words += ["--cell", cell] if cell else []
     with output.open("wb") as file, output.with_suffix(".err").open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "zcompute.cli.main", *words, *options], stdout=file, stderr=errors

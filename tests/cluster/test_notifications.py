@@ -20,6 +20,7 @@ from tests.cluster.region import (
 )
 from tests.cluster.tailing import Tail, tailing
 from tests.cluster.test_faults import owners, store_of, when_share_done
+from tests.cluster.test_servers import create
 from tests.unit.conductor.notifiers.test_webhook import Receiver
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.databases import MARIADB
@@ -222,3 +223,28 @@ def test_a_plug_in_of_others_gets_every_change_while_conductors_are_killed_and_o
         text = region.paths.log(service_id).read_text(encoding="utf-8")
         assert refusal in text
         assert "a_library_that_is_not_installed" in text
+
+
+def test_what_ends_at_the_root_is_told_by_the_root_to_the_same_tail(region: Region, tmp_path: Path) -> None:
+    with tailing(region, tmp_path / "t.jsonl", cell="") as tail:
+        wait_until(lambda: len(tail.cursors()) >= 2, "both cells are followed")
+        status, answer = create(region, availability_zone="atlantis")
+        assert status == 202, answer
+        uuid = answer["server"]["id"]
+
+        def told() -> set[tuple[str, str]]:
+            return {(each["cell"], each["event_type"]) for each in tail.told() if each["instance_uuid"] == uuid}
+
+        wait_until(lambda: ("root", "instance.create.error") in told(), "the error was told", found=told)
+        wait_until(lambda: ("c1", "instance.update") in told(), "the cell's try was told", found=told)
+    (error,) = [each for each in tail.told() if each["cell"] == "root" and each["instance_uuid"] == uuid]
+    assert error["publisher_id"] == "conductor:root"
+    assert error["payload"]["data"]["state"] == "error"
+    assert error["payload"]["data"]["fault"]["exception_message"].startswith("No valid host was found.")
+    last = {cursor.partition("/")[0]: cursor for cursor in tail.cursors()}
+    assert set(last) == {"root", "c1"}
+    with tailing(region, tmp_path / "again.jsonl", "--from", last["root"], "--from", last["c1"], cell="") as again:
+        assert {cursor.partition("/")[0] for cursor in again.cursors()} <= {"root", "c1"}
+    names = [{(each["cell"], each["partition"], each["n"]) for each in one.told()} for one in (tail, again)]
+    assert not names[0] & names[1]
+    delete_all(region, [uuid])

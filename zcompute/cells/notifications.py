@@ -7,7 +7,7 @@ need be known of who owns what: only owners publish.
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -60,9 +60,11 @@ class NotificationTail:
 
     def start(self) -> None:
         """Follow at every conductor of the cell that is linked, and at those that come."""
+        start_tails(self._endpoint, [self])
+
+    def begin(self) -> None:
+        """For start_tails."""
         endpoint = self._endpoint
-        endpoint.on_stream(STREAM_NOTIFICATIONS, self._happened)
-        endpoint.on_event(TOPIC_MAP, self._mapped)
         endpoint.on_link_up(self._follow)
         for link in endpoint.links(role="conductor", cell=self.cell):
             self._follow(link)
@@ -74,8 +76,8 @@ class NotificationTail:
         for partition, n in self.seen.items():
             link.follow(STREAM_NOTIFICATIONS, str(partition), n + 1)
 
-    def _mapped(self, link: Link, event: Event) -> None:
-        """Dial conductors that joined, at the place that the map names."""
+    def mapped(self, link: Link, event: Event) -> None:
+        """For start_tails. Dial conductors that joined, at the place that the map names."""
         if link.peer is None or link.peer.cell != self.cell or event.version <= self._map_version:
             return
         self._map_version = event.version
@@ -95,7 +97,8 @@ class NotificationTail:
 
     # -- what comes -------------------------------------------------------------------------------------------------
 
-    def _happened(self, link: Link, happening: StreamEvents | StreamSkip) -> None:
+    def happened(self, happening: StreamEvents | StreamSkip) -> None:
+        """For start_tails."""
         partition = int(happening.key)
         with self._locks[partition]:
             if isinstance(happening, StreamSkip):
@@ -143,6 +146,25 @@ class NotificationTail:
                 log.info("notifications not read partition=%s error=%s", partition, error)
             gevent.sleep(pause_ms * random.uniform(0.5, 1.0) / 1000)
             pause_ms = min(pause_ms * 2, RETRY_MS_MAX)
+
+
+def start_tails(endpoint: Endpoint, tails: Sequence[NotificationTail]) -> None:
+    """Follow several cells over one endpoint, one tail each."""
+    of_cell = {tail.cell: tail for tail in tails}
+
+    def happened(link: Link, happening: StreamEvents | StreamSkip) -> None:
+        tail = None if link.peer is None else of_cell.get(link.peer.cell)
+        if tail is not None:
+            tail.happened(happening)
+
+    def mapped(link: Link, event: Event) -> None:
+        for tail in tails:
+            tail.mapped(link, event)
+
+    endpoint.on_stream(STREAM_NOTIFICATIONS, happened)
+    endpoint.on_event(TOPIC_MAP, mapped)
+    for tail in tails:
+        tail.begin()
 
 
 def heads(endpoint: Endpoint, cell: str, timeout_ms: int) -> dict[int, int]:

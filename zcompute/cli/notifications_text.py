@@ -119,7 +119,7 @@ notifications from 12 to 340 are gone. Nothing is left out without one.
 
 | way | what it does |
 | --- | --- |
-| `zcompute notifications tail` | follows all partitions of a cell over the bus, prints a cursor to go on from |
+| `zcompute notifications tail` | follows the root and all cells over the bus, prints for each a cursor to go on from |
 | `[[notifications.notifiers]] kind = "log"` | a line of JSON each, in the conductor's log |
 | `[[notifications.notifiers]] kind = "webhook"` | POSTs them as JSON to a URL, again until the answer is 2xx |
 | `[[notifications.notifiers]] kind = "NAME"` | a plug-in of entry point group `zcompute.notifiers` |
@@ -134,11 +134,15 @@ takes the notifier's configuration and returns an object with `deliver(batch)`, 
 `close()` (`zcompute.conductor.notifiers.sink`). One that is not
 installed, does not load or does not open is refused by name in the conductor's log; the others run.
 
+The root cell tells in the same way, with `cell` `root`, what ends there: a server that no cell took
+(`instance.create.error`). Its conductors have notifiers of their own configuration.
+
 A new notifier begins with what is told from then on; so does `tail` without `--from`. `tail` prints its cursor every
 10 s and at the end; `--from start` begins with the oldest that is kept. Kept are 72 hours and a million of each
 partition, unless told otherwise.
 
-A notification over 60,000 bytes comes without its payload, and `truncated` is true.
+A notification over 60,000 bytes comes without its payload, and `truncated` is true. So does one that the
+cell's committed release level cannot say: while two releases work in a cell, payloads keep the older one's form.
 
 `instance.exists` is told for each server that existed in an hour, after its end, once, whoever owns the partition then;
 up to 24 hours are made good after an absence.

@@ -65,7 +65,8 @@ class Change:
     that is in the cache, ``named`` has those that were named at submit.
 
     Rows are immutable by agreement: put a copy (``msgspec.structs.replace``), never the object that ``get`` returned.
-    ``request_id`` names the client's request that is carried out, for whoever tells of the change.
+    ``request_id`` names the client's request that is carried out, for whoever tells of the change; ``packed`` packs
+    payloads at the level at which the change is stored.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class Change:
         "notifications",
         "now_us",
         "owner_epoch",
+        "packed",
         "partition",
         "purged",
         "puts",
@@ -89,8 +91,10 @@ class Change:
         now_us: int,
         rows: Callable[[RowKey], Entry | None],
         named: Mapping[RowKey, Entry] = MappingProxyType({}),
+        packed: Pack = pack,
     ) -> None:
         self.partition = partition
+        self.packed = packed
         self.owner_epoch = owner_epoch
         self.now_us = now_us
         self._rows = rows

@@ -244,7 +244,7 @@ class Ledger:
 
     def _decide(self, held: Held, ticket: Ticket, entries: dict[RowKey, Entry]) -> None:
         """Run decide against the newest decided rows, keep what it put, and queue the verdict. Never yields."""
-        change = Change(held.partition, held.owner_epoch, self._now_us(), held.rows, entries)
+        change = Change(held.partition, held.owner_epoch, self._now_us(), held.rows, entries, self._packed)
         decide = ticket.decide
         if decide is None:
             raise LedgerMisuse("a ticket was decided twice")

@@ -1,13 +1,16 @@
 """What is told of a change: pure functions of the rows before and after it."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from zcompute.conductor.change import Change
-from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.db.tables import BUILD_REQUESTS, HOSTS, INSTANCES
 from zcompute.objects.base import pack
+from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
+from zcompute.objects.errors import CannotLower
 from zcompute.objects.host import Host
-from zcompute.objects.instance import Instance
+from zcompute.objects.instance import VM_ERROR, Instance
 from zcompute.objects.notification import PRIORITY_ERROR, PRIORITY_INFO, Notification
 from zcompute.objects.notification_payloads import (
     ERROR,
@@ -22,14 +25,20 @@ from zcompute.objects.notification_payloads import (
     power_name,
     service_payload,
 )
+from zcompute.objects.stored import Pack
+
+log = logging.getLogger(__name__)
 
 INSTANCE_UPDATE = "instance.update"
+INSTANCE_CREATE_ERROR = "instance.create.error"
 INSTANCE_EXISTS = "instance.exists"
 SERVICE_CREATE = "service.create"
 SERVICE_UPDATE = "service.update"
 
 
-def instance_update(former: Instance | None, instance: Instance, request_id: str) -> Notification | None:
+def instance_update(
+    former: Instance | None, instance: Instance, request_id: str, packed: Pack = pack
+) -> Notification | None:
     """``instance.update`` when a state or the name has changed, as Nova's."""
     if former is None:
         old_state = old_task = old_power = renamed = None
@@ -54,37 +63,72 @@ def instance_update(former: Instance | None, instance: Instance, request_id: str
     )
     fields: dict[str, Any] = instance_fields(instance)
     payload = InstanceUpdatePayload(**fields, state_update=update, old_display_name=renamed)
-    return _of_instance(INSTANCE_UPDATE, instance, payload, request_id)
+    return _of_instance(INSTANCE_UPDATE, instance, payload, request_id, packed)
 
 
-def instance_event(event_type: str, instance: Instance, request_id: str, failure: str = "") -> Notification:
+def instance_event(
+    event_type: str, instance: Instance, request_id: str, failure: str = "", packed: Pack = pack
+) -> Notification:
     """A phase of an action on an instance; ``failure`` says why, for the phase error."""
     fields: dict[str, Any] = instance_fields(instance)
     fault = ExceptionPayload(exception_message=failure) if failure else None
-    return _of_instance(event_type, instance, InstanceActionPayload(**fields, fault=fault), request_id)
+    return _of_instance(event_type, instance, InstanceActionPayload(**fields, fault=fault), request_id, packed)
 
 
-def instance_exists(instance: Instance, beginning_us: int, ending_us: int) -> Notification:
+def instance_exists(instance: Instance, beginning_us: int, ending_us: int, packed: Pack = pack) -> Notification:
     """``instance.exists`` for one audit period."""
     fields: dict[str, Any] = instance_fields(instance)
     period = AuditPeriodPayload(audit_period_beginning_us=beginning_us, audit_period_ending_us=ending_us)
-    return _of_instance(INSTANCE_EXISTS, instance, InstanceExistsPayload(**fields, audit_period=period), "")
+    return _of_instance(INSTANCE_EXISTS, instance, InstanceExistsPayload(**fields, audit_period=period), "", packed)
 
 
-def service_change(former: Host | None, host: Host) -> Notification | None:
+def build_request_error(
+    former: BuildRequest | None, request: BuildRequest, now_us: int, packed: Pack = pack
+) -> Notification | None:
+    """``instance.create.error`` when a server ends in ERROR at the root, since no cell had room or answered."""
+    if request.state != BUILD_ERROR or (former is not None and former.state == BUILD_ERROR):
+        return None
+    instance = Instance(
+        uuid=request.uuid,
+        project_id=request.project_id,
+        user_id=request.user_id,
+        name=request.name,
+        flavor=request.flavor,
+        spec=request.spec,
+        created_at_us=request.created_at_us,
+        updated_at_us=now_us,
+        vm_state=VM_ERROR,
+        task_state=None,
+    )
+    failure = request.fault.message if request.fault is not None else ""
+    return instance_event(INSTANCE_CREATE_ERROR, instance, request.request_id, failure, packed)
+
+
+def service_change(former: Host | None, host: Host, packed: Pack = pack) -> Notification | None:
     """``service.create`` for a new host; ``service.update`` when it goes up or down, is disabled or forced down, or
     has a new agent."""
     if former is not None and _service_state(former) == _service_state(host):
         return None
     event_type = SERVICE_CREATE if former is None else SERVICE_UPDATE
-    return Notification(event_type=event_type, payload=pack(service_payload(host)))
+    payload, truncated = _at_level(service_payload(host), packed)
+    return Notification(event_type=event_type, payload=payload, truncated=truncated)
 
 
 def _service_state(host: Host) -> tuple[Any, ...]:
     return (host.state, host.disabled, host.disabled_reason, host.forced_down, host.service_id, host.agent_epoch)
 
 
-def _of_instance(event_type: str, instance: Instance, payload: Payload, request_id: str) -> Notification:
+def _at_level(payload: Payload, packed: Pack) -> tuple[bytes, bool]:
+    """The packed payload, and whether it is left out: a change is never refused for what is told of it."""
+    try:
+        return packed(payload), False
+    except CannotLower as error:
+        log.warning("payload left out, the cell's level cannot say it kind=%s error=%s", type(payload).__name__, error)
+        return b"", True
+
+
+def _of_instance(event_type: str, instance: Instance, payload: Payload, request_id: str, packed: Pack) -> Notification:
+    body, truncated = _at_level(payload, packed)
     return Notification(
         event_type=event_type,
         priority=PRIORITY_ERROR if event_type.endswith(ERROR) else PRIORITY_INFO,
@@ -92,21 +136,27 @@ def _of_instance(event_type: str, instance: Instance, payload: Payload, request_
         user_id=instance.user_id,
         project_id=instance.project_id,
         instance_uuid=instance.uuid,
-        payload=pack(payload),
+        payload=body,
+        truncated=truncated,
     )
 
 
 def _instance_put(former: Any, image: Any, change: Change) -> Notification | None:
-    return instance_update(former, image, change.request_id)
+    return instance_update(former, image, change.request_id, change.packed)
 
 
 def _host_put(former: Any, image: Any, change: Change) -> Notification | None:
-    return service_change(former, image)
+    return service_change(former, image, change.packed)
+
+
+def _build_request_put(former: Any, image: Any, change: Change) -> Notification | None:
+    return build_request_error(former, image, change.now_us, change.packed)
 
 
 _OF_TABLE: dict[str, Callable[[Any, Any, Change], Notification | None]] = {
     INSTANCES.name: _instance_put,
     HOSTS.name: _host_put,
+    BUILD_REQUESTS.name: _build_request_put,
 }
 
 

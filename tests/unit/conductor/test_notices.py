@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.conductor.tasks.samples import NOW_US, host, spawning
-from zcompute.conductor.notices import instance_event, instance_exists, instance_update, service_change
+from zcompute.conductor.notices import (
+    build_request_error,
+    instance_event,
+    instance_exists,
+    instance_update,
+    service_change,
+)
+from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.host import HOST_DOWN
-from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE
+from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, Fault
 from zcompute.objects.notification import Notification, document, payload_document
 
 INSTANCE, _ = spawning()
@@ -97,3 +104,27 @@ def test_a_document_names_itself_and_opens_its_payload() -> None:
     assert shown["payload"]["name"] == "InstanceActionPayload"
     assert shown["payload"]["data"]["uuid"] == INSTANCE.uuid
     assert document("c1", 7, 42, replace(told, payload=b"", truncated=True))["payload"] == {}
+
+
+def test_a_server_that_no_cell_took_is_told_once_with_the_reason() -> None:
+    pending = BuildRequest(
+        uuid=INSTANCE.uuid,
+        project_id="p",
+        user_id="u",
+        name="n",
+        flavor=INSTANCE.flavor,
+        spec=INSTANCE.spec,
+        operation_id="op",
+        request_id="req-1",
+        created_at_us=5,
+    )
+    failed = replace(pending, state=BUILD_ERROR, fault=Fault(message="No valid host was found.", code=500))
+    told = build_request_error(pending, failed, NOW_US)
+    assert told is not None
+    assert (told.event_type, told.priority, told.request_id) == ("instance.create.error", "ERROR", "req-1")
+    data = data_of(told)
+    assert (data["state"], data["task_state"], data["tenant_id"], data["created_at_us"]) == ("error", None, "p", 5)
+    assert data["fault"]["exception_message"] == "No valid host was found."
+    assert build_request_error(failed, replace(failed, revision=9), NOW_US) is None
+    assert build_request_error(None, pending, NOW_US) is None
+    assert build_request_error(pending, replace(pending, cell="c2"), NOW_US) is None

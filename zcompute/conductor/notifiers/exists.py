@@ -112,7 +112,7 @@ class ExistsAudit:
             if row is not None and (audit is None or row.revision != audit.revision):
                 return False
             for instance in told:
-                change.notify(instance_exists(instance, beginning_us, ending_us))
+                change.notify(instance_exists(instance, beginning_us, ending_us, change.packed))
             fresh = UsageAudit(partition_id=partition) if row is None else row
             period_at_us = fresh.period_at_us if last else ending_us
             change.put(USAGE_AUDITS, msgspec.structs.replace(fresh, period_at_us=period_at_us, after_uuid=last))

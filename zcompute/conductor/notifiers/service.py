@@ -48,10 +48,15 @@ def check_notifiers(config: NotificationsConfig) -> None:
 
 class Notifications:
     """Streams, notifiers, retention and the usage audit. A notifier that cannot be opened is ``refused`` by name, and
-    its cursors stay where they are."""
+    its cursors stay where they are. The root cell tells no ``usage``: it has no instances."""
 
     def __init__(
-        self, env: ConductorEnv, config: NotificationsConfig, settings: NotifierSettings | None = None
+        self,
+        env: ConductorEnv,
+        config: NotificationsConfig,
+        settings: NotifierSettings | None = None,
+        *,
+        usage: bool = True,
     ) -> None:
         self._env = env
         self._settings = settings or NotifierSettings()
@@ -61,7 +66,8 @@ class Notifications:
         for each in config.notifiers:
             self._open(each)
         self._retention = Retention(env.ledger, env.store, config, self._settings)
-        self._exists = ExistsAudit(env.ledger, env.store, config.exists_s, self._settings)
+        period_s = config.exists_s if usage else 0
+        self._exists = ExistsAudit(env.ledger, env.store, period_s, self._settings)
 
     def _open(self, config: NotifierConfig) -> None:
         env = self._env

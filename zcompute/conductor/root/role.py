@@ -15,6 +15,8 @@ from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
 from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
+from zcompute.conductor.notices import tell_of_rows
+from zcompute.conductor.notifiers.service import Notifications
 from zcompute.conductor.purge import Purge, PurgeSettings
 from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
@@ -101,6 +103,7 @@ class RootRole:
             env.config.conductor.operations_retention_hours * 3600,
             PurgeSettings(round_s=env.config.conductor.purge_every_s),
         )
+        self._notifications = Notifications(env, env.config.notifications, usage=False)
         self._resumers: set[gevent.Greenlet] = set()
         self._running = False
 
@@ -119,7 +122,10 @@ class RootRole:
             (methods.CELL_REGISTER, self.cell_register),
             (methods.CELL_CAPACITY, self.cell_capacity),
         ]
-        return [(method, unavailable_without_database(handler)) for method, handler in served]
+        return [
+            *((method, unavailable_without_database(handler)) for method, handler in served),
+            *self._notifications.handlers(),
+        ]
 
     def start(self) -> None:
         """Begin to hand off and to push cells; resume what the owned partitions have pending."""
@@ -127,6 +133,8 @@ class RootRole:
         self._cells.start()
         self._hand_off.start()
         self._purge.start()
+        self._ledger.on_decided(tell_of_rows)
+        self._notifications.start()
         self._ledger.on_gain(self._gained)
         self._ledger.on_lose(self._lost)
         self._env.endpoint.on_link_up(self._link_up)
@@ -137,13 +145,14 @@ class RootRole:
         self._running = False
         gevent.killall(list(self._resumers), block=False)
         self._resumers.clear()
+        self._notifications.stop()
         self._purge.stop()
         self._hand_off.stop()
         self._cells.stop()
 
     def measures(self) -> Iterable[Measure]:
         """For the metrics."""
-        return ()
+        return self._notifications.measures()
 
     def servers_create(self, request: methods.ServersCreateRequest, context: Any) -> methods.ServersCreateReply:
         """At the project's owner. Raises OperationConflict, FlavorNotFound, InvalidRequest, Busy, NotOwner."""
@@ -308,12 +317,14 @@ class RootRole:
 
     def _gained(self, partitions: list[int]) -> None:
         if self._running and partitions:
+            self._notifications.gained(partitions)
             resumer = gevent.spawn(self._resume, list(partitions))
             self._resumers.add(resumer)
             resumer.link(self._resumers.discard)
 
     def _lost(self, partitions: list[int]) -> None:
         self._hand_off.drop(partitions)
+        self._notifications.lost([partition for partition in partitions if not self._ledger.owns(partition)])
 
     def _resume(self, partitions: list[int]) -> None:
         """Take up what the gained partitions have pending, page by page, as the hand-off has room.

@@ -3,7 +3,7 @@
 import msgspec
 
 from zcompute.conductor.change import Change
-from zcompute.conductor.notices import instance_event
+from zcompute.conductor.notices import INSTANCE_CREATE_ERROR, instance_event
 from zcompute.conductor.tasks.history import record
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
@@ -15,7 +15,7 @@ FAULT_CHARS_MAX = 255
 
 CREATE_START = "instance.create.start"
 CREATE_END = "instance.create.end"
-CREATE_ERROR = "instance.create.error"
+CREATE_ERROR = INSTANCE_CREATE_ERROR
 DELETE_START = "instance.delete.start"
 DELETE_END = "instance.delete.end"
 
@@ -70,7 +70,7 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
         record(change, instance, former.task, task, decision.failed)
         for event in decision.events:
             failure = decision.failed if event.endswith(ERROR) else ""
-            change.notify(instance_event(event, instance, carried_out.request_id, failure))
+            change.notify(instance_event(event, instance, carried_out.request_id, failure, change.packed))
     return Snapshot(instance, task, decision.outbox)
 
 

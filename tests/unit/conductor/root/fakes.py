@@ -27,6 +27,20 @@ class FakeLedger:
         self.gain_callbacks = []
         self.lose_callbacks = []
         self.fail_next = None
+        self.decided_callbacks = []
+        self.told = []  # notifications that committed
+
+    def on_decided(self, callback):
+        self.decided_callbacks.append(callback)
+
+    def on_told(self, callback):
+        return
+
+    def owner_epoch(self, partition):
+        return 1
+
+    def last_n(self, partition):
+        return 0
 
     def owns(self, partition):
         return partition not in self.lost
@@ -55,6 +69,8 @@ class FakeLedger:
         change = Change(partition, 1, self.now, entry)
         try:
             ticket.result = decide(change)
+            for callback in self.decided_callbacks:
+                callback(change)
         except Exception as error:  # noqa: BLE001
             ticket.error = error
         else:
@@ -64,6 +80,7 @@ class FakeLedger:
                 else:
                     self.rows[put.rowkey] = put.image
             self.commits += bool(change.puts)
+            self.told += change.notifications
         failing, self.fail_next = self.fail_next, None
         ticket.finish(failing)
         return ticket
@@ -111,6 +128,12 @@ class FakeEndpoint:
 
     def publish(self, topic, key, version, payload):
         self.published.append((topic, key, version))
+
+    def publish_stream(self, topic, key, **options):
+        return SimpleNamespace(topic=topic, key=key, next=options["cursor"], followers=0)
+
+    def withdraw_stream(self, stream):
+        return
 
     def on_link_up(self, callback):
         self.link_up_callbacks.append(callback)

@@ -19,7 +19,7 @@ from zcompute.bus.errors import Busy, DeadlineExceeded, Forbidden, InvalidReques
 from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.root.role import RootRole, new_reservation_id
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
-from zcompute.config import ConductorConfig
+from zcompute.config import ConductorConfig, NotificationsConfig
 from zcompute.db.errors import ConnectionLost
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, FLAVORS, MAPPINGS
 from zcompute.objects import methods
@@ -40,7 +40,8 @@ class Region:
         self.forwarded = []
         router = SimpleNamespace(call=lambda key, method, request, timeout_ms: self.forwarded.append((key, request)))
         env = SimpleNamespace(
-            config=SimpleNamespace(conductor=ConductorConfig()),
+            config=SimpleNamespace(conductor=ConductorConfig(), notifications=NotificationsConfig()),
+            cell="root",
             endpoint=self.endpoint,
             store=self.store,
             ledger=self.ledger,
@@ -188,6 +189,26 @@ def test_a_refused_server_goes_to_the_next_cell(region):
     region.call(methods.MAPPING_REFUSED, refusal, conductor)
     assert region.ledger.get(MAPPINGS, UUIDS[0]).cell == "c2"
     assert len(second.calls) == 1
+
+
+def test_a_server_that_no_cell_takes_is_told_with_the_change_that_says_so(region):
+    link = region.link("c1")
+    region.capacity("c1")
+    region.call(methods.SERVERS_CREATE, create_request())
+    region.until(lambda: link.calls and not len(region.role._hand_off))
+    refusal = methods.MappingReleaseRequest(
+        uuid=UUIDS[0],
+        project_id="p1",
+        cell="c1",
+        generation=1,
+        reason="full",
+        build_request=link.calls[0][1].build_request,
+    )
+    assert region.ledger.told == []
+    for _ in range(2):
+        region.call(methods.MAPPING_REFUSED, refusal, context("c1", "s1", "conductor"))
+    (told,) = region.ledger.told
+    assert (told.event_type, told.instance_uuid) == ("instance.create.error", UUIDS[0])
 
 
 def test_a_cells_key_speaks_for_its_own_cell_only(region):
