@@ -1,6 +1,8 @@
 """The protocol's cores under a simulated network: a seed replays a failure."""
 
 import random
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,7 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.simulation.bus.world import World
-from zcompute.bus import StreamSkip
+from zcompute.bus import StreamSkip, protocol
+from zcompute.bus.calls import Calls
+from zcompute.bus.envelope import Cancel, Cast
+from zcompute.bus.outgoing import Outgoing
 
 TURNS = 150
 AGENTS = 3
@@ -36,8 +41,12 @@ def one_thing(world: World, chance: random.Random) -> None:
     elif dice < 0.8:
         for _ in range(chance.randrange(1, 25)):
             world.append()
-    elif dice < 0.85:
+    elif dice < 0.84:
+        for _ in range(chance.randrange(3)):  # nothing of them was sent yet
+            agent.cast()
         world.cut(agent)
+    elif dice < 0.85:
+        world.keep_away(agent)
     elif dice < 0.9:
         world.half_open(agent, chance.randrange(2))
     elif dice < 0.97:
@@ -63,6 +72,11 @@ def run_seed(seed: int) -> World:
     return world
 
 
+def run_seeds(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        run_seed(seed)
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_nothing_is_lost_doubled_or_out_of_order(seed: int) -> None:
     run_seed(seed)
@@ -77,6 +91,38 @@ def test_the_runs_meet_what_they_are_about() -> None:
     )
     assert all(world.states and world.casts for world in worlds)
     assert any(isinstance(news, StreamSkip) for world in worlds for agent in world.agents for news in agent.told)
+
+
+def keep_casts(outgoing: Outgoing) -> tuple[set[int], int]:
+    """A loss that leaves the casts where they are."""
+    casts = [envelope for queue in outgoing._work for envelope in queue if isinstance(envelope, Cast)]
+    unsent, _ = CLEAR(outgoing)
+    for cast in casts:
+        outgoing.add_work(cast, len(cast.payload))
+    return unsent, 0
+
+
+CLEAR = Outgoing.clear
+FAULTS: dict[str, tuple[type[Any], str, Callable[..., Any]]] = {
+    "casts stay queued at a loss": (Outgoing, "clear", keep_casts),
+    "a cancel cancels nothing": (Calls, "_on_cancel", lambda core, cancel, now, happenings: None),
+    "a call that is given up is not cancelled": (
+        Calls,
+        "give_up",
+        lambda core, call: core.calls.pop(call.call.call_id),
+    ),
+    "a lost peer's calls are served for ever": (Calls, "cancel_serving", lambda core: None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_model_finds_a_core_that_breaks_this(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, broken = FAULTS[fault]
+    monkeypatch.setattr(owner, name, broken)
+    if name == "_on_cancel":
+        monkeypatch.setitem(protocol._RECEIVERS, Cancel, broken)
+    with pytest.raises(AssertionError):
+        run_seeds(range(5))
 
 
 def test_a_seed_replays_its_run() -> None:
@@ -140,6 +186,10 @@ class Network(RuleBasedStateMachine):
     @rule(who=st.integers(0, AGENTS - 1))
     def cut(self, who: int) -> None:
         self.world.cut(self.world.agents[who])
+
+    @rule(who=st.integers(0, AGENTS - 1))
+    def keep_away(self, who: int) -> None:
+        self.world.keep_away(self.world.agents[who])
 
     @rule(who=st.integers(0, AGENTS - 1), direction=st.integers(0, 1))
     def half_open(self, who: int, direction: int) -> None:

@@ -27,6 +27,8 @@ LIMITS = Limits(
 STEP_S = 0.02
 HEARTBEAT_S = 1.5
 ANSWER_S = 5.0
+AWAY_S = 4.0  # longer than a listener waits before it cancels what it serves a lost link
+CANCEL_S_MAX = 0.4  # a cancel is there by then, on a connection that loses nothing
 ANSWER_SHARE = 0.03  # of the calls being served, in a step: most are open for a second
 STREAM = "news"
 STREAM_EVENTS = 30
@@ -80,6 +82,7 @@ class Agent:
         self.calls: list[OpenCall] = []
         self.settled: list[OpenCall] = []
         self.given_up: list[OpenCall] = []
+        self.cancels: list[tuple[str, float, Wire]] = []  # text of a call given up, when, on its way by this wire
         self.cast_queued: set[str] = set()
         self.begin()
 
@@ -115,13 +118,16 @@ class Agent:
     def give_up(self) -> None:
         """The caller of the oldest open call is killed."""
         for open_call in list(self.core.calls.values())[:1]:
+            if self.core.state is State.UP:
+                text = open_call.call.payload.decode()
+                self.cancels.append((text, self.world.now, self.world.wires[self.name][0]))
             self.core.give_up(open_call)
             self.calls.remove(open_call)
             self.given_up.append(open_call)
 
     def cast(self) -> None:
         self.seq_cast += 1
-        text = f"{self.name}.{self.life}.{self.seq_cast}"
+        text = f"{self.name}.{self.core.link_number}.{self.seq_cast}"
         try:
             self.core.cast(Cast("echo.note", 1, 0, "-", text.encode()))
         except LinkDown:
@@ -188,6 +194,11 @@ class World:
         session = self.sessions.get(agent.name)
         if session is not None:
             self._happen_here(agent, session.lost("cut", self.now))
+
+    def keep_away(self, agent: Agent) -> None:
+        """The connection ends, and none can be made for a while."""
+        self.cut(agent)
+        agent.hello_due = self.now + AWAY_S
 
     def half_open(self, agent: Agent, direction: int) -> None:
         """One direction swallows what is put in, until the heartbeat cuts the connection."""
@@ -309,6 +320,8 @@ class World:
             elif isinstance(happening, Cast):
                 text = happening.payload.decode()
                 self.casts[text] = self.casts.get(text, 0) + 1
+                link_number = int(text.split(".")[1])
+                assert link_number == session.link_number, f"cast {text} waited through the loss of its link"
             elif isinstance(happening, LinkUp) and not happening.same_incarnation:
                 self.undecided = [item for item in self.undecided if item[0] != agent.name]
 
@@ -325,6 +338,7 @@ class World:
         session = self.sessions[agent.name]
         if session.peer is not None and session.peer.incarnation != hello.incarnation:
             self._happen_here(agent, session.close("another incarnation", self.now))
+            assert not session.serving, (agent.name, "served a process that is gone")
             session = self.sessions[agent.name] = LinkCore(LIMITS, interfaces=lambda: RANGES, streams=self.streams)
         elif session.peer is not None and hello.link_number <= session.link_number:
             return
@@ -418,6 +432,22 @@ class World:
         assert len(agent.cast_queued - before) == 10
         assert all(self.casts.get(text) == 1 for text in agent.cast_queued - before)
 
+    def _check_cancelled_in_time(self, agent: Agent, session: LinkCore) -> None:
+        """What nobody waits for is not served for long: its caller gave it up, or its link stays away."""
+        if session.state is State.DOWN:
+            grace_s = (LIMITS.call_grace_ms + LIMITS.silence_ms_max) / 1000 + 2 * STEP_S
+            assert not session.serving or self.now - session.lost_at < grace_s, (agent.name, session.serving)
+        due = self.now - CANCEL_S_MAX
+        arrived = {text for text, at, wire in agent.cancels if at < due and not wire.lost and not wire.dead}
+        connection = self.wires.get(agent.name)
+        agent.cancels = [
+            (text, at, wire) for text, at, wire in agent.cancels if connection is not None and wire is connection[0]
+        ]
+        arrived &= {text for text, _, _ in agent.cancels}
+        for served_by, call, serving in self.unanswered:
+            if served_by is session and session.serving.get(call.call_id) is serving:
+                assert call.payload.decode() not in arrived, (agent.name, call, "was given up and is served")
+
     def check(self) -> None:
         """What holds at any time."""
         for agent in self.agents:
@@ -435,6 +465,7 @@ class World:
             session = self.sessions.get(agent.name)
             if session is not None:
                 assert session.reports_in.over_credit == 0
+                self._check_cancelled_in_time(agent, session)
         for open_call in (open_call for agent in self.agents for open_call in agent.settled):
             if isinstance(open_call.outcome, Reply):
                 assert open_call.outcome.payload == open_call.call.payload
