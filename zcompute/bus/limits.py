@@ -25,6 +25,7 @@ class Limits:
     # for calls, calls for control
     state_events_max: int = 20_000  # distinct (topic, key) waiting; more resets the link, which then gets a snapshot
     held_frames_hwm: int = 64  # ZMQ_SNDHWM and ZMQ_RCVHWM, frames per peer
+    held_bytes_max: int = 256 * 1024  # ZMQ_SNDBUF and ZMQ_RCVBUF: in the kernel, where control overtakes nothing
     inbox_max: int = 20_000  # reports and acks that arrived and were not handled; more resets the link
 
     # Reports

@@ -1,8 +1,10 @@
 """When frames leave, and what follows a frame that the socket refused for a while."""
 
 import gevent
+import zmq
 
 from tests.fuzz.bus.seeds import hello, welcome
+from tests.unit.bus.conftest import Bus, connect
 from zcompute.bus.counters import Counters
 from zcompute.bus.envelope import Bye, Cast, decode_frame, encode_frame
 from zcompute.bus.limits import Limits
@@ -147,3 +149,12 @@ def test_a_turn_without_end_lets_the_loop_go_on() -> None:
     assert steps == STEPS_PER_TURN_MAX
     gevent.sleep(0.01)
     assert steps == STEPS_PER_TURN_MAX * 2
+
+
+def test_the_kernel_holds_no_more_of_a_connection_than_control_can_wait_for(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    client = bus.endpoint("compute", "compute-1")
+    link = connect(server, client)
+    sockets = [server._listeners[0]._socket, client._diallers[link]._socket]
+    for option in (zmq.SNDBUF, zmq.RCVBUF):
+        assert {socket.getsockopt(option) for socket in sockets} == {Limits().held_bytes_max}
