@@ -11,9 +11,9 @@ from tests.unit.bus.conftest import wait_until
 from zcompute.bus.inside import BUS_STAT, StatRequest
 
 NEIGHBOUR_FACTOR = 2
-NEIGHBOUR_SLACK_S = 0.02
+NEIGHBOUR_SLACK_S = 0.1
 """A neighbour's p99 in the flood stays below NEIGHBOUR_FACTOR times its own in quiet, plus what a machine of two cores
-may add on which flooder, server and neighbour run at once."""
+may add on which flooder, server, neighbour and other tests run at once. Without turns it is above a second."""
 WINDOW_S = 1.0
 WINDOWS = 3
 """Of each sort, by turns of processes; the least is compared, since other work comes and goes."""
