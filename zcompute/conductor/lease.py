@@ -132,7 +132,13 @@ class BeatThread:
     def tick_hub(self) -> None:
         """The greenlet that shows that the hub turns; runs until it is killed."""
         while True:
-            self._hub_at_s = time.monotonic()
+            now_s = time.monotonic()
+            late_ms = (now_s - self._hub_at_s) * 1000 - self._settings.hub_tick_ms
+            if late_ms > self._settings.hub_late_ms_max:
+                log.warning(
+                    "hub late ms=%.0f: no beat meanwhile, peers wait lease_ms=%s", late_ms, self._settings.lease_ms
+                )
+            self._hub_at_s = now_s
             gevent.sleep(self._settings.hub_tick_ms / 1000)
 
     def start(self) -> None:
