@@ -26,7 +26,8 @@ KILLS_A_ROUND = 9  # then all conductors of the cell, or of the region, at once
 
 KILL, ALL, STOP, RESTART, AGENT, DATABASE = "kill", "all", "stop", "restart", "agent", "database"
 UNPLUG, ONE_WAY, FLAP = "unplug", "oneway", "flap"
-ENDS = frozenset({KILL, ALL, STOP, RESTART})  # what ends an incarnation
+# What ends an incarnation. SIGSTOP does not always: a watcher that was itself disturbed lets the peer live.
+ENDS = frozenset({KILL, ALL, RESTART})
 KINDS = ("kill", "stop", "restart", "unplug", "agent", "database")
 
 
