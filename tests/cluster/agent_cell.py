@@ -22,14 +22,18 @@ from zcompute.objects.methods import (
     HOST_ATTACH,
     HOST_BEAT,
     HOST_BEGIN,
+    HOST_GRANTS,
     MAP_GET,
     TOPIC_MAP,
     TOPIC_MAP_DELTAS,
     Empty,
+    Grant,
     HostAttachRequest,
     HostBeat,
     HostBeginReply,
     HostBeginRequest,
+    HostGrantsReply,
+    HostGrantsRequest,
     MapReply,
 )
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap, map_delta, partition_of
@@ -108,6 +112,10 @@ class Conductor:
     beats: list[str] = field(default_factory=list)
     begins: list[HostBeginRequest] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    primary_epochs: list[int] = field(default_factory=list)
+    granted: dict[str, list[Grant]] = field(default_factory=dict)
+    grants_rows: int = 2
+    asked: list[HostGrantsRequest] = field(default_factory=list)
     verdict: Callable[[ReportBody], str | None] = lambda _: VERDICT_APPLIED
 
     def listen(self) -> None:
@@ -115,6 +123,7 @@ class Conductor:
         self.endpoint.serve(HOST_BEGIN, self.begin)
         self.endpoint.serve(HOST_ATTACH, self.attach)
         self.endpoint.serve(HOST_BEAT, self.beat)
+        self.endpoint.serve(HOST_GRANTS, self.grants)
         self.endpoint.on_reports(self.reports)
         self.address = self.endpoint.bind("tcp://127.0.0.1:0")
 
@@ -129,7 +138,19 @@ class Conductor:
             raise NotOwner("not here", partition=partition_of(name), map_version=self.cell_map.version)
         self.begins.append(request)
         self.epochs[name] = self.epochs.get(name, 0) + 1
-        return HostBeginReply(agent_epoch=self.epochs[name])
+        reply = HostBeginReply(agent_epoch=self.epochs[name])
+        if request.in_doubt and reply.agent_epoch > 1:
+            reply.owner_epochs = self.primary_epochs or self.cell_map.epochs
+        return reply
+
+    def grants(self, request: HostGrantsRequest, context: Any) -> HostGrantsReply:
+        """A page of ``granted``, of at most ``grants_rows``."""
+        self.asked.append(request)
+        found = [grant for grant in self.granted.get(request.host, []) if grant.instance_uuid > request.after]
+        page = sorted(found, key=lambda grant: grant.instance_uuid)[: self.grants_rows]
+        epochs = {partition: self.cell_map.epochs[partition] for partition in request.partitions}
+        more = page[-1].instance_uuid if len(page) < len(found) else ""
+        return HostGrantsReply(grants=page, owner_epochs=epochs, after=more)
 
     def attach(self, request: HostAttachRequest, context: Any) -> Empty:
         self.calls.append("attach")

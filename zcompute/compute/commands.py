@@ -6,6 +6,7 @@ from functools import partial
 
 from zcompute.bus import Busy, CallContext, Endpoint, InvalidRequest
 from zcompute.bus.context import request_id
+from zcompute.compute.doubt import Doubt
 from zcompute.compute.errors import CommandsFull, DriverError, WorkersFull
 from zcompute.compute.fences import EPOCH_MAX, Fences
 from zcompute.compute.generations import COMMAND_DESTROY, COMMAND_SPAWN, Finding, Generations, Step
@@ -49,6 +50,7 @@ class Commands:
         steps: Steps,
         reporter: Reporter,
         settings: Settings,
+        doubt: Doubt,
     ) -> None:
         self._driver = driver
         self._hosts = hosts
@@ -58,6 +60,7 @@ class Commands:
         self._steps = steps
         self._reporter = reporter
         self._settings = settings
+        self._doubt = doubt
         self._under_way: set[OrderKey] = set()
 
     def serve(self, endpoint: Endpoint) -> None:
@@ -90,9 +93,10 @@ class Commands:
         if self._generations.find(order)[0] is Finding.STALE:
             raise self._stale(order)
         try:
-            self._generations.raise_to(order, time.monotonic())
+            on_disk = self._generations.raise_to(order, time.monotonic())
         except CommandsFull as error:
             raise self._busy(str(error)) from error
+        self._check_kept(on_disk)
         domain = self._domain(order)
         # Looking may have yielded: only the newest adopter's grant counts.
         if order.reporter_generation and domain is not None and self._generations.is_current(order):
@@ -121,6 +125,7 @@ class Commands:
             return _reply(step, None)
         if _order_key(order) in self._under_way:
             return CommandReply()
+        self._check_doubt(order)
         self._check_room(order, command)
         if finding is Finding.NEW:
             self._record(order, command)
@@ -151,6 +156,22 @@ class Commands:
                 reason="stale_owner",
             )
         self._fences.raise_to(order.partition, order.owner_epoch)
+        self._check_kept(self._fences.on_disk)
+
+    def _check_kept(self, on_disk: bool) -> None:
+        """What is obeyed is remembered, or the next process knows that something is missing. Raises Busy."""
+        if not on_disk and not self._doubt.raise_on_disk():
+            raise self._busy("nothing can be written to the state directory: is its disk broken?")
+
+    def _check_doubt(self, order: Order) -> None:
+        """Raises Busy while a command may come that this agent has forgotten to be too old."""
+        host = self._hosts.get(order.host)
+        wait_s = 0.0 if host is None else host.commands_at - time.monotonic()
+        if wait_s > 0:
+            raise Busy(
+                f"host {order.host} has lost records of former commands: none is obeyed until all are for certain new",
+                retry_after_ms=min(self._settings.busy_retry_ms, int(wait_s * 1000) + 1),
+            )
 
     def _check_room(self, order: Order, command: str) -> None:
         under_way = len(self._workers)
@@ -169,6 +190,7 @@ class Commands:
             raise self._busy(str(error)) from error
         if not on_disk and command == COMMAND_SPAWN:
             raise self._busy("the command journal cannot be written: is the disk of the state directory full?")
+        self._check_kept(on_disk)  # a destroy goes on: it is what makes room
 
     def _submit(self, order: Order, work: Work) -> None:
         key = _order_key(order)

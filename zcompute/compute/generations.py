@@ -15,6 +15,7 @@ from zcompute.compute.errors import CommandsFull, RecordInvalid
 from zcompute.compute.journal import Journal
 from zcompute.compute.settings import Settings
 from zcompute.objects.command import Order
+from zcompute.objects.methods import Grant
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,29 @@ class Generations:
         if record is not None and record.grant != grant:
             self._grant(record, grant)
             self._settle(record)
+
+    def regrant(self, host: str, grant: Grant, now: float) -> bool:
+        """An owner's word on what it granted before this epoch; what was commanded since is newer. True: it is news.
+
+        The record is as after its task's forget.
+        """
+        record = self._records.get((host, grant.instance_uuid))
+        if record is not None:
+            older = record.generation > grant.generation or record.grant >= grant.reporter_generation
+            if older or (record.generation == grant.generation and record.steps):
+                return False
+        elif self._granted >= self._settings.observations_max:
+            log.error("instance not granted anew, at observations_max instance=%s host=%s", grant.instance_uuid, host)
+            return False
+        else:
+            record = Record(host, grant.instance_uuid, grant.generation, "", [], forgotten=True)
+            self._records[(host, grant.instance_uuid)] = record
+            self._changed_at[(host, grant.instance_uuid)] = now
+        if record.generation < grant.generation:
+            record.generation, record.steps = grant.generation, []
+        self._grant(record, grant.reporter_generation)
+        self._save(record)
+        return True
 
     def forget(self, order: Order) -> None:
         """The order's task has ended: its commands need not be recognised any more. Another task's stay."""

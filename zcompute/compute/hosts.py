@@ -1,6 +1,7 @@
 """The hosts of this agent: each begins an epoch at its owner, beats there, and falls silent when another takes it."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from zcompute.compute.settings import Settings
 from zcompute.objects.errors import EpochRefused, ServiceError
 from zcompute.objects.host import HostInventory
 from zcompute.objects.methods import HOST_BEAT, HOST_BEGIN, HostBeat, HostBeginReply, HostBeginRequest
+from zcompute.objects.partition import PARTITIONS
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +24,15 @@ log = logging.getLogger(__name__)
 class HostSession:
     """One host. ``epoch`` None: not begun. ``superseded``: another agent serves it, this one is silent for good.
 
-    ``answers_lost`` counts begins whose answer did not come; each may have raised the epoch behind our back.
+    ``answers_lost`` counts begins whose answer did not come; each may have raised the epoch behind our back. Commands
+    are obeyed from ``commands_at`` (monotonic).
     """
 
     inventory: HostInventory
     epoch: int | None = None
     superseded: bool = False
     answers_lost: int = 0
+    commands_at: float = 0.0
 
     @property
     def name(self) -> str:
@@ -36,7 +40,8 @@ class HostSession:
 
 
 class Hosts:
-    """Sessions by name. ``on_begun(host)`` and ``on_silent(host)`` are set by the service."""
+    """Sessions by name. ``on_begun(host)``, ``on_silent(host)``, ``on_owner_epochs(epochs)`` and ``in_doubt()``
+    (whether records of a former agent are lost) are set by the service."""
 
     def __init__(
         self, inventories: list[HostInventory], service_id: str, links: ConductorLinks, settings: Settings
@@ -46,6 +51,8 @@ class Hosts:
         self._links = links
         self._settings = settings
         self._beginning: dict[str, gevent.Greenlet] = {}
+        self.in_doubt: Callable[[], bool] = lambda: False
+        self.on_owner_epochs: Callable[[list[int]], None] = lambda _: None
         self.on_begun: Callable[[str], None] = lambda _: None
         self.on_silent: Callable[[str], None] = lambda _: None
 
@@ -85,7 +92,8 @@ class Hosts:
             gevent.sleep(backoff.next_s())
 
     def _ask_epoch(self, session: HostSession, link: Link) -> int | None:
-        request = HostBeginRequest(inventory=session.inventory, service_id=self._service_id)
+        in_doubt = self.in_doubt()
+        request = HostBeginRequest(inventory=session.inventory, service_id=self._service_id, in_doubt=in_doubt)
         try:
             reply: HostBeginReply = link.call(HOST_BEGIN, request, timeout_ms=self._settings.begin_ms)
         except NotOwner as error:
@@ -101,6 +109,10 @@ class Hosts:
             log.warning("host not begun host=%s error=%s", session.name, error)
             self._links.refused(session.name, link)
             return None
+        if in_doubt and reply.agent_epoch > 1:  # a host's first agent has forgotten nothing
+            if len(reply.owner_epochs) == PARTITIONS:
+                self.on_owner_epochs(reply.owner_epochs)
+            session.commands_at = time.monotonic() + self._settings.doubt_ms / 1000
         return reply.agent_epoch
 
     def refused(self, error: EpochRefused, sent: Mapping[str, int]) -> None:

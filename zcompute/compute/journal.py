@@ -9,12 +9,14 @@ wait for a disk, and after a loss of power the host begins a new epoch with full
 """
 
 import contextlib
+import errno
 import logging
 import os
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from zcompute.compute.errors import JournalUnsupported, JournalWriteFailed
@@ -24,6 +26,10 @@ log = logging.getLogger(__name__)
 
 HEADER = b"zcompute journal 1\n"
 RECORD_BYTES_MAX = 1 << 20
+RESYNC_BYTES_MAX = 1 << 20  # of a damaged file that are searched for the next sound record
+
+# A disk that is full or broken: the agent goes on without it. Anything else about the file is for the operator.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG})
 
 _FRAME = struct.Struct("<II")
 
@@ -35,61 +41,103 @@ def frame(record: bytes) -> bytes:
     return _FRAME.pack(len(record), zlib.crc32(record)) + record
 
 
-def scan(data: bytes) -> tuple[list[bytes], int]:
-    """The sound records of a file's bytes (header included) and where they end. Raises JournalUnsupported.
+@dataclass
+class Scanned:
+    """The sound records of a file's bytes, where the last of them ends, how many bytes before that are not sound."""
 
-    A file shorter than its header is one whose creation was cut off: no records, end 0.
+    records: list[bytes]
+    end: int
+    unsound_bytes: int = 0
+
+
+def scan(data: bytes) -> Scanned:
+    """What a file's bytes (header included) hold. Raises JournalUnsupported.
+
+    A file shorter than its header is one whose creation was cut off: no records, end 0. Behind damage the next sound
+    record is searched for within RESYNC_BYTES_MAX: replay takes each record for itself.
     """
     if len(data) < len(HEADER) and HEADER.startswith(data):
-        return [], 0
+        return Scanned([], 0)
     if not data.startswith(HEADER):
         raise JournalUnsupported(f"expected a file that begins with {HEADER!r}, found {data[: len(HEADER)]!r}")
-    records: list[bytes] = []
-    end = len(HEADER)
-    while end + _FRAME.size <= len(data):
-        length, checksum = _FRAME.unpack_from(data, end)
-        start = end + _FRAME.size
-        record = data[start : start + length]
-        if length > RECORD_BYTES_MAX or len(record) < length or zlib.crc32(record) != checksum:
-            break
-        records.append(record)
-        end = start + length
-    return records, end
+    found = Scanned([], len(HEADER))
+    at, searched = len(HEADER), 0
+    while at + _FRAME.size < len(data) and searched <= RESYNC_BYTES_MAX:
+        record = _record_at(data, at)
+        if record is None:
+            at, searched = at + 1, searched + 1
+            continue
+        found.unsound_bytes += at - found.end
+        found.records.append(record)
+        at = found.end = at + _FRAME.size + len(record)
+    return found
+
+
+def _record_at(data: bytes, at: int) -> bytes | None:
+    """The sound record there. None has no bytes: a hole of zeros would be full of such."""
+    length, checksum = _FRAME.unpack_from(data, at)
+    start = at + _FRAME.size
+    if not 0 < length <= min(RECORD_BYTES_MAX, len(data) - start):
+        return None
+    record = data[start : start + length]
+    return record if zlib.crc32(record) == checksum else None
 
 
 class JournalFile:
-    """The file itself. Opening it reads it; ``records`` are those found, oldest first."""
+    """The file itself. Opening it reads it; ``records`` are those found, oldest first.
+
+    ``lost`` says what is missing of what may once have been written, "" for nothing. ``sound`` False: it cannot be
+    appended to before a rewrite. Raises JournalUnsupported, and OSError for what is not the disk's fault.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.records: list[bytes] = []
+        self.size_bytes = 0
+        self.sound = False
+        self.lost = ""
+        self._descriptor = -1
         try:
-            self.records = self._read()
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._read()
+        except (OSError, JournalWriteFailed) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in DISK_ERRORS:
+                self.close()
+                raise
+            self.lost = self.lost or f"{path.name} cannot be used: {cause.strerror}"
+            log.error("journal not usable at start path=%s error=%s", path, cause.strerror)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
 
-    def _read(self) -> list[bytes]:
+    def _read(self) -> None:
         with open(self._descriptor, "rb", closefd=False) as file:
             data = file.read()
         try:
-            records, end = scan(data)
+            found = scan(data)
         except JournalUnsupported as error:
             raise JournalUnsupported(
                 f"{self.path}: {error}: use the release that wrote it, or an empty state_dir"
             ) from None
-        if end < len(data):
-            log.warning("journal tail ignored path=%s sound_bytes=%d ignored_bytes=%d", self.path, end, len(data) - end)
-        os.ftruncate(self._descriptor, end)
-        self.size_bytes = end
-        self._sound = True
-        if end == 0:
+        self.records, self.size_bytes = found.records, found.end
+        ignored_bytes = found.unsound_bytes + len(data) - found.end
+        if not found.end:
+            self.lost = f"{self.path.name} was not there"
+        elif ignored_bytes:
+            self.lost = f"{self.path.name} is damaged"
+            log.warning(
+                "journal damaged path=%s sound_records=%d ignored_bytes=%d",
+                self.path, len(found.records), ignored_bytes,
+            )  # fmt: skip
+        os.ftruncate(self._descriptor, found.end)
+        if not found.end:
             self._write(HEADER)
-        return records
+        self.sound = not found.unsound_bytes
 
     def append(self, record: bytes) -> None:
         """Write one record. Raises JournalWriteFailed; the records before it are untouched then."""
-        if not self._sound:
+        if not self.sound:
             raise JournalWriteFailed(f"{self.path}: an earlier write failed, rewrite it first")
         self._write(frame(record))
 
@@ -103,7 +151,7 @@ class JournalFile:
             try:
                 os.ftruncate(self._descriptor, self.size_bytes)
             except OSError:
-                self._sound = False
+                self.sound = False
             raise JournalWriteFailed(f"{self.path}: {error.strerror}") from error
         self.size_bytes += len(data)
 
@@ -126,11 +174,13 @@ class JournalFile:
             with contextlib.suppress(OSError):
                 fresh.unlink()
             raise JournalWriteFailed(f"{fresh}: {error.strerror}") from error
-        os.close(self._descriptor)
-        self._descriptor, self.size_bytes, self._sound = descriptor, size_bytes, True
+        self.close()
+        self._descriptor, self.size_bytes, self.sound = descriptor, size_bytes, True
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Journal:
@@ -149,6 +199,7 @@ class Journal:
         self._log_at = 0.0
         self.degraded = False
         self.writes_failed = 0
+        self.on_degraded: Callable[[], object] = lambda: None
 
     @property
     def records(self) -> list[bytes]:
@@ -156,7 +207,16 @@ class Journal:
         return self._file.records
 
     def loaded(self) -> None:
+        """The records are in memory. A file that cannot be appended to is written anew."""
         self._file.records = []
+        if not self._file.sound:
+            self.degraded = True
+            self.tend(time.monotonic())
+
+    @property
+    def lost(self) -> str:
+        """What was missing at start, "" for nothing."""
+        return self._file.lost
 
     @property
     def size_bytes(self) -> int:
@@ -191,6 +251,7 @@ class Journal:
     def _failed(self, error: JournalWriteFailed, now: float) -> None:
         self.degraded = True
         self.writes_failed += 1
+        self.on_degraded()
         self._retry_at = now + self._settings.journal_retry_ms / 1000
         if now >= self._log_at:
             self._log_at = now + self._settings.journal_log_ms / 1000

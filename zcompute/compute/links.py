@@ -120,7 +120,11 @@ class ConductorLinks:
 
     def way_to(self, key: str) -> Link | None:
         """The link to the owner of a key's partition, or to a relay while there is none; None without either."""
-        return self._up.get(self._ways.to(self.map.owner_of(key), self._usable(), time.monotonic()))
+        return self.way_to_owner(self.map.owner_of(key))
+
+    def way_to_owner(self, owner: str) -> Link | None:
+        """The link to this owner, or to a relay while there is none; None without either."""
+        return self._up.get(self._ways.to(owner, self._usable(), time.monotonic()))
 
     def ways_to(self, key: str) -> list[Link]:
         """Links for what gets no answer: the owner's, or those of a few relays; only where the hosts are attached."""
@@ -133,8 +137,12 @@ class ConductorLinks:
 
     def refused(self, key: str, link: Link) -> None:
         """What was sent over this link did not reach the owner of the key."""
+        self.owner_refused(self.map.owner_of(key), link)
+
+    def owner_refused(self, owner: str, link: Link) -> None:
+        """What was sent over this link did not reach this owner."""
         if link.peer is not None:
-            self._ways.refused(self.map.owner_of(key), link.peer.service_id, time.monotonic())
+            self._ways.refused(owner, link.peer.service_id, time.monotonic())
 
     def wait_change(self, timeout_s: float) -> None:
         """Wait until a link or the map has changed, this long at most."""

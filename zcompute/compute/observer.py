@@ -48,6 +48,7 @@ class Observer:
         self._busy = busy
         self._reported: dict[Key, Observation] = {}
         self._resources: dict[str, HostResources] = {}
+        self._unknown: dict[str, list[str]] = {}
 
     def report_all(self, host: str) -> None:
         """A new epoch: the full state of every granted instance of the host."""
@@ -69,7 +70,9 @@ class Observer:
         idle = [record for record in granted if (record.uuid, record.grant) in unchanged]
         for seen in differences(idle, domains, self._reported):
             self._report(seen)
-        resources = account(inventory, domains.values(), frozenset(record.uuid for record in granted))
+        known = frozenset(record.uuid for record in granted)
+        self._unknown[host] = sorted(uuid for uuid in domains if uuid not in known)
+        resources = account(inventory, domains.values(), known)
         if resources != self._resources.get(host):
             self._resources[host] = resources
             log.info(
@@ -93,6 +96,10 @@ class Observer:
     def resources(self) -> list[HostResources]:
         """What was found at the last look, per host."""
         return list(self._resources.values())
+
+    def unknown(self, host: str) -> list[str]:
+        """Domains that nobody told this agent to report, as of the last look at the host."""
+        return self._unknown.get(host, [])
 
     def _idle_grants(self, host: str) -> set[tuple[str, int]]:
         return {

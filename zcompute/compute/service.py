@@ -7,6 +7,7 @@ import gevent
 
 from zcompute.bus import Endpoint, Link, register_error
 from zcompute.compute.commands import Commands
+from zcompute.compute.doubt import Doubt
 from zcompute.compute.ending import end_all
 from zcompute.compute.fences import Fences
 from zcompute.compute.generations import Generations
@@ -15,6 +16,7 @@ from zcompute.compute.known import KnownConductors
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.observer import Observer
 from zcompute.compute.outbox import Outbox
+from zcompute.compute.regrants import Regrants
 from zcompute.compute.reporter import Reporter
 from zcompute.compute.settings import Settings
 from zcompute.compute.statedir import StateDir
@@ -58,13 +60,16 @@ class ComputeService:
         self._settings = settings = settings or Settings()
         self._driver = driver or make_driver(config)
         self._state = StateDir(config.service.state_dir)
+        self._doubt = Doubt(self._state.doubt)
         self._fences = Fences(self._state.fences)
         self._generations = Generations(self._state.generations, settings, time.monotonic())
+        self._doubtful: set[str] = set()
         self._outbox = Outbox(self._state.outbox, settings)
         self._workers = Workers(config.compute.workers_max, settings.waiting_max)
         self.reporter = Reporter(self._outbox, settings, config.service.id)
         self.observer = Observer(self._driver, self._generations, self.reporter, self._workers.busy)
         self._steps = Steps(self._driver, self._generations, self.reporter, self.observer)
+        self._regrants: Regrants | None = None
         self._loops: list[gevent.Greenlet] = []
         self._endpoint: Endpoint | None = None
         self._links: ConductorLinks | None = None
@@ -76,6 +81,7 @@ class ComputeService:
             register_error(error)
         config, settings = self._config, self._settings
         names = self._driver.hosts()
+        self._take_stock(names)
         self._steps.settle(self._outbox.results())
         endpoint = Endpoint(
             load_identity(config, ROLE, names),
@@ -88,6 +94,10 @@ class ComputeService:
         )
         inventories = [self._driver.inventory(name) for name in names]
         hosts = Hosts(inventories, config.service.id, links, settings)
+        regrants = Regrants(links, self._fences, self._generations, self.observer, settings)
+        regrants.on_done = self._regranted
+        hosts.in_doubt = lambda: self._doubt.here
+        hosts.on_owner_epochs = self._fences.raise_all
         links.epochs = hosts.epochs
         links.on_map = self._map_learnt
         links.on_ready = self._link_ready
@@ -98,9 +108,10 @@ class ComputeService:
         self.reporter.on_not_owner = self._not_owner
         endpoint.on_acks(self.reporter.acks)
         Commands(
-            self._driver, hosts, self._fences, self._generations, self._workers, self._steps, self.reporter, settings
-        ).serve(endpoint)
-        self._endpoint, self._links, self._hosts = endpoint, links, hosts
+            self._driver, hosts, self._fences, self._generations, self._workers, self._steps, self.reporter, settings,
+            self._doubt,
+        ).serve(endpoint)  # fmt: skip
+        self._endpoint, self._links, self._hosts, self._regrants = endpoint, links, hosts, regrants
         links.start()
         hosts.start()
         self._loops = [gevent.spawn(self._work_loop, hosts), gevent.spawn(self.reporter.run)]
@@ -111,6 +122,8 @@ class ComputeService:
         """Stop speaking, let work under way end, close the files. What is owed goes at the next start."""
         if self._hosts is not None:
             self._hosts.stop()
+        if self._regrants is not None:
+            self._regrants.stop()
         if self._links is not None:
             self._links.stop()
         end_all(self._loops, "loops")
@@ -121,6 +134,8 @@ class ComputeService:
         self._outbox.close()
         self._generations.close()
         self._fences.close()
+        self._settle_doubt()
+        self._doubt.close()
         self._state.close()
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -144,9 +159,41 @@ class ComputeService:
         self.reporter.release(host)
         if self._links is not None:
             self._links.attach_again()
+        if self._regrants is not None:
+            self._regrants.begin(host)
 
     def _host_silent(self, host: str) -> None:
         self.reporter.hold(host)
+        if self._regrants is not None:
+            self._regrants.end(host)
+
+    # -- what is known ---------------------------------------------------------------------------------------------
+
+    def _take_stock(self, hosts: list[str]) -> None:
+        """Whether the state directory holds all that a former process knew."""
+        if self._generations.journal.lost:
+            self._doubt.raise_here(self._generations.journal.lost)
+        if not self._fences.complete:
+            self._doubt.raise_here("fences are not complete")
+        self._generations.journal.on_degraded = self._doubt.raise_on_disk
+        if self._generations.journal.degraded:
+            self._doubt.raise_on_disk()
+        self._doubtful = set(hosts) if self._doubt.here else set()
+
+    def _regranted(self, host: str) -> None:
+        """The owners have said what the host reports."""
+        if host in self._doubtful and self._hosts is not None:
+            session = self._hosts.get(host)
+            wait_s = 0.0 if session is None else session.commands_at - time.monotonic()
+            gevent.sleep(max(0.0, wait_s))
+            self._doubtful.discard(host)
+            if not self._doubtful:
+                self._doubt.settle_here()
+        self._settle_doubt()
+
+    def _settle_doubt(self) -> None:
+        if self._fences.on_disk and not self._generations.journal.degraded:
+            self._doubt.settle_on_disk()
 
     # -- the work loop ---------------------------------------------------------------------------------------------
 
@@ -158,6 +205,8 @@ class ComputeService:
             hosts.beat()
             self._outbox.journal.tend(now)
             self._generations.journal.tend(now)
+            self._fences.tend()
+            self._settle_doubt()
             if now >= look_at:
                 look_at = now + self._settings.observe_ms / 1000
                 for host in hosts.epochs():

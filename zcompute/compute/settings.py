@@ -37,6 +37,8 @@ class Settings:
     conductors_max: int = 16
     call_ms: int = 5_000  # map_get and attach
     begin_ms: int = 10_000  # host.begin: one commit at the owner
+    grants_pause_ms: int = 20  # between two pages of a host's grants
+    doubt_ms: int = 5_000  # commands wait so long after records were lost: no older one is on its way then
     retry_ms_min: int = 50  # back-off of begin and attach, doubled up to the maximum
     retry_ms_max: int = 1_000
     relay_after_ms: int = 1_000  # an owner without a link for so long is reached over another conductor

@@ -35,6 +35,10 @@ class StateDir:
         return self.path / "outbox.journal"
 
     @property
+    def doubt(self) -> Path:
+        return self.path / "complete"
+
+    @property
     def conductors(self) -> Path:
         return self.path / "conductors.json"
 

@@ -73,16 +73,52 @@ class MapReply(msgspec.Struct, kw_only=True):
 
 
 class HostBeginRequest(msgspec.Struct, kw_only=True):
-    """A new agent takes up its host, at the owner of the host's partition."""
+    """A new agent takes up its host, at the owner of the host's partition.
+
+    ``in_doubt``: its state directory does not hold all that a former agent of the host has learnt.
+    """
 
     inventory: HostInventory
     service_id: str
+    in_doubt: bool = False
 
 
 class HostBeginReply(msgspec.Struct, kw_only=True):
-    """The committed epoch of the host, one above any former one."""
+    """The committed epoch of the host, one above any former one.
+
+    ``owner_epochs``, to an agent in doubt: those of all partitions, read at the primary after the commit, so none that
+    a former agent can have heard of is higher. Empty otherwise, and for a host that never had an agent.
+    """
 
     agent_epoch: int
+    owner_epochs: list[int] = msgspec.field(default_factory=list)
+
+
+class HostGrantsRequest(msgspec.Struct, kw_only=True):
+    """Which instances of these partitions does the host report? Asked of their owner, page by page, behind ``after``
+    (a uuid)."""
+
+    host: str
+    partitions: list[int]
+    after: str = ""
+
+
+class Grant(msgspec.Struct, kw_only=True):
+    """The owner's word that the host reports this instance under ``reporter_generation``; ``generation`` is that of the
+    newest command."""
+
+    instance_uuid: str
+    generation: int
+    reporter_generation: int
+
+
+class HostGrantsReply(msgspec.Struct, kw_only=True):
+    """A page, in the order of uuids. ``owner_epochs``: for which of the partitions it holds, by partition, and since
+    when they are the answering owner's. ``after``: how far it goes; empty when nothing is behind it."""
+
+    grants: list[Grant]
+    owner_epochs: dict[int, int]
+    after: str = ""
 
 
 class HostAttachRequest(msgspec.Struct, kw_only=True):
@@ -396,6 +432,7 @@ MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 CONDUCTOR_STAT = CONDUCTOR_INTERFACE.method("stat", ConductorStatRequest, ConductorStat, _FOLLOWERS, "control")
 
 HOST_BEGIN = HOST_INTERFACE.method("begin", HostBeginRequest, HostBeginReply, _COMPUTE, "calls")
+HOST_GRANTS = HOST_INTERFACE.method("grants", HostGrantsRequest, HostGrantsReply, _COMPUTE, "reads")
 HOST_ATTACH = HOST_INTERFACE.method("attach", HostAttachRequest, Empty, _COMPUTE, "control")
 HOST_FORCE_DOWN = HOST_INTERFACE.method(
     "force_down", HostForceDownRequest, HostForceDownReply, _OPERATOR_OR_CONDUCTOR, "calls"
@@ -413,6 +450,7 @@ ADOPT = COMPUTE_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR
 FORGET = COMPUTE_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
 
 RELAY_BEGIN = RELAY_INTERFACE.method("begin", RelayedBegin, HostBeginReply, _CONDUCTOR)
+RELAY_GRANTS = RELAY_INTERFACE.method("grants", HostGrantsRequest, HostGrantsReply, _CONDUCTOR, "reads")
 RELAY_BEAT = RELAY_INTERFACE.method("beat", RelayedBeat, None, _CONDUCTOR, "control")
 RELAY_FIND = RELAY_INTERFACE.method("find", FindRequest, FindReply, _CONDUCTOR, "control")
 RELAY_SPAWN = RELAY_INTERFACE.method("spawn", SpawnRequest, CommandReply, _CONDUCTOR)

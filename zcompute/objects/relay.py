@@ -37,6 +37,7 @@ class RelayedBegin(msgspec.Struct, kw_only=True):
     inventory: HostInventory
     service_id: str
     incarnation: str
+    in_doubt: bool = False
 
 
 class FindRequest(msgspec.Struct, kw_only=True):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from tests.simulation.cell.plan import ON_DEMAND, THEMES, Event, Scale, make_plan
+from tests.simulation.cell.plan import THEMES, Event, Scale, make_plan
 from tests.simulation.cell.runner import Outcome, Pool, live, warm_up
 from tests.simulation.cell.shrink import shrink
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--seconds", type=float, default=5.0, help="virtual seconds with faults, before the rest")
     it.add_argument("--conductors", type=int, default=2)
     it.add_argument("--agents", type=int, default=10)
-    it.add_argument("--theme", default="", choices=["", *THEMES, *ON_DEMAND], help="of the faults; each seed draws one")
+    it.add_argument("--theme", default="", choices=["", *THEMES], help="of the faults; each seed draws one")
     it.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     it.add_argument("--budget-s", type=float, default=0.0, help="begin no further seed after so long; 0: no limit")
     it.add_argument("--sabotage", default="", help="switch a guard off: see tests/simulation/cell/sabotage.py")

@@ -51,10 +51,9 @@ THEMES: dict[str, tuple[str, ...]] = {
     "deaths": ("kill", "kill_all", "stop", "kill_agent", "nasty", "race", "race"),
     "wires": ("block", "deaf", "deaf", "cut", "isolate", "slow", "freeze_agent", "late"),
     "database": ("nasty", "nasty", "nasty", "crash", "stall", "kill"),
+    "stateless": ("lose_state", "lose_state", "kill_agent", "kill"),
     "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
-ON_DEMAND: dict[str, tuple[str, ...]] = {"stateless": ("lose_state", "lose_state", "kill_agent", "kill")}
-"""Themes that no seed draws: an agent whose state directory is lost observes no running machine until its next task."""
 
 
 def make_plan(seed: int, scale: Scale) -> list[Event]:
@@ -69,7 +68,7 @@ def make_plan(seed: int, scale: Scale) -> list[Event]:
             events.append(Event(at_s + dice.choice([0.05, 0.2, 0.6, 2.0]), "delete", number=number))
     for _ in range(scale.powers):
         events.append(Event(0.5 + dice.random() * busy_s, "power", number=dice.randrange(scale.creates)))
-    kinds = {**THEMES, **ON_DEMAND}[scale.theme or dice.choice(list(THEMES))]
+    kinds = THEMES[scale.theme or dice.choice(list(THEMES))]
     share = scale.seconds / 5.0
     numbers = itertools.count(scale.creates)
     for _ in range(dice.randint(int(FAULTS_MIN * share), int(FAULTS_MAX * share))):

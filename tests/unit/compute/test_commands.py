@@ -10,6 +10,7 @@ import pytest
 from tests.orders import fresh, make_instance, make_order
 from zcompute.bus import Busy, CallContext, InvalidRequest
 from zcompute.compute.commands import Commands
+from zcompute.compute.doubt import Doubt
 from zcompute.compute.errors import DriverError
 from zcompute.compute.fences import EPOCH_MAX, Fences
 from zcompute.compute.generations import Generations
@@ -63,6 +64,7 @@ class Agent:
         config = [FakeHostConfig(name="node1"), FakeHostConfig(name="node2")]
         self.driver = RefusingDriver(directory / "hosts", config)
         self.fences = Fences(directory / "fences")
+        self.doubt = Doubt(directory / "complete")
         self.generations = Generations(directory / "generations", self.settings, 0.0)
         self.outbox = Outbox(directory / "outbox", self.settings)
         self.workers = Workers(2, self.settings.waiting_max)
@@ -82,6 +84,7 @@ class Agent:
             self.steps,
             self.reporter,
             self.settings,
+            self.doubt,
         )
 
     def sessions(self) -> list[HostSession]:

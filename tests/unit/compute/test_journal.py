@@ -11,14 +11,15 @@ from zcompute.compute.errors import JournalUnsupported, JournalWriteFailed
 from zcompute.compute.journal import HEADER, RECORD_BYTES_MAX, Journal, JournalFile, frame, scan
 from zcompute.compute.settings import Settings
 
-RECORDS = st.lists(st.binary(max_size=40), max_size=12)
+RECORDS = st.lists(st.binary(min_size=1, max_size=40), max_size=12)
 
 
 @given(RECORDS, st.data())
 def test_a_cut_off_file_gives_the_records_before_the_cut(records: list[bytes], data: st.DataObject) -> None:
     whole = HEADER + b"".join(frame(record) for record in records)
     cut = data.draw(st.integers(0, len(whole)))
-    found, end = scan(whole[:cut])
+    scanned = scan(whole[:cut])
+    found, end = scanned.records, scanned.end
     assert found == records[: len(found)]
     assert end <= cut
     if cut == len(whole):
@@ -28,16 +29,17 @@ def test_a_cut_off_file_gives_the_records_before_the_cut(records: list[bytes], d
 
 
 @given(RECORDS.filter(bool), st.data())
-def test_a_garbled_byte_costs_its_record_and_those_after_it_only(records: list[bytes], data: st.DataObject) -> None:
+def test_a_garbled_byte_costs_its_record_only(records: list[bytes], data: st.DataObject) -> None:
     whole = bytearray(HEADER + b"".join(frame(record) for record in records))
     at = data.draw(st.integers(len(HEADER), len(whole) - 1))
     whole[at] ^= data.draw(st.integers(1, 255))
-    found, _ = scan(bytes(whole))
+    scanned = scan(bytes(whole))
     intact, end = 0, len(HEADER)
     while end + len(frame(records[intact])) <= at:
         end += len(frame(records[intact]))
         intact += 1
-    assert found == records[:intact]
+    assert scanned.records == records[:intact] + records[intact + 1 :]
+    assert scanned.unsound_bytes == (0 if intact + 1 == len(records) else len(frame(records[intact])))
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -47,7 +49,8 @@ def test_what_is_appended_after_a_torn_tail_is_read_back(
 ) -> None:
     path = tmp_path / "journal"
     sound = HEADER + b"".join(frame(record) for record in before)
-    torn, end = scan(sound + tail)
+    scanned = scan(sound + tail)
+    torn, end = scanned.records, scanned.end
     path.write_bytes(sound + tail)
     file = JournalFile(path)
     assert file.records == torn

@@ -209,16 +209,16 @@ class Hosts:
         """A new agent takes up its host; handed on when another owns it. Raises NotOwner, Forbidden, Busy."""
         _check_hosts(context, [request.inventory.name])
         try:
-            return self._begin(request.inventory, context.peer.service_id)
+            return self._begin(request.inventory, context.peer.service_id, request.in_doubt)
         except NotOwner:
             return self._relay.begin(request, context)
 
     def relayed_begin(self, request: RelayedBegin, context: CallContext) -> HostBeginReply:
         """The same, handed on by a fellow conductor. Raises NotOwner, Forbidden."""
         self._fellows.check(context)
-        return self._begin(request.inventory, request.service_id)
+        return self._begin(request.inventory, request.service_id, request.in_doubt)
 
-    def _begin(self, inventory: HostInventory, service_id: str) -> HostBeginReply:
+    def _begin(self, inventory: HostInventory, service_id: str, in_doubt: bool) -> HostBeginReply:
         def decide(change: Change) -> Host:
             host = begin_host(change.get(HOSTS, (inventory.name,)), inventory, service_id, change.now_us)
             change.put(HOSTS, host)
@@ -227,10 +227,16 @@ class Hosts:
         host = self._commit(inventory.name, decide)
         self._liveness.begun(host.name, time.monotonic())
         self._table.put(host)
-        log.info("host begun host=%s service=%s epoch=%s", host.name, service_id, host.agent_epoch)
+        log.info(
+            "host begun host=%s service=%s epoch=%s in_doubt=%s", host.name, service_id, host.agent_epoch, in_doubt
+        )
         self._news.tell([host])
         self.heard(news_of(host))
-        return HostBeginReply(agent_epoch=host.agent_epoch)
+        reply = HostBeginReply(agent_epoch=host.agent_epoch)
+        if in_doubt and host.agent_epoch > 1:
+            # Behind the commit: whatever owner the former agent has heard of is in these rows.
+            reply.owner_epochs = self._env.store.read_map().partition_map().epochs
+        return reply
 
     def attach(self, request: HostAttachRequest, context: CallContext) -> Empty:
         """Let a link speak for hosts: each epoch is checked at the primary. Raises EpochRefused, Forbidden."""

@@ -25,11 +25,14 @@ from zcompute.objects.methods import (
     RELAY_BEAT,
     RELAY_BEGIN,
     RELAY_FIND,
+    RELAY_GRANTS,
     RELAYED_COMMANDS,
     FindReply,
     FindRequest,
     HostBeginReply,
     HostBeginRequest,
+    HostGrantsReply,
+    HostGrantsRequest,
     Method,
     RelayedBeat,
     RelayedBegin,
@@ -148,12 +151,29 @@ class Relay:
         """Hand a begin to the host's owner; the host is the sender's, as its key says. Raises like ``report``."""
         way = self._way(request.inventory.name)
         peer = context.peer
-        relayed = RelayedBegin(inventory=request.inventory, service_id=peer.service_id, incarnation=peer.incarnation)
+        relayed = RelayedBegin(
+            inventory=request.inventory,
+            service_id=peer.service_id,
+            incarnation=peer.incarnation,
+            in_doubt=request.in_doubt,
+        )
         if not self._begin_slots.acquire(blocking=False):
             raise self._refused("full", context.link, "begins_at_once_max begins are under way here")
         try:
             self._count("relayed_begins")
             reply: HostBeginReply = way.call(RELAY_BEGIN, relayed, timeout_ms=context.remaining_ms())
+            return reply
+        finally:
+            self._begin_slots.release()
+
+    def grants(self, request: HostGrantsRequest, context: CallContext) -> HostGrantsReply:
+        """Ask the owner of the first of these partitions for the rest of them that are its. Raises like ``report``."""
+        way = self._way_of(request.partitions[0])
+        if not self._begin_slots.acquire(blocking=False):
+            raise self._refused("full", context.link, "begins_at_once_max begins are under way here")
+        try:
+            self._count("relayed_grants")
+            reply: HostGrantsReply = way.call(RELAY_GRANTS, request, timeout_ms=context.remaining_ms())
             return reply
         finally:
             self._begin_slots.release()
@@ -217,8 +237,11 @@ class Relay:
 
     def _way(self, key: str) -> Link:
         """The link with the owner of a key. Raises NotOwner, Busy."""
+        return self._way_of(partition_of(key))
+
+    def _way_of(self, partition: int) -> Link:
+        """The link with the owner of a partition. Raises NotOwner, Busy."""
         cell_map = self._env.ledger.map
-        partition = partition_of(key)
         owner = cell_map.owners[partition]
         if owner in ("", self._env.service_id):
             raise NotOwner(

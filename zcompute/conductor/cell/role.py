@@ -7,6 +7,7 @@ from typing import TypeVar
 import gevent
 
 from zcompute.conductor.cell.claim_service import Claims
+from zcompute.conductor.cell.grants import Grants
 from zcompute.conductor.cell.history_purge import history_purge
 from zcompute.conductor.cell.host_states import HostStates
 from zcompute.conductor.cell.host_table import HostTable
@@ -81,6 +82,7 @@ class CellRole:
             )
         )
         self._hosts = Hosts(env, self._table, self._commands, self._relay, self._fellows, self._settings)
+        self._grants = Grants(env, self._relay, self._fellows, self._settings)
         self._claims = Claims(env, self._table, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
@@ -95,6 +97,7 @@ class CellRole:
         """Interfaces host, relay, claim, instance and service."""
         return [
             *self._hosts.handlers(),
+            *self._grants.handlers(),
             *self._relay.handlers(),
             *self._claims.handlers(),
             *self._instances.handlers(),

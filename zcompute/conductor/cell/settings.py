@@ -13,6 +13,7 @@ class CellSettings:
     scan_rows: int = 500
     scan_retry_ms: int = 500
     attach_hosts_max: int = 1000
+    grants_rows: int = 500  # a page of a host's grants
     liveness: LivenessSettings = field(default_factory=LivenessSettings)
     liveness_check_ms: int = 500
     alarm_s: float = 30.0

@@ -98,6 +98,17 @@ def test_a_new_agent_raises_the_epoch_and_keeps_what_was_decided():
     assert second.forced_down
 
 
+def test_an_agent_in_doubt_is_told_the_owners_of_all_partitions_unless_it_is_the_hosts_first(world):
+    def ask(in_doubt):
+        request = HostBeginRequest(inventory=INVENTORY, service_id="s1", in_doubt=in_doubt)
+        return world.hosts.begin(request, context(Link()))
+
+    assert ask(True).owner_epochs == []
+    assert ask(False).owner_epochs == []
+    assert ask(True).owner_epochs == world.store.read_map().partition_map().epochs
+    assert len(ask(True).owner_epochs) == 256
+
+
 @pytest.mark.parametrize(("epoch", "verdict"), [(1, "superseded"), (3, "invalid")])
 def test_only_the_present_epoch_attaches(epoch, verdict):
     with pytest.raises(EpochRefused) as refused:
