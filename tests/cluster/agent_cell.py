@@ -24,6 +24,7 @@ from zcompute.objects.methods import (
     HOST_BEGIN,
     HOST_GRANTS,
     MAP_GET,
+    TOPIC_EPOCHS,
     TOPIC_MAP,
     TOPIC_MAP_DELTAS,
     Empty,
@@ -32,6 +33,7 @@ from zcompute.objects.methods import (
     HostBeat,
     HostBeginReply,
     HostBeginRequest,
+    HostEpoch,
     HostGrantsReply,
     HostGrantsRequest,
     MapReply,
@@ -53,20 +55,17 @@ from gevent import monkey
 monkey.patch_all()
 import signal, sys
 import gevent
-from gevent.event import Event
-from zcompute import log
+from zcompute.cli.exits import CommandError
+from zcompute.cli.services import run
 from zcompute.compute.service import ComputeService
 from zcompute.config import load
 
-config = load(sys.argv[1])
-log.setup(config.log, config.service.id)
-ended = Event()
-gevent.signal_handler(signal.SIGTERM, ended.set)
 gevent.signal_handler(signal.SIGUSR1, lambda: open(sys.argv[2], "w").write("\\n".join(sys.modules)))
-service = ComputeService(config)
-service.start()
-ended.wait()
-service.stop()
+try:
+    run("compute", load(sys.argv[1]), ComputeService)
+except CommandError as error:
+    error.show()
+    sys.exit(error.exit_code)
 """
 
 
@@ -138,10 +137,20 @@ class Conductor:
             raise NotOwner("not here", partition=partition_of(name), map_version=self.cell_map.version)
         self.begins.append(request)
         self.epochs[name] = self.epochs.get(name, 0) + 1
+        self.supersede(name)
         reply = HostBeginReply(agent_epoch=self.epochs[name])
         if request.in_doubt and reply.agent_epoch > 1:
             reply.owner_epochs = self.primary_epochs or self.cell_map.epochs
         return reply
+
+    def supersede(self, name: str) -> None:
+        """Links of older agents do not speak for the host any more, and are told so."""
+        for link, epochs in self.attached.items():
+            if epochs.get(name, self.epochs[name]) < self.epochs[name]:
+                self.attached[link] = {host: epoch for host, epoch in epochs.items() if host != name}
+                news = HostEpoch(host=name, agent_epoch=self.epochs[name])
+                if link.up:
+                    link.event(TOPIC_EPOCHS, name, self.epochs[name], msgspec.msgpack.encode(news))
 
     def grants(self, request: HostGrantsRequest, context: Any) -> HostGrantsReply:
         """A page of ``granted``, of at most ``grants_rows``."""
@@ -205,16 +214,18 @@ class Cell:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.keys = {name: zmq.curve_keypair() for name in ("k1", "k2", "agent")}
+        self.keys = {name: zmq.curve_keypair() for name in ("k1", "k2", "agent", "other")}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.conductors = [self._conductor("k1"), self._conductor("k2")]
         self.publish(["k1"] * PARTITIONS, version=1)
 
     def _conductor(self, name: str) -> Conductor:
         public, secret = (key.decode() for key in self.keys[name])
-        entry = KeyEntry("agent", self.keys["agent"][0].decode(), "compute", CELL, frozenset(HOSTS))
+        entries = [
+            KeyEntry(key, self.keys[key][0].decode(), "compute", CELL, frozenset(HOSTS)) for key in ("agent", "other")
+        ]
         identity = Identity(role="conductor", cell=CELL, service_id=name, public_key=public, secret_key=secret)
-        conductor = Conductor(name, Endpoint(identity, keyring=Keyring([entry])), public_key=public)
+        conductor = Conductor(name, Endpoint(identity, keyring=Keyring(entries)), public_key=public)
         conductor.listen()
         return conductor
 
@@ -243,20 +254,23 @@ class Cell:
         }
         return PartitionMap(cell=CELL, version=version, owners=owners, epochs=[version] * PARTITIONS, conductors=infos)
 
-    def start_agent(self, build_ms: int = 0, beat_ms: int = 100) -> subprocess.Popen[bytes]:
-        public, secret = (key.decode() for key in self.keys["agent"])
-        key_file = self.directory / "agent.key"
+    def start_agent(
+        self, build_ms: int = 0, beat_ms: int = 100, state: str = "state", key: str = "agent"
+    ) -> subprocess.Popen[bytes]:
+        """An agent of these hosts; one with another ``state`` is a clone of it."""
+        public, secret = (key.decode() for key in self.keys[key])
+        key_file = self.directory / f"{key}.key"
         key_file.write_text(f"public_key = '{public}'\nsecret_key = '{secret}'\n")
         key_file.chmod(0o600)
         first = self.conductors[0]
         hosts = "\n".join(f"[[compute.hosts]]\nname = '{name}'" for name in HOSTS)
-        config = self.directory / "agent.toml"
+        config = self.directory / f"{state}.toml"
         config.write_text(
             f"""
 [service]
-id = "agent1"
+id = "{key}1"
 cell = "{CELL}"
-state_dir = "{self.directory}/state"
+state_dir = "{self.directory}/{state}"
 [bus]
 key_file = "{key_file}"
 [[bus.conductors]]

@@ -10,6 +10,7 @@ PROGRAM_MISSING = 4
 STATE_DIR_IN_USE = 5
 STATE_DIR_VERSION = 6
 TOO_LATE = 7
+HOSTS_TAKEN = 8
 
 MEANINGS: dict[int, str] = {
     OK: "done; for `audit` and `up --exit`: everything holds",
@@ -20,6 +21,7 @@ MEANINGS: dict[int, str] = {
     STATE_DIR_IN_USE: "the state directory is in use by another process",
     STATE_DIR_VERSION: "the state directory is of another version",
     TOO_LATE: "did not come up in time",
+    HOSTS_TAKEN: "another agent has taken the hosts of this one: do not start it again by itself",
 }
 
 
@@ -63,3 +65,9 @@ class TooLate(CommandError):
     """Something did not come up within its deadline."""
 
     exit_code = TOO_LATE
+
+
+class HostsTaken(CommandError):
+    """Another agent serves the hosts of this one: were it started again by itself, the two would take turns."""
+
+    exit_code = HOSTS_TAKEN

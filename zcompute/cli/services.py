@@ -4,7 +4,7 @@ import errno
 import logging
 import signal
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import click
 import gevent
@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from zcompute import log as logs
 from zcompute.cli import beside
-from zcompute.cli.exits import CommandError, PortInUse, UsageRefused
+from zcompute.cli.exits import CommandError, HostsTaken, PortInUse, UsageRefused
 from zcompute.cli.state_dump import StateDumper
 from zcompute.config import Config, ConfigError, load
 from zcompute.measure import Measured
@@ -28,6 +28,13 @@ class Service(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A service that ends by itself when another has taken its place: it calls ``on_superseded`` with the reason."""
+
+    on_superseded: Callable[[str], None]
 
 
 def _read(path: str) -> Config:
@@ -59,13 +66,24 @@ def _start(service: Service, kind: str, config: Config) -> None:
 
 
 def run(kind: str, config: Config, make: Callable[[Config], Service]) -> None:
-    """Run a service until it is told to end; stop() has STOP_DEADLINE_S. SIGUSR2 dumps its state."""
+    """Run a service until it is told to end; stop() has STOP_DEADLINE_S. SIGUSR2 dumps its state.
+
+    Raises HostsTaken when another agent has taken all its hosts, and what ``_start`` raises.
+    """
     logs.setup(config.log, config.service.id)
     wanted = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, wanted.set)
     gevent.signal_handler(signal.SIGUSR2, StateDumper(config))
     service = make(config)
+    taken: list[str] = []
+    if isinstance(service, Ending):
+
+        def superseded(reason: str) -> None:
+            taken.append(reason)
+            wanted.set()
+
+        service.on_superseded = superseded
     _start(service, kind, config)
     log.info("started kind=%s cell=%s", kind, config.service.cell)
     wanted.wait()
@@ -73,6 +91,8 @@ def run(kind: str, config: Config, make: Callable[[Config], Service]) -> None:
     with gevent.Timeout(STOP_DEADLINE_S, False):
         service.stop()
         log.info("stopped")
+    if taken:
+        raise HostsTaken(f"{config.service.id}: {taken[0]}")
 
 
 _config_option = click.option(

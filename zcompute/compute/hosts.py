@@ -14,7 +14,7 @@ from zcompute.compute.links import ConductorLinks
 from zcompute.compute.settings import Settings
 from zcompute.objects.errors import EpochRefused, ServiceError
 from zcompute.objects.host import HostInventory
-from zcompute.objects.methods import HOST_BEAT, HOST_BEGIN, HostBeat, HostBeginReply, HostBeginRequest
+from zcompute.objects.methods import HOST_BEAT, HOST_BEGIN, HostBeat, HostBeginReply, HostBeginRequest, HostEpoch
 from zcompute.objects.partition import PARTITIONS
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,16 @@ class Hosts:
         session.epoch, session.answers_lost = None, 0
         self.on_silent(session.name)
         self._begin(session)
+
+    def news(self, news: HostEpoch) -> bool:
+        """A conductor has heard of an agent's epoch: whether that is one above ours, so that we must ask."""
+        session = self._sessions.get(news.host)
+        return session is not None and session.epoch is not None and news.agent_epoch > session.epoch
+
+    @property
+    def all_superseded(self) -> bool:
+        """Whether other agents serve every host of this one."""
+        return all(session.superseded for session in self._sessions.values())
 
     # -- beats -----------------------------------------------------------------------------------------------------
 

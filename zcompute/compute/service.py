@@ -2,10 +2,12 @@
 
 import logging
 import time
+from collections.abc import Callable, Iterable
 
 import gevent
+import msgspec
 
-from zcompute.bus import Endpoint, Link, register_error
+from zcompute.bus import Endpoint, Event, Link, register_error
 from zcompute.compute.commands import Commands
 from zcompute.compute.doubt import Doubt
 from zcompute.compute.ending import end_all
@@ -14,6 +16,7 @@ from zcompute.compute.generations import Generations
 from zcompute.compute.hosts import Hosts
 from zcompute.compute.known import KnownConductors
 from zcompute.compute.links import ConductorLinks
+from zcompute.compute.measures import of_records, of_reports
 from zcompute.compute.observer import Observer
 from zcompute.compute.outbox import Outbox
 from zcompute.compute.regrants import Regrants
@@ -26,14 +29,17 @@ from zcompute.compute.virt.fake import FakeDriver
 from zcompute.compute.workers import Workers
 from zcompute.config import Config, ConfigError
 from zcompute.keys import load_identity
+from zcompute.measure import Measure
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.lowering import attributes, lowering_for
-from zcompute.objects.methods import TOPIC_MAP, TOPIC_MAP_DELTAS
+from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP, TOPIC_MAP_DELTAS, HostEpoch
 from zcompute.objects.partition import PartitionMap
 
 log = logging.getLogger(__name__)
 
 ROLE = "compute"
+
+_EPOCH = msgspec.msgpack.Decoder(HostEpoch)
 
 
 def make_driver(config: Config) -> Driver:
@@ -74,6 +80,8 @@ class ComputeService:
         self._endpoint: Endpoint | None = None
         self._links: ConductorLinks | None = None
         self._hosts: Hosts | None = None
+        self.superseded_count = 0
+        self.on_superseded: Callable[[str], None] = lambda _: None
 
     def start(self) -> None:
         """End what can be ended of a former life, then dial the conductors. Raises ConfigError, DriverError."""
@@ -107,6 +115,7 @@ class ComputeService:
         hosts.on_silent = self._host_silent
         self.reporter.on_not_owner = self._not_owner
         endpoint.on_acks(self.reporter.acks)
+        endpoint.on_event(TOPIC_EPOCHS, self._epoch_event)
         Commands(
             self._driver, hosts, self._fences, self._generations, self._workers, self._steps, self.reporter, settings,
             self._doubt,
@@ -138,6 +147,16 @@ class ComputeService:
         self._doubt.close()
         self._state.close()
 
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics."""
+        journals = {"outbox": self._outbox.journal, "generations": self._generations.journal}
+        yield from of_records(journals, self._doubt, self._generations)
+        yield from of_reports(self._outbox, self.observer, self._driver.hosts())
+        yield Measure("agent_hosts_superseded", "Hosts that another agent has taken", self.superseded_count, True)
+        if self._regrants is not None:
+            about = "Instances that owners granted anew"
+            yield Measure("agent_instances_granted_anew", about, self._regrants.granted_anew, True)
+
     # -- what happens ----------------------------------------------------------------------------------------------
 
     def _map_learnt(self, cell_map: PartitionMap) -> None:
@@ -166,6 +185,24 @@ class ComputeService:
         self.reporter.hold(host)
         if self._regrants is not None:
             self._regrants.end(host)
+        if self._hosts is None:
+            return
+        session = self._hosts.get(host)
+        if session is not None and session.superseded:
+            self.superseded_count += 1
+            if self._hosts.all_superseded:
+                self.on_superseded("another agent has taken every host of this one, which ends")
+
+    def _epoch_event(self, link: Link, event: Event) -> None:
+        """The conductor has heard of a newer agent of a host of ours; the primary's word is had by attaching again."""
+        try:
+            news = _EPOCH.decode(event.payload)
+        except msgspec.DecodeError as error:
+            log.error("epoch event refused peer=%s error=%s", link.name, error)
+            return
+        if self._hosts is not None and self._links is not None and self._hosts.news(news):
+            log.warning("a newer agent is heard of host=%s agent_epoch=%d", news.host, news.agent_epoch)
+            self._links.attach_again()
 
     # -- what is known ---------------------------------------------------------------------------------------------
 

@@ -45,6 +45,11 @@ class HostNews:
             for link in list(self._fellows):
                 link.event(TOPIC_EPOCHS, host.name, host.revision, payload)
 
+    def tell_agent(self, link: Link, host: str, agent_epoch: int) -> None:
+        """The agent on this link is not the host's any more: it is to ask, and fall silent."""
+        if link.peer is not None and TOPIC_EPOCHS in link.peer.topics:
+            link.event(TOPIC_EPOCHS, host, agent_epoch, _encode(HostEpoch(host=host, agent_epoch=agent_epoch)))
+
     def link_up(self, link: Link) -> None:
         """A fellow conductor is new, or back: it may have missed news."""
         if is_fellow(link.peer, self._cell):

@@ -250,6 +250,8 @@ class Hosts:
                 check_epoch(name, rows.get((name,)), request.epochs[name], superseded.get(name, 0))
             except EpochRefused as error:
                 log.warning("epoch refused host=%s from=%s error=%s", name, context.peer.service_id, error)
+                if error.details.get("verdict") == VERDICT_SUPERSEDED:
+                    self._env.endpoint.refusals.count("agent_epoch", context.link.name, str(error))
                 raise
         link = context.link
         if not link.up:
@@ -351,8 +353,11 @@ class Hosts:
         for newer in self._attaching.values():
             newer[host] = max(agent_epoch, newer.get(host, 0))
         for link, epoch in self.attachments.supersede(host, agent_epoch):
-            log.warning("agent superseded host=%s from=%s epoch=%s", host, link.name, epoch)
+            detail = f"host {host}: epoch {epoch} is superseded by {agent_epoch}"
+            log.warning("agent superseded host=%s from=%s epoch=%s by=%s", host, link.name, epoch, agent_epoch)
+            self._env.endpoint.refusals.count("agent_superseded", link.name, detail)
             self._commands.detach(host, link)
+            self._news.tell_agent(link, host, agent_epoch)
 
     # -- up and down ------------------------------------------------------------------------------------------------
 

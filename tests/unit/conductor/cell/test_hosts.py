@@ -53,6 +53,8 @@ class Link:
 class Endpoint:
     def __init__(self):
         self.on_event = self.on_link_up = self.on_link_down = lambda *_: None
+        self.refused = []
+        self.refusals = SimpleNamespace(count=lambda reason, peer, detail="": self.refused.append(reason))
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_only_the_present_epoch_attaches(epoch, verdict):
 
 
 def test_begin_attach_and_a_second_agent(world):
-    old, new, fellow = Link(), Link(), Link(role="conductor")
+    old, new, fellow = Link(topics=(TOPIC_EPOCHS,)), Link(), Link(role="conductor")
     world.hosts._news.link_up(fellow)
     assert begin(world, old) == 1
     world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
@@ -130,8 +132,10 @@ def test_begin_attach_and_a_second_agent(world):
     assert fellow.events == [(TOPIC_EPOCHS, "h1", 1), (TOPIC_EPOCHS, "h1", 2)]
     assert world.hosts.attachments.epoch(old, "h1") is None
     assert world.commands.link("h1") is None
+    assert old.events == [(TOPIC_EPOCHS, "h1", 2)], "the earlier is told that it is not heard any more"
     with pytest.raises(EpochRefused):
         world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
+    assert world.endpoint.refused == ["agent_superseded", "agent_epoch"]
     world.hosts.attach(HostAttachRequest(epochs={"h1": 2}), context(new))
     world.hosts.link_down(new)
     assert world.commands.link("h1") is None
