@@ -35,7 +35,7 @@ TOPIC_CELLS = "cells"  # state, from the root; key: cell; payload: CellInfo
 TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
 TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
 STREAM_NOTIFICATIONS = "notifications"  # stream; key: partition; cursor: n; payload: a packed Notification
-TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell; key: host; payload: HostEpoch
+TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell, and to a superseded agent; key: host; payload: HostEpoch
 
 
 class Empty(msgspec.Struct):

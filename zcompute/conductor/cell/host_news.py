@@ -46,8 +46,9 @@ class HostNews:
                 link.event(TOPIC_EPOCHS, host.name, host.revision, payload)
 
     def tell_agent(self, link: Link, host: str, agent_epoch: int) -> None:
-        """The agent on this link is not the host's any more: it is to ask, and fall silent."""
-        if link.peer is not None and TOPIC_EPOCHS in link.peer.topics:
+        """The agent on this link is not the host's any more: it is to ask, and fall silent. It need not have said that
+        it wants to hear this; one of an older release leaves it aside."""
+        if link.up:
             link.event(TOPIC_EPOCHS, host, agent_epoch, _encode(HostEpoch(host=host, agent_epoch=agent_epoch)))
 
     def link_up(self, link: Link) -> None:

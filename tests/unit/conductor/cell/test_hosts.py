@@ -122,7 +122,7 @@ def test_only_the_present_epoch_attaches(epoch, verdict):
 
 
 def test_begin_attach_and_a_second_agent(world):
-    old, new, fellow = Link(topics=(TOPIC_EPOCHS,)), Link(), Link(role="conductor")
+    old, new, fellow = Link(), Link(), Link(role="conductor")
     world.hosts._news.link_up(fellow)
     assert begin(world, old) == 1
     world.hosts.attach(HostAttachRequest(epochs={"h1": 1}), context(old))
