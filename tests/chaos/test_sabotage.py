@@ -14,7 +14,7 @@ import pytest
 from loadtest.chaos import check
 from loadtest.chaos.check import Violation
 from loadtest.chaos.cluster import CELL, Cluster
-from loadtest.chaos.faults import HELD_S, Faults
+from loadtest.chaos.faults import WHOLE_S, Faults
 from loadtest.chaos.run import Plan, run
 from tests.cluster.conftest import require_mariadb
 from zcompute.cli.exits import CommandError
@@ -22,6 +22,7 @@ from zcompute.cli.up.layout import CONDUCTOR, Shape
 
 SEEDS_SHORT = 1
 SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
+DATABASE_KILLS, DATABASE_HELD_S = 3, 0.2  # a batch must be in flight when it dies
 AFTER_S = 1.5  # what a fault has done shows within this
 SHAPE = Shape(cells=("c1",), build_ms=200, delete_ms=50)
 
@@ -39,9 +40,13 @@ def fault_of(cluster: Cluster, name: str, seed: int) -> None:
     faults = Faults(cluster, [], seed, print)
     try:
         if name == "database":
-            with cluster.batches_held(random.Random(seed).choice(cluster.members(CONDUCTOR, CELL)), HELD_S):
-                cluster.kill_database(CELL)
-            cluster.start_database(CELL)
+            chance = random.Random(seed)
+            for _ in range(DATABASE_KILLS):
+                with cluster.batches_held(chance.choice(cluster.members(CONDUCTOR, CELL)), DATABASE_HELD_S):
+                    cluster.kill_database(CELL)
+                cluster.start_database(CELL)
+                cluster.wait_whole(WHOLE_S)
+                gevent.sleep(AFTER_S)
         elif name:
             faults.once(name)
     except CommandError as error:  # without the safeguard a cluster may well not get whole again
