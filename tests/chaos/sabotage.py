@@ -12,13 +12,23 @@ monkey.patch_all()
 import runpy  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
 from typing import Any  # noqa: E402
 
 
 def no_fence() -> None:
     """A batch is written whoever owns its rows: without the lane's fence, and without the second lock, the guards of
-    revisions and of numbered notifications, which alone would still hold."""
+    revisions and of numbered notifications, which alone would still hold.
+
+    Nor does a lane wait for the hub's turn before a batch: one that was stopped mostly learns in it that its life is
+    over, which is luck, and no safeguard."""
+    import gevent
+
+    from zcompute.conductor import lane
     from zcompute.db.native import packet
+
+    unhurried: Any = SimpleNamespace(sleep=lambda seconds: gevent.sleep(seconds) if seconds else None)
+    vars(lane)["gevent"] = unhurried
 
     def unguarded(batch: Any) -> bytes:
         return b"UPDATE lanes SET applied = %d, nonce = %d WHERE lane_id = %d; " % (

@@ -11,6 +11,7 @@ from tests.cluster.agent_cell import Cell, call, eventually, kill, spawn_request
 from tests.orders import fresh, make_order
 from zcompute.bus import Link
 from zcompute.bus.errors import Busy
+from zcompute.cli.exits import HOSTS_TAKEN
 from zcompute.compute.virt.fake_log import domain_log_path
 from zcompute.objects.command import AdoptRequest, DestroyRequest
 from zcompute.objects.methods import ADOPT, DESTROY, SPAWN
@@ -27,6 +28,19 @@ def spawned(cell: Cell, host: str = "node1") -> str:
     eventually("the result came", lambda: conductor.results(one))
     eventually("an observation came", lambda: conductor.observations(one))
     return one
+
+
+def obeyed(link: Link, one: str, **order: int) -> None:
+    """Order a spawn until it is taken: an agent that lost its records first waits for old commands to be over."""
+
+    def taken() -> bool:
+        try:
+            call(link, SPAWN, spawn_request(make_order(one, **order)))
+        except Busy:
+            return False
+        return True
+
+    eventually(f"the spawn of {one} is taken", taken)
 
 
 def journals(cell: Cell) -> list[Path]:
@@ -54,7 +68,7 @@ def test_an_agent_that_lost_its_journal_goes_on_and_repeats_nothing(cell: Cell, 
     assert call(link, ADOPT, AdoptRequest(order=adopt)).running, "what runs is found at the hypervisor"
     eventually("what runs is reported under the new grant", lambda: conductor.observations(one))
     assert {got.epochs["node1"] for got in conductor.got} == {2}
-    call(link, SPAWN, spawn_request(make_order(one, generation=3, owner_epoch=2)))
+    obeyed(link, one, generation=3, owner_epoch=2)
     eventually("the result came", lambda: [r for r in conductor.results(one) if r.generation == 3])
     assert cell.domains("node1").spawns == {one: 1}
 
@@ -83,15 +97,7 @@ def test_a_full_disk_degrades_the_agent_and_never_stops_it(cell: Cell) -> None:
 
     agent.rlimit(resource.RLIMIT_FSIZE, unlimited)
     again = fresh()
-
-    def built() -> bool:
-        try:
-            call(link, SPAWN, spawn_request(make_order(again)))
-        except Busy:
-            return False
-        return True
-
-    eventually("it builds again once there is room", built)
+    obeyed(link, again)  # once there is room
     eventually("the result came", lambda: conductor.results(again))
     kill(process)
     conductor.attached.clear()
@@ -123,11 +129,11 @@ def test_of_two_agents_with_one_key_the_later_wins_and_the_earlier_says_so(cell:
 
     link: Link = eventually("the later one is attached", later)
     two = fresh()
-    call(link, SPAWN, spawn_request(make_order(two)))
+    obeyed(link, two)
     eventually("the later one works", lambda: conductor.results(two))
     assert [got for got in conductor.got if got.epochs.get("node1") == 1 and got.body.instance_uuid == two] == []
     assert conductor.epochs["node1"] == 2, "they do not take it from one another for ever"
-    assert first.poll() is None
+    eventually("the earlier one has ended and says why", lambda: first.poll() == HOSTS_TAKEN)
     assert link.up, "the earlier one does not take the route from it again and again"
     assert cell.domains("node1").spawns == {one: 1, two: 1}
     assert {result.outcome for result in conductor.results(two)} == {OUTCOME_DONE}

@@ -28,6 +28,7 @@ from zcompute.objects.methods import (
     HOST_ATTACH,
     HOST_BEAT,
     HOST_BEGIN,
+    HOST_GRANTS,
     MAP_GET,
     RELAY_ADOPT,
     RELAY_BEAT,
@@ -42,16 +43,17 @@ from zcompute.objects.methods import (
     HostBeat,
     HostBeginRequest,
     HostEpoch,
+    HostGrantsRequest,
     Method,
     RelayedBeat,
     RelayedReport,
 )
-from zcompute.objects.partition import PartitionMap
+from zcompute.objects.partition import PARTITIONS, PartitionMap
 from zcompute.objects.report import VERDICT_APPLIED, VERDICT_INVALID, VERDICT_NOT_OWNER, Observation
 
 STOLEN, VICTIM = "c1-compute-1", "c1-compute-2"
 ALL_METHODS = [found for found in vars(methods).values() if isinstance(found, Method)]
-OWN_BUSINESS = {"cluster.map_get", "host.begin", "host.attach", "host.beat"}
+OWN_BUSINESS = {"cluster.map_get", "host.begin", "host.attach", "host.beat", "host.grants"}
 CALL_MS = 3000
 
 
@@ -171,6 +173,9 @@ def test_calls_about_another_agents_host_are_refused(thief: Thief) -> None:
             assert ask(link, HOST_ATTACH, HostAttachRequest(epochs={thief.other_host: epoch})) == "Forbidden"
             mixed = {thief.own_hosts[0]: 1, thief.other_host: epoch}
             assert ask(link, HOST_ATTACH, HostAttachRequest(epochs=mixed)) == "Forbidden"
+        for partition in (0, PARTITIONS - 1):
+            asked = HostGrantsRequest(host=thief.other_host, partitions=[partition])
+            assert ask(link, HOST_GRANTS, asked) == "Forbidden"
 
 
 def test_reports_about_other_hosts_and_their_instances_change_nothing(region: Region, thief: Thief) -> None:
