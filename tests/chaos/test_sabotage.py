@@ -64,7 +64,7 @@ def fault_of(cluster: Cluster, name: str, seed: int) -> None:
 def test_without_a_safeguard_the_traffic_shows_a_violation(kind: str) -> None:
     require_mariadb()
     if kind in BY_HAND and len(SEEDS) == SEEDS_SHORT:
-        pytest.skip(f"{kind} shows on some seeds only: ZCOMPUTE_SABOTAGE_SEEDS=5 tries it; simulation sees it each time")
+        pytest.skip(f"{kind} shows on some seeds only: ZCOMPUTE_SABOTAGE_SEEDS=5 tries it; the simulation sees it")
     fault, expected = SHOWN_BY[kind]
     windows: list[tuple[float, float]] = []
 
