@@ -67,6 +67,7 @@ class Incarnation:
         self._ended = Event()
         self._stopping = False
         self._outage = Outage()
+        self._hurry = Event()
 
     # -- for the service ----------------------------------------------------------------------------------------
 
@@ -119,6 +120,13 @@ class Incarnation:
         """A peer has this version of the map: read it, if it is newer than ours."""
         if self._keeper is not None and map_version > self.ledger.map.version:
             self._keeper.wake()
+
+    def link_ended(self, service_id: str) -> None:
+        """Our link with this conductor has ended: its process may have. Have the watch look at once, and often."""
+        info = self.ledger.map.conductors.get(service_id)
+        if info is not None and info.incarnation != self.id:
+            self._watch.doubt(info.incarnation, time.monotonic())
+            self._hurry.set()
 
     def lease_held(self) -> bool:
         """Whether an own beat that began less than lease_ms ago has committed: what is read now is current."""
@@ -236,13 +244,15 @@ class Incarnation:
             begun_s = time.monotonic()
             if self._read_beats(begun_s):
                 self._ask_suspects()
-                found = [self._watch.dead(), self._watch.fresh(), self._watch.settled()]
+                found = [list(self._watch.dead()), self._watch.fresh(), self._watch.settled()]
                 if found != known:
                     known = found
                     if self._keeper is not None:
                         self._keeper.wake()
-            left_s = begun_s + lease.beat_ms / 1000 - time.monotonic()
-            gevent.sleep(max(lease.beat_ms / 4000, left_s))
+            now_s = time.monotonic()
+            pause_ms = lease.doubt_ms if self._watch.doubts(now_s) else lease.beat_ms
+            self._hurry.wait(max(pause_ms / 4000, begun_s + pause_ms / 1000 - now_s))
+            self._hurry.clear()
 
     def _read_beats(self, sent_s: float) -> bool:
         try:
@@ -259,11 +269,23 @@ class Incarnation:
         self._watch.observe(sent_s, received_s, beats, disturbed_s)
         return True
 
+    def _ask_sessions(self, incarnations: list[str]) -> None:
+        if incarnations:
+            try:
+                self._watch.attended(incarnations, self._store.attended(incarnations))
+            except StoreError as error:
+                self._outage.lost("beats", error)
+                self._watch.failed(time.monotonic())
+
     def _ask_suspects(self) -> None:
-        """A silent peer whose port refuses twice is dead already; a dying process accepts for some milliseconds."""
+        """A peer whose port refuses twice may be dead already; a dying process accepts for some milliseconds."""
         suspects = self._watch.suspects()
-        if not suspects:
-            return
+        self._ask_sessions(sorted({*suspects, *self._watch.strangers()}))
+        if suspects:
+            self._probe_ports(suspects)
+            self._ask_sessions(suspects)
+
+    def _probe_ports(self, suspects: list[str]) -> None:
         addresses = {info.incarnation: info.address for info in self.ledger.map.conductors.values()}
         lease = self.settings.lease
 

@@ -97,7 +97,9 @@ class Keeper:
     def _step(self) -> None:
         dead = self._watch.dead()
         if dead:
-            self._take_over(dead)
+            log.info("peers dead %s", " ".join(f"incarnation={name} reason={why!r}" for name, why in dead.items()))
+            self._take_over(list(dead))
+            self._watch.forget(dead)
         rows = self._store.read_map()
         if self._check(rows) and rows.ownerless():
             self._take_over([])

@@ -2,11 +2,15 @@
 
 A beat says that the process runs and that its hub turns. A peer is dead when its counter has not moved for lease_ms of
 the watcher's own clock, without any disturbance of the watcher itself: a database that stalls kills nobody.
+
+Two things shorten that, both for a peer whose port refuses, asked twice: two silent beats; or the end of the session in
+which it beat, of which the database is the witness (docs/decisions/0015-take-over-time.md). The end of a link with a
+peer only makes the watch look more often.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -19,6 +23,7 @@ from zcompute.db.store import Beater
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.05
+ENDED_LOOKS = 2
 
 
 @dataclass
@@ -40,7 +45,11 @@ class LeaseWatch:
         self._peers: dict[str, _Silence] = {}
         self._read_at_s: float | None = None
         self._checked_at_s = 0.0
+        self._disturbed_at_s = -settings.lease_ms / 1000
         self._refused: set[str] = set()
+        self._doubted_at_s: dict[str, float] = {}
+        self._attended: set[str] = set()
+        self._ended_looks: dict[str, int] = {}
 
     def failed(self, now_s: float) -> None:
         """A read of the beats failed: every count starts again."""
@@ -59,9 +68,7 @@ class LeaseWatch:
             self._restart(received_s)
         elif disturbed_s:
             self._restart(disturbed_s)
-        for gone in self._peers.keys() - beats.keys():
-            del self._peers[gone]
-            self._refused.discard(gone)
+        self.forget(self._peers.keys() - beats.keys())
         for incarnation, counter in beats.items():
             if incarnation == self._me:
                 continue
@@ -73,21 +80,70 @@ class LeaseWatch:
                     peer.first_moved_at_s = received_s
                 peer.counter, peer.since_s, peer.moved_at_s = counter, received_s, received_s
                 self._refused.discard(incarnation)
+                self._ended_looks.pop(incarnation, None)
         self._read_at_s = received_s
         self._checked_at_s = sent_s
 
+    def forget(self, incarnations: Iterable[str]) -> None:
+        """They are gone: others own what was theirs."""
+        for incarnation in list(incarnations):
+            self._peers.pop(incarnation, None)
+            self._refused.discard(incarnation)
+            self._doubted_at_s.pop(incarnation, None)
+            self._attended.discard(incarnation)
+            self._ended_looks.pop(incarnation, None)
+
+    def doubt(self, incarnation: str, now_s: float) -> None:
+        """Our link with this peer has ended: ask about it, and look often, for lease_ms."""
+        if incarnation in self._peers:
+            self._doubted_at_s[incarnation] = now_s
+
+    def doubts(self, now_s: float) -> bool:
+        """Whether anybody is doubted."""
+        ends_s = self._settings.lease_ms / 1000
+        self._doubted_at_s = {name: at_s for name, at_s in self._doubted_at_s.items() if now_s - at_s < ends_s}
+        return bool(self._doubted_at_s)
+
     def suspects(self) -> list[str]:
-        """Silent for ``refused_beats``: worth asking whether their port refuses."""
-        return self._silent(self._settings.refused_beats * self._settings.beat_ms)
+        """Silent for ``refused_beats``, or doubted: worth asking whether their port refuses."""
+        return sorted({*self._silent_beats(), *self._doubted_at_s})
+
+    def strangers(self) -> list[str]:
+        """They beat, and whether the database knows the session in which they do was not asked yet."""
+        return sorted(
+            incarnation
+            for incarnation, peer in self._peers.items()
+            if peer.moved_at_s is not None and incarnation not in self._attended
+        )
 
     def refuses(self, incarnation: str) -> None:
         """Its port refused, asked twice."""
         self._refused.add(incarnation)
 
-    def dead(self) -> list[str]:
-        """Silent for the whole lease, or suspect with a port that refuses."""
-        refused = [incarnation for incarnation in self.suspects() if incarnation in self._refused]
-        return sorted({*self._silent(self._settings.lease_ms), *refused})
+    def attended(self, asked: Iterable[str], alive: Collection[str]) -> None:
+        """Of those asked for, the database knows a living session in which these beat.
+
+        One that was never known to have such a session (another release, SQLite) cannot be seen to have lost it.
+        """
+        for incarnation in asked:
+            if incarnation in alive:
+                self._attended.add(incarnation)
+                self._ended_looks.pop(incarnation, None)
+            elif incarnation in self._attended:
+                self._ended_looks[incarnation] = self._ended_looks.get(incarnation, 0) + 1
+
+    def dead(self) -> dict[str, str]:
+        """Who is dead, and why: silent for the whole lease; or its port refuses, and it is silent for refused_beats or
+        its session has ended (seen twice, while nothing disturbed this watcher for lease_ms)."""
+        silent_beats = self._silent_beats()
+        found = dict.fromkeys(self._silent(self._settings.lease_ms), "silent for lease_ms")
+        calm = (self._checked_at_s - self._disturbed_at_s) * 1000 >= self._settings.lease_ms
+        for incarnation in self._refused:
+            if incarnation in silent_beats:
+                found.setdefault(incarnation, "silent, its port refuses")
+            elif calm and self._ended_looks.get(incarnation, 0) >= ENDED_LOOKS:
+                found.setdefault(incarnation, "its session has ended, its port refuses")
+        return dict(sorted(found.items()))
 
     def fresh(self) -> list[str]:
         """Seen to beat, and no suspect of half a lease: fit to receive partitions."""
@@ -103,6 +159,9 @@ class LeaseWatch:
         joined_s = self._checked_at_s - self._settings.join_ms / 1000
         return [incarnation for incarnation in self.fresh() if self._peers[incarnation].first_moved_at_s <= joined_s]
 
+    def _silent_beats(self) -> list[str]:
+        return self._silent(self._settings.refused_beats * self._settings.beat_ms)
+
     def _silent(self, silence_ms: int) -> list[str]:
         return sorted(
             incarnation
@@ -111,6 +170,8 @@ class LeaseWatch:
         )
 
     def _restart(self, now_s: float) -> None:
+        self._disturbed_at_s = max(self._disturbed_at_s, now_s)
+        self._ended_looks.clear()
         for peer in self._peers.values():
             peer.since_s = max(peer.since_s, now_s)
 

@@ -18,6 +18,7 @@ from zcompute.conductor.cell.reads import conductor_services
 from zcompute.conductor.cell.role import CellRole
 from zcompute.conductor.dials import Dials
 from zcompute.conductor.env import ConductorEnv, Handler, Role
+from zcompute.conductor.fellows import is_fellow
 from zcompute.conductor.incarnation import Incarnation
 from zcompute.conductor.root.role import RootRole
 from zcompute.conductor.settings import LeaseSettings, LedgerLimits, LifeSettings
@@ -171,6 +172,7 @@ class Life:
         if self._root_router is not None:
             self._root_router.on_map(lambda _: self._changed.set())
         self._endpoint.on_link_up(self._greet)
+        self._endpoint.on_link_down(self._link_ended)
         self._ledger.on_map(lambda _: self._changed.set())
         self._changed.set()
         self._mapper = gevent.spawn(self._follow_maps)
@@ -222,6 +224,10 @@ class Life:
         if link.peer is not None and TOPIC_MAP in link.peer.topics:
             new_map = self._ledger.map
             link.event(TOPIC_MAP, self._cell, new_map.version, new_map)
+
+    def _link_ended(self, link: Link) -> None:
+        if is_fellow(link.peer, self._cell) and link.peer is not None:
+            self._incarnation.link_ended(link.peer.service_id)
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 

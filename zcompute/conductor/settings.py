@@ -41,6 +41,7 @@ class LeaseSettings:
     lease_ms: int = 600
     round_trip_ms_max: int = 150
     refused_beats: int = 2
+    doubt_ms: int = 20  # between two looks at the beats while a link with a peer has just ended
     probe_ms_max: int = 100
     probe_pause_ms: int = 20
     join_ms: int = 1500  # a newcomer beats for so long before it is given a share: agents redial within a second

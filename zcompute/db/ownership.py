@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from zcompute.db.errors import DatabaseBusy, Fenced
 from zcompute.db.session import Session, Sessions
 from zcompute.db.spread import spread
-from zcompute.db.store import ConductorRow, LaneRow, MapRows, PartitionRow
+from zcompute.db.store import BEAT_LOCK, ConductorRow, LaneRow, MapRows, PartitionRow
 from zcompute.failpoints import failpoint
 
 MAP_READ_TRIES_MAX = 10
@@ -250,6 +250,17 @@ def _lock_lanes(session: Session, lanes: Sequence[int], *, required: Sequence[in
 def read_beats(session: Session) -> dict[str, int]:
     """Store.read_beats."""
     return {row[0]: row[1] for row in session.select("SELECT incarnation, counter FROM beats")}
+
+
+def attended(session: Session, incarnations: Sequence[str]) -> set[str]:
+    """Store.attended, on MariaDB: the server frees a session's lock when it ends, however its process has ended."""
+    rows = session.select(
+        "SELECT incarnation FROM beats WHERE incarnation IN :asked "
+        "AND IS_USED_LOCK(CONCAT(:prefix, incarnation)) IS NOT NULL",
+        asked=list(incarnations),
+        prefix=BEAT_LOCK,
+    )
+    return {row[0] for row in rows}
 
 
 def read_map(session: Session) -> MapRows:

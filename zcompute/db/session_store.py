@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from zcompute.db import ownership, reads
 from zcompute.db.session import Sessions
-from zcompute.db.store import ConductorRow, MapRows, ToldRow
+from zcompute.db.store import KIND_MARIADB, ConductorRow, MapRows, ToldRow
 from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
@@ -31,6 +31,11 @@ class SessionStore:
 
     def read_beats(self) -> dict[str, int]:
         return self._sessions.read(ownership.read_beats)
+
+    def attended(self, incarnations: Sequence[str]) -> set[str]:
+        if not incarnations or self.kind != KIND_MARIADB:
+            return set()
+        return self._sessions.read(lambda session: ownership.attended(session, incarnations))
 
     def read_map(self) -> MapRows:
         return self._sessions.read(ownership.read_map)

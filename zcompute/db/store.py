@@ -21,6 +21,7 @@ T = TypeVar("T", bound=VersionedObject)
 
 KIND_MARIADB = "mariadb"
 KIND_SQLITE = "sqlite"
+BEAT_LOCK = "zcompute.beat."  # and the incarnation: the lock of the session in which it beats
 
 READERS_MAX = 8
 SCAN_ROWS_MAX = 10_000
@@ -170,6 +171,9 @@ class Store(Protocol):
 
     def read_beats(self) -> dict[str, int]:
         """The beat counter of every incarnation that has one."""
+
+    def attended(self, incarnations: Sequence[str]) -> set[str]:
+        """Those of them that beat in a session which is alive at the server; none where the server cannot tell."""
 
     def read_map(self) -> MapRows:
         """The partition map with lanes and conductors."""

@@ -97,6 +97,7 @@ class Server:
         self.down = False
         self.stalled_until_s = 0.0
         self.sessions: list[Session] = []
+        self.beating: dict[str, Process] = {}
         self._holders: dict[int, _Wanting] = {}
         self._waiting: list[_Wanting] = []
 
@@ -387,10 +388,20 @@ class SimStore:
         return SimLane(self.server, lane_id)
 
     def open_beater(self, incarnation: str) -> SimBeater:
+        self.server.beating[incarnation] = self.process
         return SimBeater(self.server, incarnation)
 
     def read_beats(self) -> dict[str, int]:
         found: dict[str, int] = self.server.read(lambda: dict(self.rows.beats))
+        return found
+
+    def attended(self, incarnations: Sequence[str]) -> set[str]:
+        """A session ends with its process; one that is frozen keeps its own."""
+
+        def look() -> set[str]:
+            return {name for name in incarnations if name in self.server.beating and not self.server.beating[name].dead}
+
+        found: set[str] = self.server.read(look)
         return found
 
     def read_map(self) -> MapRows:

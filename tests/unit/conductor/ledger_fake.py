@@ -46,6 +46,7 @@ class FakeDatabase:
         self.last_n: dict[int, int] = dict.fromkeys(range(PARTITIONS), 0)
         self.conductors: dict[str, ConductorRow] = {}
         self.beats: dict[str, int] = {}
+        self.attending: set[str] = set()  # incarnations whose session lives
         self.commits: list[Batch] = []
         self.fetches: list[tuple[str, list[tuple[Any, ...]]]] = []
         self.down = False
@@ -213,6 +214,7 @@ class FakeBeater:
     def __init__(self, database: FakeDatabase, incarnation: str) -> None:
         self._database = database
         self._incarnation = incarnation
+        database.attending.add(incarnation)
 
     def beat(self) -> bool:
         if self._database.down or self._incarnation not in self._database.beats:
@@ -269,6 +271,10 @@ class FakeStore:
     def read_beats(self) -> dict[str, int]:
         self._trip()
         return dict(self.database.beats)
+
+    def attended(self, incarnations: Sequence[str]) -> set[str]:
+        self._trip()
+        return self.database.attending.intersection(incarnations)
 
     def read_map(self) -> MapRows:
         self._trip()

@@ -11,6 +11,7 @@ from gevent.monkey import get_original
 from zcompute.db.errors import StoreError
 from zcompute.db.native.connection import Connection, ServerError
 from zcompute.db.native.literal import literal
+from zcompute.db.store import BEAT_LOCK
 from zcompute.db.url import MariaDbTarget
 
 BEAT_TIMEOUT_S = 1.0
@@ -19,18 +20,26 @@ _AF_UNIX, _AF_INET, _SOCK_STREAM = 1, 2, 1
 
 
 class NativeBeater:
-    """Raises the beat counter of one incarnation; reconnects by itself at the next beat."""
+    """Raises the beat counter of one incarnation; reconnects by itself at the next beat.
+
+    Its session holds a lock by the incarnation's name, so that others can ask the server whether it has ended.
+    """
 
     def __init__(self, target: MariaDbTarget, incarnation: str) -> None:
         self._target = target
         self._statement = b"UPDATE beats SET counter = counter + 1 WHERE incarnation = " + literal(incarnation)
+        self._lock = b"SELECT GET_LOCK(" + literal(BEAT_LOCK + incarnation) + b", 0)"
         self._connection: Connection | None = None
+        self._attended = False
 
     def beat(self) -> bool:
         """True when the row really changed; False when it did not, or the database did not answer in time."""
         try:
             if self._connection is None or not self._connection.is_open:
+                self._attended = False
                 self._connection = self._connect()
+            if not self._attended:  # a former session of ours may still have it
+                self._attended = self._connection.rows(self._lock) == [(1,)]
             return self._connection.query(self._statement) == 1
         except (StoreError, ServerError, OSError):
             self.close()
