@@ -218,7 +218,10 @@ class _LanesToEnd:
         self._waiting_for = lane
 
     def kill(self) -> None:
-        """End the connection of the lane whose lock did not come, as a zombie's transaction never ends by itself."""
+        """End the connection of the lane whose lock did not come, as a zombie's transaction never ends by itself.
+
+        Called while the lock is waited for, and again after a wait that was given up: once for each wait.
+        """
         lane, self._waiting_for = self._waiting_for, None
         if lane is None:
             return

@@ -4,19 +4,24 @@ Statements are plain SQL that MariaDB and SQLite both speak, with ``:name`` for 
 The hot path, a lane's commit, does not go through here: each driver has its own.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
+import gevent
 from gevent.lock import BoundedSemaphore
 
-from zcompute.db.errors import ConnectionLost, DatabaseBusy
+from zcompute.db.errors import ConnectionLost, DatabaseBusy, StoreError
 from zcompute.db.tables import Row
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 READERS_WAIT_S = 10.0
 TRANSACTION_TRIES_MAX = 5
+LOCK_PATIENCE_S = 0.2
 
 
 class Session(Protocol):
@@ -45,7 +50,8 @@ class Sessions(Protocol):
     def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
         """Run ``work`` as one transaction; again, a bounded number of times, on deadlocks and lock waits.
 
-        ``on_lock_wait`` runs between two tries after a lock wait. Raises DatabaseBusy after the last try.
+        ``on_lock_wait`` runs after each LOCK_PATIENCE_S of it (the transaction may be waiting for a lock), and between
+        two tries after a lock wait. Raises DatabaseBusy after the last try.
         """
 
     def now_us(self) -> int:
@@ -60,15 +66,38 @@ class Sessions(Protocol):
 
 def retried(attempt: Callable[[], R], on_lock_wait: Callable[[], None] | None) -> R:
     """Run a transaction until it is through, TRANSACTION_TRIES_MAX times at most."""
-    for _ in range(TRANSACTION_TRIES_MAX - 1):
-        try:
-            return attempt()
-        except LockWaitTimeout:
-            if on_lock_wait is not None:
-                on_lock_wait()
-        except DatabaseBusy:
-            continue
-    return attempt()
+    with _impatient(on_lock_wait):
+        for _ in range(TRANSACTION_TRIES_MAX - 1):
+            try:
+                return attempt()
+            except LockWaitTimeout:
+                if on_lock_wait is not None:
+                    on_lock_wait()
+            except DatabaseBusy:
+                continue
+        return attempt()
+
+
+@contextmanager
+def _impatient(on_lock_wait: Callable[[], None] | None) -> Iterator[None]:
+    """Inside, what a transaction may be waiting for is seen to while it waits: the server's own limit is seconds."""
+
+    def see_to_it(act: Callable[[], None]) -> None:
+        while True:
+            gevent.sleep(LOCK_PATIENCE_S)
+            try:
+                act()
+            except StoreError as error:
+                log.info("lock wait not ended error=%s", error)
+
+    if on_lock_wait is None:
+        yield
+        return
+    seeing = gevent.spawn(see_to_it, on_lock_wait)
+    try:
+        yield
+    finally:
+        seeing.kill(block=False)
 
 
 class Poolable(Protocol):

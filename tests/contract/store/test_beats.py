@@ -7,7 +7,8 @@ import gevent
 from gevent.monkey import get_original
 
 from tests.contract.store.conftest import conductor
-from zcompute.db.store import Store
+from tests.unit.conductor.ledger_world import wait_for
+from zcompute.db.store import KIND_MARIADB, Store
 
 _start_thread = get_original("_thread", "start_new_thread")
 _allocate_lock = get_original("_thread", "allocate_lock")
@@ -66,6 +67,23 @@ def test_beats_and_greenlets_share_the_database(store: Store) -> None:
     beating.join()
     assert all(reader.successful() for reader in readers)
     assert beating.results == [True] * 30
+    beater.close()
+
+
+def test_the_server_knows_whether_the_session_of_a_beat_lives(store: Store) -> None:
+    store.register(conductor(), 1)
+    store.register(conductor("con2"), 1)
+    both = ["con1-1", "con2-1"]
+    assert store.attended(both) == set()
+    assert store.attended([]) == set()
+    beater = store.open_beater("con1-1")
+    BeatThread(beater, 1).join()
+    known = {"con1-1"} if store.kind == KIND_MARIADB else set()  # a file knows no sessions
+    assert store.attended(both) == known
+    beater.close()  # as the kernel does when the process is killed: no goodbye
+    wait_for(lambda: store.attended(both) == set())
+    BeatThread(beater, 2).join()
+    assert store.attended(both) == known
     beater.close()
 
 

@@ -13,7 +13,7 @@ from tests.contract.store.samples import instance
 from zcompute.db import ownership
 from zcompute.db.batch import HandOver
 from zcompute.db.errors import ConnectionLost, Fenced, GuardFailed, ReceiverDead
-from zcompute.db.native.connection import Connection
+from zcompute.db.native.connection import LOCK_WAIT_S, Connection
 from zcompute.db.store import ConductorRow, Store
 from zcompute.db.tables import INSTANCES
 from zcompute.db.url import MariaDbTarget, parse_url
@@ -228,7 +228,8 @@ def test_take_over_kills_a_zombie_that_holds_its_lane(store: Store) -> None:
     zombie.query(b"START TRANSACTION")
     zombie.query(b"UPDATE lanes SET applied = 1 WHERE lane_id = %d" % lane.lane_id)
     heir = store.register(conductor("con2"), 1)
-    assert store.take_over(["con1-1"], heir, 1) == 3
+    with gevent.Timeout(LOCK_WAIT_S * 0.75):  # it is killed while its lock is waited for, not after that
+        assert store.take_over(["con1-1"], heir, 1) == 3
     with pytest.raises(Fenced):
         lane.commit()
     zombie.cut()

@@ -152,6 +152,33 @@ def test_a_refused_port_shortens_the_wait(region: Region) -> None:
     wait_for(lambda: len(two.ledger.owned()) == 256, timeout_s=0.35)
 
 
+def test_a_killed_one_is_taken_over_at_once_its_link_session_and_port_have_ended(region: Region) -> None:
+    region.start("s1")
+    two = region.start("s2")
+    wait_for(lambda: region.owners() == [128, 128])
+    gevent.sleep(SETTINGS.lease.lease_ms / 1000)  # no disturbance for so long
+    one = region.lives["s1"]
+    assert one._beats is not None
+    one._beats._stop = True
+    region.refusing.add("tcp://s1")
+    region.database.attending.discard(one.id)
+    two.link_ended("s1")
+    wait_for(lambda: len(two.ledger.owned()) == 256, timeout_s=0.1)
+
+
+def test_a_link_that_ends_while_the_session_lives_takes_nothing_over(region: Region) -> None:
+    """A REJECT rule between two that both reach the database: links end, ports refuse, beats go on."""
+    one, two = region.start("s1"), region.start("s2")
+    wait_for(lambda: region.owners() == [128, 128])
+    region.refusing.update(("tcp://s1", "tcp://s2"))
+    for _ in range(20):
+        one.link_ended("s2")
+        two.link_ended("s1")
+        gevent.sleep(0.05)
+    assert (one.reason, two.reason) == ("", "")
+    assert region.owners() == [128, 128]
+
+
 def test_a_planned_stop_hands_everything_over_without_a_take_over(region: Region) -> None:
     one, two = region.start("s1"), region.start("s2")
     wait_for(lambda: region.owners() == [128, 128])
