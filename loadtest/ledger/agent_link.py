@@ -72,6 +72,18 @@ class AgentLink:
         """Welcomed."""
         return self.core.state is State.UP
 
+    def open_reports(self) -> int:
+        """How many updates wait for a verdict, to be sent again or to be sent at all."""
+        return len(self.sent) + len(self.again) + len(self.waiting)
+
+    def state(self) -> str:
+        """For whoever asks why updates were never answered."""
+        return (
+            f"{self._identity.service_id} to {self.place.address}: {self.core.state.name}, attached {self.attached}, "
+            f"asked {self.asked}, lost {self.lost_times} times, sent {len(self.sent)}, again {len(self.again)}, "
+            f"waiting {len(self.waiting)}, in the core {len(self.core.reports_out.unacked)}"
+        )
+
     def close(self) -> None:
         """Leave without a word."""
         self._socket.close(0)

@@ -348,12 +348,14 @@ class Agents:
             self._turn(POLL_S_MAX)
         self._order = None
         self.outcome.unacked = self._open_reports()
+        if self.outcome.unacked:
+            self.outcome.said = "; ".join(link.state() for link in self._links.values() if link.open_reports())
         self.outcome.lasted_s = lasted
         self.outcome.links_lost = sum(link.lost_times for link in self._links.values())
         return self.outcome
 
     def _open_reports(self) -> int:
-        return sum(len(link.sent) + len(link.again) + len(link.waiting) for link in self._links.values())
+        return sum(link.open_reports() for link in self._links.values())
 
     def dump(self, path: str) -> None:
         """What the database must say of every instance that was ever updated."""
