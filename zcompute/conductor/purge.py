@@ -1,7 +1,6 @@
 """Rows that have outlived their retention go, in bounded batches, through the lane of whoever owns their partition."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,30 +20,33 @@ T = TypeVar("T", bound=VersionedObject)
 
 @dataclass(frozen=True)
 class PurgeSettings:
-    """A round reads the owned rows in pages of ``page_rows``, ``page_pause_ms`` apart, and begins every ``round_s``."""
+    """A round, every ``round_s``, reads what is to go partition by partition, in pages of ``page_rows``,
+    ``page_pause_ms`` apart, ``pages_max`` of a partition; what is more goes in the next."""
 
     round_s: float = 600.0
     page_rows: int = 500
     page_pause_ms: int = 200
+    pages_max: int = 20
     commit_ms_max: int = 10_000
 
 
 class Purge(Generic[T]):
-    """``made_at_us`` says when a row's retention began; rows of the last ``retention_s`` stay."""
+    """``column`` is the time at which a row's retention began, None while it has not; the store has an index for it.
+    Rows of the last ``retention_s`` stay."""
 
     def __init__(
         self,
         ledger: Ledger,
         store: Store,
         table: TableCodec[T],
-        made_at_us: Callable[[T], float],
+        column: str,
         retention_s: float,
         settings: PurgeSettings = PurgeSettings(),
     ) -> None:
         self._ledger = ledger
         self._store = store
         self._table = table
-        self._made_at_us = made_at_us
+        self._column = column
         self._retention_us = int(retention_s * 1e6)
         self._settings = settings
         self._greenlet: gevent.Greenlet | None = None
@@ -70,26 +72,23 @@ class Purge(Generic[T]):
                 log.info("rows purged table=%s count=%s", self._table.name, purged)
 
     def round(self) -> int:
-        """All pages of the owned rows; returns how many went. Raises StoreError."""
-        purged = 0
-        after: Key | None = None
+        """What is to go of the owned partitions; returns how many rows went. Raises StoreError."""
+        return sum(self._purge(partition) for partition in self._ledger.owned() if self._ledger.owns(partition))
+
+    def _purge(self, partition: int) -> int:
+        oldest_us = self._ledger.now_us() - self._retention_us
         rows = self._settings.page_rows
-        while owned := self._ledger.owned():
-            page = self._store.scan(self._table, partitions=owned, limit=rows, after=after)
-            purged += self._purge(page)
-            if len(page) < rows:
+        purged = 0
+        for _ in range(self._settings.pages_max):
+            page = self._store.expired(self._table, partition, self._column, oldest_us, rows)
+            if not page:
                 break
-            after = self._table.key_of(page[-1])
+            gone = self._delete(partition, [self._table.key_of(row) for row in page], oldest_us)
+            purged += gone
+            if gone < rows:  # it was the last page, or what is left of it must wait for the next round
+                break
             gevent.sleep(self._settings.page_pause_ms / 1000)
         return purged
-
-    def _purge(self, page: list[T]) -> int:
-        oldest_us = self._ledger.now_us() - self._retention_us
-        keys: dict[int, list[Key]] = {}
-        for row in page:
-            if self._made_at_us(row) < oldest_us:
-                keys.setdefault(self._table.home_of(row), []).append(self._table.key_of(row))
-        return sum(self._delete(partition, wanted, oldest_us) for partition, wanted in keys.items())
 
     def _delete(self, partition: int, keys: list[Key], oldest_us: int) -> int:
         """One decision: each row is looked at once more, as the owner knows it."""
@@ -110,4 +109,5 @@ class Purge(Generic[T]):
     def _expired(self, change: Change, key: Key, oldest_us: int) -> bool:
         """Whether the row goes, as the owner knows it."""
         row = change.get(self._table, key)
-        return row is not None and self._made_at_us(row) < oldest_us
+        began_us = None if row is None else getattr(row, self._column)
+        return began_us is not None and began_us < oldest_us

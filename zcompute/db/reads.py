@@ -133,6 +133,17 @@ def scan(
     return [table.from_row(row) for row in session.select(sql, **conditions.values)]
 
 
+def expired(session: Session, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
+    """Store.expired."""
+    if column not in table.columns:
+        raise ValueError(f"{table.name} has no column {column!r}, but {table.columns}")
+    where = _Where()
+    where.equals(PARTITION_COLUMN, partition)
+    where.add(f"{column} < :before_us", before_us=before_us)
+    sql = where.select(table, column, max(0, min(limit, SCAN_ROWS_MAX)))
+    return [table.from_row(row) for row in session.select(sql, **where.values)]
+
+
 def _add_after(where: _Where, table: TableCodec[Any], after: Key) -> None:
     if len(after) != len(table.key_columns):
         raise ValueError(f"expected a key {table.key_columns} of {table.name} to go on from, found {after!r}")

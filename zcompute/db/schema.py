@@ -223,6 +223,7 @@ _table(
     _need("result", ident(16)),
     _need("message", text(255)),
     _revision(),
+    sa.Index("ix_instance_actions_finished", "partition_id", "finished_at_us"),
 )
 _table(
     cell_only,
@@ -331,6 +332,7 @@ _table(
     _revision(),
     sa.Index("ix_operations_created", "created_at_us"),
     sa.Index("ix_operations_partition", "partition_id"),
+    sa.Index("ix_operations_age", "partition_id", "created_at_us"),
 )
 _table(
     root_only,

@@ -70,6 +70,9 @@ class SessionStore:
             lambda session: reads.scan(session, table, partitions=partitions, where=where, limit=limit, after=after)
         )
 
+    def expired(self, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
+        return self._sessions.read(lambda session: reads.expired(session, table, partition, column, before_us, limit))
+
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         return self._sessions.read(lambda session: reads.list_instances(session, query))
 

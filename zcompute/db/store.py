@@ -217,6 +217,12 @@ class Store(Protocol):
         In ``where`` None means NULL and a list any of its values. At most SCAN_ROWS_MAX rows.
         """
 
+    def expired(self, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
+        """Rows of one partition whose ``column``, a time, is before this one, oldest first; NULL never is.
+
+        There is an index for (partition_id, column): what is kept is not read. At most SCAN_ROWS_MAX rows.
+        """
+
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         """A page of instances, newest first. Deleted ones only where the status DELETED is asked for."""
 

@@ -481,6 +481,11 @@ class SimStore:
         found: list[Any] = self.server.read(look)
         return found
 
+    def expired(self, table: TableCodec[Any], partition: int, column: str, before_us: int, limit: int) -> list[Any]:
+        rows = self.scan(table, partitions=[partition], limit=1 << 30)
+        rows = [row for row in rows if (getattr(row, column) or before_us) < before_us]
+        return sorted(rows, key=lambda row: getattr(row, column))[:limit]
+
     def list_instances(self, query: Any) -> list[Any]:
         return self.scan(CODECS["instances"], limit=query.limit)
 

@@ -341,6 +341,11 @@ class FakeStore:
         ]
         return found[:limit]
 
+    def expired(self, table: TableCodec[Any], partition: int, column: str, before_us: int, limit: int) -> list[Any]:
+        rows = self.scan(table, partitions=[partition])
+        rows = [row for row in rows if (getattr(row, column) or before_us) < before_us]
+        return sorted(rows, key=lambda row: getattr(row, column))[:limit]
+
     def list_instances(self, query: Any) -> list[Any]:
         raise NotImplementedError
 

@@ -35,7 +35,7 @@ def left(ledger):
 
 
 def purge(ledger):
-    return Purge(ledger, FakeStore(ledger), OPERATIONS, lambda row: row.created_at_us, HOUR_S, SETTINGS)
+    return Purge(ledger, FakeStore(ledger), OPERATIONS, "created_at_us", HOUR_S, SETTINGS)
 
 
 def test_rows_go_when_their_retention_is_over_and_not_before(ledger):
@@ -51,6 +51,14 @@ def test_one_decision_a_partition_of_a_page(ledger):
         add(ledger, "p1", number, 2 * HOUR_S)
     assert purge(ledger).round() == 6
     assert ledger.commits == 2
+
+
+def test_a_round_is_bounded_and_the_next_goes_on(ledger):
+    for number in range(10):
+        add(ledger, "p1", number, 2 * HOUR_S)
+    settings = PurgeSettings(page_rows=3, page_pause_ms=0, pages_max=2)
+    bounded = Purge(ledger, FakeStore(ledger), OPERATIONS, "created_at_us", HOUR_S, settings)
+    assert [bounded.round() for _ in range(3)] == [6, 4, 0]
 
 
 def test_what_another_conductor_owns_by_now_is_left_to_it(ledger):

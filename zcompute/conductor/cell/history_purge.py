@@ -1,7 +1,6 @@
 """The retention of an instance's history: an action that has ended goes with its events, one under way never does."""
 
 import logging
-import math
 from typing import Any
 
 from zcompute.bus.errors import BusError
@@ -16,19 +15,13 @@ from zcompute.objects.history import InstanceAction, InstanceActionEvent
 log = logging.getLogger(__name__)
 
 EVENTS_MAX = 2000  # deleted by one decision, beside the actions of a page
-NEVER_US = math.inf
-
-
-def ended_at_us(action: InstanceAction) -> float:
-    """When its retention began: not yet for one that is under way."""
-    return NEVER_US if action.finished_at_us is None else action.finished_at_us
 
 
 class HistoryPurge(Purge[InstanceAction]):
     """Purges actions, each with its events in the same transaction."""
 
     def __init__(self, ledger: Ledger, store: Store, retention_s: float, settings: PurgeSettings) -> None:
-        super().__init__(ledger, store, INSTANCE_ACTIONS, ended_at_us, retention_s, settings)
+        super().__init__(ledger, store, INSTANCE_ACTIONS, "finished_at_us", retention_s, settings)
 
     def _delete(self, partition: int, keys: list[Key], oldest_us: int) -> int:
         """Where there are more events than EVENTS_MAX, the actions stay until the next round. Raises StoreError."""

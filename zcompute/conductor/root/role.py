@@ -99,7 +99,7 @@ class RootRole:
             env.ledger,
             env.store,
             OPERATIONS,
-            lambda operation: operation.created_at_us,
+            "created_at_us",
             env.config.conductor.operations_retention_hours * 3600,
             PurgeSettings(round_s=env.config.conductor.purge_every_s),
         )

@@ -152,6 +152,11 @@ class FakeStore:
             rows = [row for row in rows if getattr(row, column) == value]
         return rows[:limit]
 
+    def expired(self, table, partition, column, before_us, limit):
+        rows = [row for row in self.ledger.all(table) if table.home_of(row) == partition]
+        rows = [row for row in rows if (getattr(row, column) or before_us) < before_us]
+        return sorted(rows, key=lambda row: getattr(row, column))[:limit]
+
     def fetch(self, table, keys):
         return {key: row for key in keys if (row := self.ledger.get(table, *key)) is not None}
 
