@@ -395,10 +395,12 @@ class Endpoint:
         now = time.monotonic()
         try:
             for pool in self._pools:
-                pool.mark(now)
-            self.active = {link for link in self.active if link.core.active}
-            for link in list(self.active):
-                link.tick(now)
+                if pool.jobs or pool.marked:
+                    pool.mark(now)
+            if self.active:
+                self.active = {link for link in self.active if link.core.active}
+                for link in list(self.active):
+                    link.tick(now)
             self.retry_all_blocked()
             for listener in list(self._listeners):
                 listener.tick(now)

@@ -1,6 +1,6 @@
 """How a method is declared, and the versions an endpoint serves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -8,6 +8,8 @@ import msgspec
 
 from zcompute.bus.errors import UnknownMethod, UnsupportedVersion
 from zcompute.bus.identity import VersionRange
+
+_decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}  # one for each declared message
 
 
 class MethodSpec(Protocol):
@@ -77,8 +79,16 @@ class PreparedMethod:
         self.full_name = f"{method.interface}.{method.name}"
         self.major, self.minor = method.version
         self.priority = POOL_PRIORITIES.get(method.pool, Priority.CALLS)
-        self.decode_request = msgspec.msgpack.Decoder(method.request).decode
-        self.decode_reply = msgspec.msgpack.Decoder(method.reply).decode if method.reply is not None else None
+        self.decode_request = _decoder(method.request)
+        self.decode_reply = _decoder(method.reply) if method.reply is not None else None
+
+
+def _decoder(kind: type[Any]) -> Callable[[bytes], Any]:
+    """What reads a type: made once, for all endpoints of the process and all links that speak it."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return decoder.decode
 
 
 def interface_ranges(methods: Iterable[MethodSpec]) -> dict[str, VersionRange]:

@@ -95,7 +95,7 @@ class Serving:
         self._refusals = refusals
         self._counters = counters
         self._served: dict[str, Served] = {}
-        self.ranges: dict[str, VersionRange] = {}
+        self._ranges: dict[str, VersionRange] | None = None  # put together when they are asked for first
         sizes = {
             "control": limits.control_workers,
             "leaf": limits.leaf_workers,
@@ -121,7 +121,14 @@ class Serving:
             if other.prepared.method.interface == method.interface and other.prepared.major != prepared.major:
                 raise BusConfigError(f"{prepared.full_name}: expected one major version per interface, found two")
         self._served[prepared.full_name] = Served(prepared, handler, pool)
-        self.ranges = interface_ranges(served.prepared.method for served in self._served.values())
+        self._ranges = None
+
+    @property
+    def ranges(self) -> dict[str, VersionRange]:
+        """What is served of each interface."""
+        if self._ranges is None:
+            self._ranges = interface_ranges(served.prepared.method for served in self._served.values())
+        return self._ranges
 
     @property
     def methods(self) -> Iterable[Served]:

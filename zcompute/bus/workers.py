@@ -44,7 +44,7 @@ class WorkerPool:
         self._idle: dict[Any, None] = {}  # workers without a job, the last to have had one last
         self._workers = 0
         self._taken = 0  # jobs that workers took so far
-        self._marks: deque[tuple[float, int]] = deque()  # (time, jobs submitted until then), those not all taken
+        self.marked: deque[tuple[float, int]] = deque()  # (time, jobs submitted until then), those not all taken
         self._kicked = False
         self._closed = False
         self._hub = gevent.get_hub()
@@ -71,7 +71,7 @@ class WorkerPool:
         A mark is kept while a job submitted before it waits, and made only when jobs came since the last: there are
         never more marks than jobs.
         """
-        marks = self._marks
+        marks = self.marked
         while marks and marks[0][1] <= self._taken:
             marks.popleft()
         submitted = self._taken + self.queued
@@ -83,7 +83,7 @@ class WorkerPool:
 
         Counted as though all were taken in the order in which they came: an owner with many waits longer.
         """
-        return next((now - at for at, submitted in self._marks if submitted > self._taken), 0.0)
+        return next((now - at for at, submitted in self.marked if submitted > self._taken), 0.0)
 
     @property
     def runnable(self) -> int:

@@ -54,7 +54,7 @@ class Fences:
 
     def raise_all(self, epochs: Sequence[int]) -> None:
         """Learn from a map, or from the answer to a begin: one epoch per partition."""
-        raised = [max(old, new) for old, new in zip(self.epochs, epochs, strict=True)]
+        raised = [new if new > old else old for old, new in zip(self.epochs, epochs, strict=True)]
         if raised != self.epochs:
             self.epochs = raised
             self._write(_FILE.pack(*raised), 0)

@@ -57,7 +57,8 @@ def is_sound(cell_map: PartitionMap, cell: str) -> bool:
     return (
         cell_map.cell == cell
         and len(cell_map.owners) == len(cell_map.epochs) == PARTITIONS
-        and all(0 <= epoch <= EPOCH_MAX for epoch in cell_map.epochs)
+        and min(cell_map.epochs) >= 0
+        and max(cell_map.epochs) <= EPOCH_MAX
     )
 
 

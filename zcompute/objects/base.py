@@ -19,6 +19,10 @@ Rule = Callable[[Fields], None]
 """Takes an object's fields from one minor version to the one before, in place (zcompute.objects.lowering)."""
 
 
+KINDS: "list[type[VersionedObject]]" = []
+"""Every kind of object that the process has loaded, in the order of their classes."""
+
+
 class VersionedObject(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Base of all objects. ``VERSION`` is (major, minor): a minor adds optional fields, a major changes meaning.
 
@@ -28,6 +32,10 @@ class VersionedObject(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
     LOWER: ClassVar[Mapping[int, Rule]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        KINDS.append(cls)
 
 
 T = TypeVar("T", bound=VersionedObject)

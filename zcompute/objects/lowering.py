@@ -8,13 +8,13 @@ reader at all is refused, never sent to be misunderstood.
 Peers tell each other their objects' versions in the hello (``attributes()``); an object that is not named is at 1.0.
 """
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
 
-from zcompute.objects.base import Fields, Rule, VersionedObject
+from zcompute.objects.base import KINDS, Fields, Rule, VersionedObject
 from zcompute.objects.errors import CannotLower
 
 FIRST = (1, 0)
@@ -72,14 +72,15 @@ def all_of(*rules: Rule) -> Rule:
 # -- what a peer reads ------------------------------------------------------------------------------------------------
 
 
-def object_kinds() -> Iterator[type[VersionedObject]]:
+def object_kinds() -> Sequence[type[VersionedObject]]:
     """Every object of this package that the process has loaded."""
-    waiting = VersionedObject.__subclasses__()
-    while waiting:
-        kind = waiting.pop()
-        waiting += kind.__subclasses__()
-        if kind.__module__.startswith(PACKAGE):
-            yield kind
+    return _kinds_of(len(KINDS))
+
+
+@lru_cache(maxsize=1)
+def _kinds_of(_loaded: int) -> tuple[type[VersionedObject], ...]:
+    """Looked up at every hello and welcome, and gathered anew only when more are loaded."""
+    return tuple(kind for kind in KINDS if kind.__module__.startswith(PACKAGE))
 
 
 def attributes() -> dict[str, Any]:

@@ -7,11 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
 from tests.simulation.cell.plan import THEMES, Event, Scale, make_plan
-from tests.simulation.cell.runner import Outcome, Pool, live, warm_up
+from tests.simulation.cell.runner import LIVES_OF_A_CHILD, Life, Outcome, Pool, live, warm_up
 from tests.simulation.cell.shrink import shrink
 
 FAILURES_SHOWN_MAX = 10
@@ -54,9 +55,11 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--agents", type=int, default=10)
     it.add_argument("--theme", default="", choices=["", *THEMES], help="of the faults; each seed draws one")
     it.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
+    it.add_argument("--lives", type=int, default=LIVES_OF_A_CHILD, help="of seeds in one process, one by one")
     it.add_argument("--budget-s", type=float, default=0.0, help="begin no further seed after so long; 0: no limit")
     it.add_argument("--sabotage", default="", help="switch a guard off: see tests/simulation/cell/sabotage.py")
     it.add_argument("--first", action="store_true", help="end at the first failure")
+    it.add_argument("--progress-s", type=float, default=0.0, help="say so often how far it is; 0: not at all")
     it.add_argument("--json", default="", help="write what was counted, and each seed's digest, to this file")
     it.add_argument("--keep", default="", help="only these events of the plan, by number: 3,7,12")
     it.add_argument("--shrink", action="store_true", help="find the fewest events with which the first failure stays")
@@ -77,8 +80,13 @@ def main(arguments: list[str]) -> int:
     total = Total()
     warm_up()
     seeds = iter(range(given.seed, given.seed + given.seeds))
-    for outcome in run_all(seeds, scale, given.jobs, given.keep, given.sabotage, given.budget_s):
+    pool = Pool(given.jobs, given.lives)
+    said_s = began_s
+    for outcome in run_all(seeds, scale, pool, given.keep, given.sabotage, given.budget_s):
         total.add(outcome)
+        if given.progress_s and monotonic() - said_s >= given.progress_s:
+            said_s = monotonic()
+            _progress(total, given.seed, said_s - began_s)
         if outcome.failed and len(total.failed) <= FAILURES_SHOWN_MAX:
             show(outcome, given)
         if outcome.failed and given.first:
@@ -96,15 +104,14 @@ def main(arguments: list[str]) -> int:
 
 
 def run_all(
-    seeds: Iterator[int], scale: Scale, jobs: int, keep: str = "", sabotage: str = "", budget_s: float = 0.0
+    seeds: Iterator[int], scale: Scale, pool: Pool, keep: str = "", sabotage: str = "", budget_s: float = 0.0
 ) -> Iterator[Outcome]:
     """The outcomes, as they come."""
-    pool = Pool(jobs)
     ends_at_s = monotonic() + budget_s if budget_s else float("inf")
     for seed in seeds:
         if monotonic() >= ends_at_s:
             break
-        yield from pool.begin(seed, scale, _kept(make_plan(seed, scale), keep), sabotage)
+        yield from pool.begin(Life(seed, scale, _kept(make_plan(seed, scale), keep), sabotage))
     yield from pool.rest()
 
 
@@ -120,6 +127,17 @@ def show(outcome: Outcome, given: argparse.Namespace) -> None:
     for text in [*outcome.violations, *outcome.crashes][:5]:
         print(f"  {text}")
     sys.stdout.flush()
+
+
+def _progress(total: Total, first: int, wall_s: float) -> None:
+    """A run that was ended goes on with ``--seed next_seed``: all before are told of."""
+    while first in total.digests:
+        first += 1
+    print(
+        f"{datetime.now(UTC):%H:%M:%S} seeds={total.seeds} next_seed={first} failed={len(total.failed)} "
+        f"wall_s={wall_s:.0f} cpu_s_per_seed={total.cpu_s / max(1, total.seeds):.4f}",
+        flush=True,
+    )
 
 
 def _sum_up(total: Total, wall_s: float) -> None:

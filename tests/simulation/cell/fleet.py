@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.cell.loop import Process
 from zcompute.compute.service import ComputeService
 from zcompute.conductor.service import ConductorService
-from zcompute.config import BusConfig, ComputeConfig, Config, DatabaseConfig, PeerConfig, ServiceConfig
+from zcompute.config import (
+    BusConfig,
+    ComputeConfig,
+    Config,
+    DatabaseConfig,
+    NotificationsConfig,
+    PeerConfig,
+    ServiceConfig,
+)
 from zcompute.objects.partition import PartitionMap
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ class Conductor:
                 root=[PeerConfig(id="r1", address="tcp://r1:1")],
             ),
             database=DatabaseConfig(url="sim:"),
+            notifications=NotificationsConfig(exists_s=world.exists_s),
         )
         self.service = ConductorService(config)
         self.process.kept.append(self.service)

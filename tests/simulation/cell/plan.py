@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 FAULTS_MIN, FAULTS_MAX = 2, 8
+AUDITED_EVERY = 128  # one seed of so many: a period of usage is a commit for each of 256 partitions, and costs thrice
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def make_plan(seed: int, scale: Scale) -> list[Event]:
     dice = random.Random(f"{seed} plan")
     busy_s = scale.seconds * 0.9
     events = [Event(0.0, "builds", number=dice.randrange(3))]
+    if seed % AUDITED_EVERY == 0:
+        events.append(Event(0.0, "audit"))
     for number in range(scale.creates):
         at_s = 0.3 + dice.random() * busy_s * 0.6
         events.append(Event(at_s, "create", number=number))

@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -22,7 +23,7 @@ from tests.simulation.cell.loop import BEGIN_S, VirtualLoop
 from tests.simulation.cell.wire import Network, SimContext
 
 TICK_MS = 100  # four times the bus' own: half of a life's callbacks were ticks
-REREAD_MS = 1000  # a simulated socket misses no edge
+REREAD_MS = 600_000  # a simulated socket misses no edge
 WALL_S = 1_800_000_000.0
 
 
@@ -137,10 +138,12 @@ def _replace_seams(loop: VirtualLoop, network: Network) -> None:
     from zcompute.bus.limits import Limits
     from zcompute.bus.link import Link
     from zcompute.cells.router import PartitionRouter
-    from zcompute.conductor import lease, service
+    from zcompute.conductor import cpu, lease, service
     from zcompute.conductor.tasks.run import TaskRun
 
     Endpoint.__init__.__kwdefaults__["limits"] = Limits(tick_ms=TICK_MS, events_reread_ms=REREAD_MS)
+    service.LIMITS = replace(service.LIMITS, tick_ms=TICK_MS, events_reread_ms=REREAD_MS)
+    cpu.cpu_s = cpu.cpu_wait_s = lambda: 0.0
     for module in (dialler, listener, route):
         for name, stand_in in _kernel(network).items():
             if hasattr(module, name):

@@ -19,8 +19,12 @@ from tests.simulation.cell.loop import Handle, Process, VirtualLoop
 
 FRAMES_IN_FLIGHT_MAX = 128  # both high-water marks; what the kernels hold beside is small against it
 RECONNECT_S = (0.03, 0.3)
-POLLIN, POLLOUT, FD, EVENTS, RCVMORE = (int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.FD), int(zmq.EVENTS),
-                                        int(zmq.RCVMORE))  # fmt: skip
+POLLIN, POLLOUT, FD, EVENTS, RCVMORE, SNDMORE, SRCFD = map(
+    int, (zmq.POLLIN, zmq.POLLOUT, zmq.FD, zmq.EVENTS, zmq.RCVMORE, zmq.SNDMORE, zmq.SRCFD)
+)  # as plain numbers: enums reckon slowly
+CONNECTED, HANDSHAKEN, DISCONNECTED, CLOSED = map(
+    int, (zmq.EVENT_CONNECTED, zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED)
+)
 CONNECT_S = (0.0005, 0.004)
 
 
@@ -289,7 +293,7 @@ class SimFrame:
         self._connection = connection
 
     def get(self, name: Any) -> Any:
-        if name == zmq.SRCFD:
+        if name == SRCFD:
             return self._connection.number * 2 + 1
         return self._connection.dealer.process.name
 
@@ -321,7 +325,7 @@ class SimSocket:
         return self.handle
 
     def get_monitor_socket(self, mask: int) -> SimMonitor:
-        self._mask = mask
+        self._mask = int(mask)
         self.monitor = SimMonitor()
         return self.monitor
 
@@ -361,7 +365,7 @@ class SimDealer(SimSocket):
         router = network.listeners.get(self._address)
         again_s = network.dice.uniform(*RECONNECT_S)
         if router is None:
-            network.loop.soon(self.process, self.tell, zmq.EVENT_CLOSED, 0)
+            network.loop.soon(self.process, self.tell, CLOSED, 0)
             self._try_after(again_s)
             return
         names = (self.process.name, router.process.name)
@@ -373,8 +377,8 @@ class SimDealer(SimSocket):
 
     def _connected(self, connection: Connection) -> None:
         if not self.closed and connection.up and self.connection is connection:
-            self.tell(zmq.EVENT_CONNECTED, connection.number * 2)
-            self.tell(zmq.EVENT_HANDSHAKE_SUCCEEDED, connection.number * 2)
+            self.tell(CONNECTED, connection.number * 2)
+            self.tell(HANDSHAKEN, connection.number * 2)
             self.handle.signal()
 
     def send(self, frame: bytes, flags: int = 0) -> None:
@@ -390,7 +394,7 @@ class SimDealer(SimSocket):
     def disconnected(self, connection: Connection) -> None:
         if self.connection is connection:
             self.connection = None
-            self.tell(zmq.EVENT_DISCONNECTED, connection.number * 2)
+            self.tell(DISCONNECTED, connection.number * 2)
             if not self.closed:
                 self._try_after(self.network.dice.uniform(*RECONNECT_S))
 
@@ -422,7 +426,7 @@ class SimRouter(SimSocket):
         return connection if connection is not None and connection.router is self else None
 
     def send(self, data: bytes, flags: int = 0) -> None:
-        if flags & zmq.SNDMORE:
+        if flags & SNDMORE:
             connection = self._route(data)
             if connection is None:
                 raise zmq.ZMQError(errno.EHOSTUNREACH)
@@ -444,7 +448,7 @@ class SimRouter(SimSocket):
         return frame if copy else SimFrame(frame, self._of)
 
     def disconnected(self, connection: Connection) -> None:
-        self.tell(zmq.EVENT_DISCONNECTED, connection.number * 2 + 1)
+        self.tell(DISCONNECTED, connection.number * 2 + 1)
 
     def close(self, linger: int | None = 0) -> None:
         if self.closed:

@@ -55,6 +55,7 @@ FLAVOR = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
 POWERS = (POWER_RUNNING, POWER_PAUSED, POWER_SHUTDOWN)
 BUILDS_S = ((0.0, 0.02), (0.0, 0.5), (0.3, 1.5))
 OPERATION_MS = 1500
+EXISTS_S = 4  # the period of instance.exists, where a life has one
 SETTLE_S_MAX = 60.0
 SETTLE_LOOK_S = 0.05
 
@@ -90,6 +91,7 @@ class World:
         self.asked = 0  # operations of clients that have no answer yet
         self.deletes: dict[str, str] = {}
         self.hosts_max = scale.agents  # that the scheduler knows of
+        self.exists_s = 0
         self.root: Endpoint | None = None
         for kind in SERVICE_ERRORS:
             register_error(kind)
@@ -268,6 +270,9 @@ class World:
         for name in self.conductors:
             self._kill(Event(event.at_s, "kill", name, for_s=event.for_s))
 
+    def _audit(self, event: Event) -> None:
+        """The conductors tell of usage, from the start on."""
+
     def _full(self, event: Event) -> None:
         """The scheduler finds no host."""
         self.hosts_max = 0
@@ -388,6 +393,8 @@ class World:
     def live(self, events: list[Event]) -> None:
         """The plan, then rest. Ends at the first violation."""
         began_s = self.loop.now_s
+        if any(event.kind == "audit" for event in events):
+            self.exists_s = EXISTS_S
         self.start()
         for event in events:
             gevent.sleep(max(0.0, began_s + event.at_s - self.loop.now_s))
