@@ -41,7 +41,7 @@ def test_no_seed_breaks_a_rule(tmp_path: Path) -> None:
 
 def test_a_seed_lives_the_same_life_in_every_process(tmp_path: Path) -> None:
     first = simulate(tmp_path, "--seeds", "12", "--seed", "5000")["digests"]
-    again = simulate(tmp_path, "--seeds", "12", "--seed", "5000", "--jobs", "1")["digests"]
+    again = simulate(tmp_path, "--seeds", "12", "--seed", "5000", "--jobs", "1", "--lives", "1")["digests"]
     assert first == again
     assert len(set(first.values())) == len(first)
 
