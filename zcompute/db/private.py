@@ -13,8 +13,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from zcompute.db.errors import PrivateServerFailed, StoreError
@@ -22,10 +23,12 @@ from zcompute.db.native.connection import Connection, ServerError
 from zcompute.db.url import MariaDbTarget
 
 USER = "zcompute"
+ADMINISTRATOR = "root"
 SOCKET_PATH_BYTES_MAX = 100
 START_DEADLINE_S = 30.0
 INSTALL_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 10.0
+ADMINISTER_DEADLINE_S = 30.0
 _POLL_S = 0.02
 _LOG_TAIL_CHARS = 2000
 _PR_SET_PDEATHSIG = 1
@@ -142,6 +145,25 @@ class PrivateMariaDB:
         self._run(f"CREATE DATABASE IF NOT EXISTS `{name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin".encode())
         return self.url(name)
 
+    def administer(self, *statements: str) -> list[dict[str, Any]]:
+        """Run statements as the server's administrator, who may do what its services may not; the rows of the last.
+
+        Raises PrivateServerFailed.
+        """
+        rows: list[dict[str, Any]] = []
+        try:
+            connection = Connection(replace(self._target(), user=ADMINISTRATOR), timeout_s=ADMINISTER_DEADLINE_S)
+        except StoreError as error:
+            raise PrivateServerFailed(str(error)) from error
+        try:
+            for statement in statements:
+                rows = connection.named_rows(statement.encode())
+            return rows
+        except (StoreError, ServerError) as error:
+            raise PrivateServerFailed(f"the private database server refused a statement: {error}") from error
+        finally:
+            connection.cut()
+
     def url(self, database: str) -> str:
         """The URL of one of its databases."""
         place = f"127.0.0.1:{self.port}" if self.port else "127.0.0.1"
@@ -199,11 +221,15 @@ class PrivateMariaDB:
             self._environment(),
         )
         password = secrets.token_urlsafe(24)
-        # The server runs these itself at every start, before it accepts anyone.
-        statements = [f"ALTER USER IF EXISTS 'root'@'localhost' IDENTIFIED BY '{password}';"]
+        # The server runs these itself at every start, before it accepts anyone; a replica's own must not be in its log.
+        statements = [
+            "SET SESSION sql_log_bin = 0;",
+            f"ALTER USER IF EXISTS 'root'@'localhost' IDENTIFIED BY '{password}';",
+        ]
         for host in ("localhost", "127.0.0.1"):
             statements.append(f"CREATE USER IF NOT EXISTS '{self.user}'@'{host}' IDENTIFIED BY '{password}';")
             statements.append(f"GRANT ALL PRIVILEGES ON *.* TO '{self.user}'@'{host}';")
+            statements.append(f"REVOKE READ ONLY ADMIN ON *.* FROM '{self.user}'@'{host}';")  # replicas are read only
         _write_secret(making / self._init_path.name, "\n".join(statements) + "\n")
         _write_secret(making / self._secret_path.name, json.dumps({"user": self.user, "password": password}))
 

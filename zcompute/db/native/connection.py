@@ -159,6 +159,12 @@ class Connection:
         result = self._raw._result  # a cursor would only copy it
         return list(result.rows or ()) if result is not None else []
 
+    def named_rows(self, statement: bytes) -> list[dict[str, Any]]:
+        """Run a statement; its rows by column name: for what has many columns, some of which differ by release."""
+        rows = self.rows(statement)
+        names = [field[0] for field in self._raw._result.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
     def cut(self) -> None:
         """Drop the connection without a word."""
         self._raw._force_close()
