@@ -37,7 +37,7 @@ UNSEEN_S = 5.0
 AFTER_FAULT_S = 1.0
 DURABLE = frozenset({VERDICT_APPLIED, VERDICT_ALREADY_THERE, VERDICT_STALE})
 
-PERIODIC = frozenset({"instance.exists"})
+REPEATABLE = frozenset({"instance.exists", "instance.events_folded"})  # what a server may be told of several times
 
 State = tuple[str | None, ...]  # vm_state, task_state, power_state, as notifications name them
 
@@ -323,7 +323,7 @@ def _notifications(final: Final) -> Iterable[Violation]:
     for note in sorted(final.notes, key=lambda note: (note.partition, note.n)):
         numbers[note.partition].append(note.n)
         if not note.before:
-            phases[note.uuid, note.event_type] += note.event_type not in PERIODIC
+            phases[note.uuid, note.event_type] += note.event_type not in REPEATABLE
             continue
         former = at.get(note.uuid)
         if former is not None and former[1] != note.before:

@@ -1,10 +1,12 @@
 """A real agent process and the conductors that a test plays for it, over the real bus with CURVE."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,16 +55,18 @@ WAIT_S = 15.0
 AGENT = """
 from gevent import monkey
 monkey.patch_all()
-import signal, sys
+import json, signal, sys
 import gevent
 from zcompute.cli.exits import CommandError
 from zcompute.cli.services import run
 from zcompute.compute.service import ComputeService
+from zcompute.compute.settings import Settings
 from zcompute.config import load
 
+limits = Settings(**json.loads(sys.argv[3]))
 gevent.signal_handler(signal.SIGUSR1, lambda: open(sys.argv[2], "w").write("\\n".join(sys.modules)))
 try:
-    run("compute", load(sys.argv[1]), ComputeService)
+    run("compute", load(sys.argv[1]), lambda config: ComputeService(config, settings=limits))
 except CommandError as error:
     error.show()
     sys.exit(error.exit_code)
@@ -255,9 +259,17 @@ class Cell:
         return PartitionMap(cell=CELL, version=version, owners=owners, epochs=[version] * PARTITIONS, conductors=infos)
 
     def start_agent(
-        self, build_ms: int = 0, beat_ms: int = 100, state: str = "state", key: str = "agent"
+        self,
+        build_ms: int = 0,
+        beat_ms: int = 100,
+        state: str = "state",
+        key: str = "agent",
+        environment: Mapping[str, str] | None = None,
+        prepared: Callable[[], None] | None = None,
+        **limits: int,
     ) -> subprocess.Popen[bytes]:
-        """An agent of these hosts; one with another ``state`` is a clone of it."""
+        """An agent of these hosts; one with another ``state`` is a clone of it. ``limits`` are fields of Settings, and
+        ``prepared`` runs in its process before it begins."""
         public, secret = (key.decode() for key in self.keys[key])
         key_file = self.directory / f"{key}.key"
         key_file.write_text(f"public_key = '{public}'\nsecret_key = '{secret}'\n")
@@ -286,9 +298,11 @@ beat_ms = {beat_ms}
         )
         with (self.directory / "agent.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", AGENT, str(config), str(self.directory / "modules")],
+                [sys.executable, "-c", AGENT, str(config), str(self.directory / "modules"), json.dumps(limits)],
                 stderr=log,
                 stdout=log,
+                env={**os.environ, **(environment or {})},
+                preexec_fn=prepared,
                 cwd=Path(__file__).parents[2],
             )
         self.processes.append(process)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from zcompute.conductor.notices import instance_event, instance_exists, instance_update, service_change
+from zcompute.conductor.notices import events_folded, instance_event, instance_exists, instance_update, service_change
 from zcompute.objects.base import pack
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.host import HOST_DOWN, HOST_UP, Host
@@ -69,6 +69,7 @@ def samples() -> dict[str, dict[str, Any]]:
         instance_event("instance.create.error", _BUILDING, _REQUEST, "no space left on device"),
         update,
         instance_exists(_ACTIVE, CREATED_US, CREATED_US + HOUR_US),
+        events_folded(_ACTIVE, 3),
         service,
         _planned("instance.resize.start", move),
         _planned("instance.rebuild.start", rebuild),
@@ -143,6 +144,10 @@ partition, unless told otherwise.
 
 A notification over 60,000 bytes comes without its payload, and `truncated` is true. So does one that the
 cell's committed release level cannot say: while two releases work in a cell, payloads keep the older one's form.
+
+An agent that cannot reach a conductor keeps the newest state of each server, not every one that it had meanwhile. What
+was left out is counted, and told in `instance.events_folded` right behind the update that brought the newest state:
+`count` power states came and went of which nothing else is told. It may count one too many where an answer was lost.
 
 `instance.exists` is told for each server that existed in an hour, after its end, once, whoever owns the partition then;
 up to 24 hours are made good after an absence.

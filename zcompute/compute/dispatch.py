@@ -58,6 +58,11 @@ class Dispatch:
         line.add(entry.seq)
         self._settle(line)
 
+    def on_its_way(self, key: str) -> int:
+        """The sequence of the instance's report that is unanswered, 0 for none."""
+        line = self._lines.get(key)
+        return 0 if line is None else line.sent
+
     def discard(self, seq: int) -> None:
         """An entry that was folded or retracted. If it is on its way, its line still waits for the answer."""
         item = self._items.pop(seq, None)

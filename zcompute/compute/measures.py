@@ -26,6 +26,8 @@ def of_records(journals: Mapping[str, Journal], doubt: Doubt, generations: Gener
 def of_reports(outbox: Outbox, observer: Observer, hosts: list[str]) -> Iterator[Measure]:
     """Of what is owed, and of what runs."""
     yield Measure("agent_reports_owed", "Without a final verdict", len(outbox))
+    about = "Power states that nobody was told, since the agent had to wait: folded into newer ones, and counted there"
+    yield Measure("agent_events_folded", about, outbox.events_folded, True)
     for host in hosts:
         about = "Domains that no owner knows; they are left alone"
         yield Measure("agent_domains_unknown", about, len(observer.unknown(host)), False, {"host": host})

@@ -19,6 +19,8 @@ from zcompute.compute.settings import Settings
 from zcompute.compute.ways import Ways
 from zcompute.log import REPEATED
 from zcompute.objects.report import (
+    VERDICT_ALREADY_THERE,
+    VERDICT_APPLIED,
     VERDICT_BUSY,
     VERDICT_INVALID,
     VERDICT_NOT_OWNER,
@@ -31,6 +33,7 @@ from zcompute.objects.report import (
 log = logging.getLogger(__name__)
 
 IDLE_S = 1.0
+_TAKEN = frozenset({VERDICT_APPLIED, VERDICT_ALREADY_THERE})
 
 
 class Reporter:
@@ -54,7 +57,7 @@ class Reporter:
         if isinstance(body, StepResult):
             entry = self._outbox.add_result(body)
         else:
-            entry, folded = self._outbox.observe(body)
+            entry, folded = self._outbox.observe(body, self._dispatch.on_its_way(body.instance_uuid))
             if folded is not None:
                 self._dispatch.discard(folded)
         if entry is not None and entry.host in self._released:
@@ -134,6 +137,8 @@ class Reporter:
                 self._ways.refused(relayed_for, peer.service_id, now)
             if self._dispatch.answered(peer.service_id, heard, now):
                 final.append(ack.seq)
+            elif ack.verdict in _TAKEN:
+                self._taken(ack)
             if early:
                 log.info("report came before its host was attached instance=%s", ack.key, extra=REPEATED)
             elif ack.verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
@@ -144,6 +149,15 @@ class Reporter:
         if final:
             self._outbox.forget(final)
         self._wake.set()
+
+    def _taken(self, ack: Ack) -> None:
+        """An owner has taken what is not owed any more: it was folded while it was on its way."""
+        counted = self._outbox.told(ack.key, ack.seq, self._dispatch.on_its_way(ack.key))
+        if counted is not None:
+            entry, former = counted
+            self._dispatch.discard(former)
+            if entry.host in self._released:
+                self._dispatch.add(entry)
 
     # -- sending ---------------------------------------------------------------------------------------------------
 

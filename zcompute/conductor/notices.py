@@ -17,6 +17,7 @@ from zcompute.objects.notification_payloads import (
     AuditPeriodPayload,
     ExceptionPayload,
     InstanceActionPayload,
+    InstanceEventsFoldedPayload,
     InstanceExistsPayload,
     InstanceStateUpdatePayload,
     InstanceUpdatePayload,
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 INSTANCE_UPDATE = "instance.update"
 INSTANCE_CREATE_ERROR = "instance.create.error"
 INSTANCE_EXISTS = "instance.exists"
+INSTANCE_EVENTS_FOLDED = "instance.events_folded"
 SERVICE_CREATE = "service.create"
 SERVICE_UPDATE = "service.update"
 
@@ -80,6 +82,13 @@ def instance_exists(instance: Instance, beginning_us: int, ending_us: int, packe
     fields: dict[str, Any] = instance_fields(instance)
     period = AuditPeriodPayload(audit_period_beginning_us=beginning_us, audit_period_ending_us=ending_us)
     return _of_instance(INSTANCE_EXISTS, instance, InstanceExistsPayload(**fields, audit_period=period), "", packed)
+
+
+def events_folded(instance: Instance, count: int, packed: Pack = pack) -> Notification:
+    """``instance.events_folded``: the agent had to wait, and ``count`` power states are told by nothing else."""
+    fields: dict[str, Any] = instance_fields(instance)
+    payload = InstanceEventsFoldedPayload(**fields, count=count)
+    return _of_instance(INSTANCE_EVENTS_FOLDED, instance, payload, "", packed)
 
 
 def build_request_error(

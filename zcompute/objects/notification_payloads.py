@@ -111,6 +111,12 @@ class InstanceUpdatePayload(InstancePayload):
     old_display_name: str | None = None
 
 
+class InstanceEventsFoldedPayload(InstancePayload):
+    """``count`` power states that the server had were told to nobody: its host could not report them in time."""
+
+    count: int = 0
+
+
 class AuditPeriodPayload(Payload):
     """From when (inclusive) to when (exclusive) an audit looks."""
 
@@ -162,6 +168,7 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     EventKind("instance.delete", InstanceActionPayload, (START, END), emitted=True),
     EventKind("instance.update", InstanceUpdatePayload, emitted=True),
     EventKind("instance.exists", InstanceExistsPayload, emitted=True),
+    EventKind("instance.events_folded", InstanceEventsFoldedPayload, emitted=True),
     EventKind("service.create", ServiceStatusPayload, emitted=True),
     EventKind("service.update", ServiceStatusPayload, emitted=True),
     EventKind("service.delete", ServiceStatusPayload),

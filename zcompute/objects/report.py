@@ -23,7 +23,10 @@ OUTCOME_FAILED = "failed"
 
 
 class Observation(msgspec.Struct, kw_only=True, tag="observation", omit_defaults=True):
-    """The newest state of an instance on one host. ``generation`` is the reporter generation of the grant."""
+    """The newest state of an instance on one host. ``generation`` is the reporter generation of the grant.
+
+    ``folded`` counts the power states before this one that the agent could tell nobody, since it had to wait.
+    """
 
     instance_uuid: str
     host: str
@@ -31,6 +34,7 @@ class Observation(msgspec.Struct, kw_only=True, tag="observation", omit_defaults
     power_state: int
     progress: int = 0
     gone: bool = False
+    folded: int = 0
 
 
 class StepResult(msgspec.Struct, kw_only=True, tag="step_result", omit_defaults=True):

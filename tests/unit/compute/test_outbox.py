@@ -77,6 +77,57 @@ def test_a_retracted_observation_is_owed_no_more(tmp_path: Path) -> None:
     assert len(outbox) == 0
 
 
+def folds(outbox: Outbox, *powers: int) -> list[int]:
+    """What each of these observations counts as untold."""
+    found = []
+    for power_state in powers:
+        body = outbox.body(outbox.observe(seen(power_state=power_state))[0].seq)
+        assert isinstance(body, Observation)
+        found.append(body.folded)
+    return found
+
+
+def test_what_is_folded_is_counted_where_it_was_another_power_state(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", Settings())
+    assert folds(outbox, 1, 1, 4, 4, 1, 3) == [0, 0, 1, 1, 2, 3]
+    outbox.close()
+    again = Outbox(tmp_path / "outbox", Settings())
+    assert folds(again, 3, 1) == [3, 4], "the count outlives the process"
+    again.forget([entry.seq for entry in again.entries()])
+    assert again.events_folded == 4
+    assert folds(again, 4) == [0]
+
+
+def test_more_of_a_state_that_was_told_is_nothing_untold(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", Settings())
+    outbox.forget([outbox.observe(seen(power_state=1))[0].seq])
+    assert folds(outbox, 1, 4) == [0, 0]
+
+
+def test_what_was_folded_on_its_way_and_arrived_was_told(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", Settings())
+    sent, _ = outbox.observe(seen(power_state=1))
+    newer, folded = outbox.observe(seen(power_state=4), sent.seq)
+    assert folded == sent.seq
+    assert outbox.told("a", 99) is None
+    counted = outbox.told("a", sent.seq)
+    assert counted is not None
+    entry, former = counted
+    assert (former, entry.seq) == (newer.seq, newer.seq + 1), "what went out under a sequence never changes"
+    assert outbox.body(entry.seq) == seen(power_state=4)
+    assert [each.seq for each in outbox.entries()] == [entry.seq]
+    assert outbox.told("a", sent.seq) is None
+    assert folds(outbox, 1) == [1]
+
+
+def test_what_is_on_its_way_itself_keeps_its_count(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", Settings())
+    sent, _ = outbox.observe(seen(power_state=1))
+    newer, _ = outbox.observe(seen(power_state=4), sent.seq)
+    assert outbox.told("a", sent.seq, newer.seq) is None
+    assert [entry.seq for entry in outbox.entries()] == [newer.seq]
+
+
 class OutboxOverRestarts(RuleBasedStateMachine):
     """What a restart finds is what was owed before it; sequences only rise."""
 

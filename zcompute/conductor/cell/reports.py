@@ -18,6 +18,7 @@ from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.errors import not_owner
 from zcompute.conductor.fellows import is_fellow
+from zcompute.conductor.notices import events_folded
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.history import action_key
@@ -209,6 +210,8 @@ class Reports:
             observed = judged.decision.instance  # the judge's own copy
             observed.updated_at_us = change.now_us
             change.put(INSTANCES, observed)
+            if body.folded > 0:
+                change.notify(events_folded(observed, body.folded, change.packed))
         return judged.verdict, judged.detail, None
 
     def _end_step(self, body: StepResult, change: Change) -> Judged | Unread:

@@ -12,9 +12,18 @@ from tests.unit.conductor.ledger_world import INSTANCES, instance, wait_for
 from zcompute.bus import Report
 from zcompute.conductor.lane import Lane
 from zcompute.db.store import ConductorRow
+from zcompute.db.tables import NOTIFICATIONS
+from zcompute.objects.base import unpack
+from zcompute.objects.notification import Notification, payload_document
 from zcompute.objects.partition import partition_of
 from zcompute.objects.relay import RelayedReport
-from zcompute.objects.report import VERDICT_APPLIED, VERDICT_BUSY, VERDICT_NOT_OWNER, Observation
+from zcompute.objects.report import (
+    VERDICT_ALREADY_THERE,
+    VERDICT_APPLIED,
+    VERDICT_BUSY,
+    VERDICT_NOT_OWNER,
+    Observation,
+)
 
 UUIDS = [f"{n:08x}-0000-4000-8000-000000000000" for n in range(12)]
 
@@ -75,6 +84,21 @@ def test_a_stalled_lane_keeps_back_no_other(world: CellWorld) -> None:
     ledger_world.connection.gate.set()
     wait_for(lambda: not agent.lanes.owed)
     running.kill()
+
+
+def test_what_the_agent_had_to_fold_is_told_once_in_the_transaction_of_the_state(world: CellWorld) -> None:
+    agent = world.agents["h1"]
+    seen = Observation(instance_uuid=UUIDS[0], host="h1", generation=1, power_state=4, folded=3)
+    for _ in range(2):
+        world.reports.received(agent, [Report(UUIDS[0], 7, msgspec.msgpack.encode(seen))])  # type: ignore[arg-type]
+    wait_for(lambda: agent.verdicts == [VERDICT_APPLIED, VERDICT_ALREADY_THERE])
+    rows = [NOTIFICATIONS.from_row(row) for _, row in sorted(world.database.tables["notifications"].items())]
+    assert [row.event_type for row in rows] == ["instance.update", "instance.events_folded"]
+    body = unpack(rows[1].body, Notification)
+    assert payload_document(body.payload)["data"]["count"] == 3
+    observe(agent, UUIDS[0], 1)
+    wait_for(lambda: len(agent.acks) == 3)
+    assert len(world.database.tables["notifications"]) == 2, "that one is stale"
 
 
 def test_who_is_not_the_owner_says_by_which_map(world: CellWorld) -> None:
