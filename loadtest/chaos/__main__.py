@@ -21,7 +21,7 @@ from loadtest.chaos.measure import metrics  # noqa: E402
 from loadtest.chaos.run import PER_SECOND, Plan, run  # noqa: E402
 from loadtest.report import Target, parser, publish  # noqa: E402
 
-MINUTES, MINUTES_QUICK = 2.0, 0.3
+MINUTES, MINUTES_QUICK, MINUTES_OF_KILLS = 2.0, 0.3, 10.0
 SHOWN_MAX = 20
 TARGETS = (
     Target("violations", at_most=0),
@@ -37,7 +37,12 @@ def main() -> int:
     """Run it; the exit status."""
     options = parser("chaos", "Chaos of conductor loss.")
     options.add_argument("--faults", default="kill,stop,restart", help=f"of {','.join(KINDS)} (default %(default)s)")
-    options.add_argument("--minutes", type=float, default=0.0, help=f"of faults (default {MINUTES:g})")
+    options.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help=f"of faults, at most (default {MINUTES:g}; {MINUTES_OF_KILLS:g} with --kills)",
+    )
     options.add_argument("--kills", type=int, default=0, help="end after so many SIGKILLs of conductors")
     options.add_argument("--seed", type=int, default=0, help="of the order and pauses of the faults")
     options.add_argument("--per-second", type=float, default=PER_SECOND, help="changes of each agent (%(default)s)")
@@ -48,7 +53,7 @@ def main() -> int:
     if not kinds or not set(kinds) <= set(KINDS):
         options.error(f"--faults: expected some of {','.join(KINDS)}, found {given.faults}")
     seed = given.seed or random.SystemRandom().randrange(1, 2**31)
-    minutes = given.minutes or (MINUTES_QUICK if given.quick else MINUTES)
+    minutes = given.minutes or (MINUTES_OF_KILLS if given.kills else MINUTES_QUICK if given.quick else MINUTES)
     print(f"seed {seed}")
     plan = Plan(kinds, minutes * 60, seed, kills_max=given.kills, per_second=given.per_second, kept_always=given.keep)
     outcome = run(plan, lambda text: print(text, flush=True))
