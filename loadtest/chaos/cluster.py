@@ -155,6 +155,14 @@ class Cluster(Region):
         """Plug it in again."""
         self._need_wiring().order(conductor, (wires.TOWARDS, wires.BACK), cut=False)
 
+    def refuse(self, one: str, other: str) -> None:
+        """Two conductors refuse each other, as by a REJECT rule; whatever else they are linked with stays."""
+        self._need_wiring().refuse(one, other, refused=True)
+
+    def accept(self, one: str, other: str) -> None:
+        """They do so no more."""
+        self._need_wiring().refuse(one, other, refused=False)
+
     def _need_wiring(self) -> "Wiring":
         if self._wiring is None:
             raise CommandError("this cluster has no wires to cut")
@@ -295,6 +303,11 @@ class Wiring:
             if conductor in (source, target):
                 way = list(directions) if target == conductor else turned
                 self._say(wires.Order(directions=tuple(way), **{"cut" if cut else "mend": [name]}))
+
+    def refuse(self, one: str, other: str, *, refused: bool) -> None:
+        """Have the wires between two conductors refuse, or accept again."""
+        names = [name for name in (f"{one}>{other}", f"{other}>{one}") if name in self._wires]
+        self._say(wires.Order(**{"refuse" if refused else "accept": names}))
 
     def _say(self, order: wires.Order) -> None:
         process = self._process

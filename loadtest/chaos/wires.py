@@ -3,7 +3,8 @@
     python -m loadtest.chaos.wires < ORDERS        (JSON lines: [name, listen, target] ..., then cuts and mends)
 
 A cut wire is a black hole: nothing is refused, nothing arrives, nothing is lost either once it is mended, as TCP would
-send it again. Each direction may be cut alone. Addresses are ``tcp://host:port`` or paths of unix sockets.
+send it again. Each direction may be cut alone. A wire that refuses is what a REJECT rule with a TCP reset makes of it:
+its connections are reset, new ones refused. Addresses are ``tcp://host:port`` or paths of unix sockets.
 """
 
 from gevent import monkey
@@ -12,8 +13,10 @@ monkey.patch_all()
 
 import json  # noqa: E402
 import socket  # noqa: E402
+import struct  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
@@ -21,10 +24,12 @@ import msgspec  # noqa: E402
 from gevent.event import Event  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
+from gevent.socket import create_connection  # noqa: E402
 
 CHUNK_BYTES = 65536
 CONNECT_S = 5.0
 TOWARDS, BACK = "towards", "back"
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close resets
 
 
 class Wire(msgspec.Struct, frozen=True):
@@ -36,11 +41,13 @@ class Wire(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct):
-    """Wires to lay, or directions of wires to cut or mend."""
+    """Wires to lay, directions of wires to cut or mend, or wires that are to refuse, or to accept again."""
 
     lay: list[Wire] = []
     cut: list[str] = []
     mend: list[str] = []
+    refuse: list[str] = []
+    accept: list[str] = []
     directions: tuple[str, ...] = (TOWARDS, BACK)
 
 
@@ -60,7 +67,13 @@ class LaidWire:
         self.gates = {TOWARDS: Event(), BACK: Event()}
         for gate in self.gates.values():
             gate.set()
-        family, address = place(wire.listen)
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._server: StreamServer | None = None
+        self.accept()
+
+    def accept(self) -> None:
+        """Listen."""
+        family, address = place(self._wire.listen)
         if family == socket.AF_UNIX:
             Path(address).unlink(missing_ok=True)
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -69,6 +82,16 @@ class LaidWire:
         listener.listen(256)
         self._server = StreamServer(listener, self._connected)
         self._server.start()
+
+    def refuse(self) -> None:
+        """Listen no more, and reset what is connected."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for sides in list(self._pairs):
+            for side in sides:
+                side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                side.close()
 
     def _connected(self, near: socket.socket, _: Any) -> None:
         self.gates[TOWARDS].wait()
@@ -86,9 +109,11 @@ class LaidWire:
         for side in (near, far):
             if side.family == socket.AF_INET:
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pairs.add((near, far))
         towards = gevent.spawn(self._pump, near, far, self.gates[TOWARDS])
         back = gevent.spawn(self._pump, far, near, self.gates[BACK])
         gevent.joinall([towards, back])
+        self._pairs.discard((near, far))
         near.close()
         far.close()
 
@@ -112,6 +137,10 @@ def obey(order: Order, laid: dict[str, LaidWire]) -> None:
     """Do what an order says."""
     for wire in order.lay:
         laid[wire.name] = LaidWire(wire)
+    for name in order.refuse:
+        laid[name].refuse()
+    for name in order.accept:
+        laid[name].accept()
     for direction in order.directions:
         for name in order.cut:
             laid[name].gates[direction].clear()
@@ -120,10 +149,19 @@ def obey(order: Order, laid: dict[str, LaidWire]) -> None:
 
 
 def redirect(path: Path) -> None:
-    """From now on this process dials by the table in this file: address to address. Called before a service starts."""
+    """From now on this process dials, and knocks, by the table in this file: address to address.
+
+    Called before a service starts."""
     from zcompute.bus import Endpoint
+    from zcompute.conductor import lease
 
     table = json.loads(path.read_text(encoding="utf-8"))
+
+    def knock(door: tuple[str, int], timeout: float) -> Any:
+        address = f"tcp://{door[0]}:{door[1]}"
+        return create_connection(place(table.get(address, address))[1], timeout)
+
+    vars(lease)["socket"] = SimpleNamespace(create_connection=knock)
     plain = Endpoint.dial
 
     def dial(endpoint: Endpoint, address: str, server_public_key: str = "") -> Any:

@@ -6,7 +6,9 @@ tests/cluster/test_no_take_over.py``.
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import gevent
 import psutil
 import pytest
 
+from loadtest.chaos.cluster import Cluster
+from loadtest.chaos.history import Answer, read_history
+from loadtest.chaos.rest import rest
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import (
     assert_all_active,
@@ -26,7 +31,7 @@ from tests.cluster.region import (
     wait_until,
     when_share_done,
 )
-from tests.cluster.test_faults import owners, store_of
+from tests.cluster.test_faults import store_of
 from zcompute.bus import Endpoint, Identity
 from zcompute.cli.up.boots import Booter
 from zcompute.cli.up.databases import MARIADB
@@ -40,6 +45,7 @@ from zcompute.db.private import PrivateMariaDB
 from zcompute.db.store import MapRows, Store
 
 CELL = "c1"
+CONDUCTORS = ("c1-conductor-1", "c1-conductor-2")
 LOAD_S = float(os.environ.get("ZCOMPUTE_LOAD_S", "10"))
 STALL_S = float(os.environ.get("ZCOMPUTE_STALL_S", "4"))
 REFUSE_S = 4.0
@@ -52,8 +58,13 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
     require_mariadb()
     shape = Shape(cells=(CELL,), computes=1, hosts_per_compute=4)
     with started(tmp_path_factory.mktemp("r") / "s", MARIADB, shape) as running, store_of(running, CELL) as store:
-        wait_until(lambda: len(owners(store)) == 2, "both conductors own partitions")
+        wait_until(lambda: sorted(shares(store)) == [128, 128], "both conductors own their whole share")
         yield running
+
+
+def shares(store: Store) -> Collection[int]:
+    """How many partitions each conductor owns. Lanes hand over one by one: to own some is not the end of it."""
+    return Counter(store.read_map().partition_map().owners).values()
 
 
 def lives(rows: MapRows) -> dict[str, tuple[str, int]]:
@@ -149,3 +160,41 @@ def test_two_that_refuse_each_other_and_both_reach_the_database_leave_each_other
         with nobody_taken_over(made[0][1]):
             gevent.sleep(REFUSE_S)
         assert [life.reason for life, _ in made] == ["", ""]
+
+
+def refusing_peers(cluster: Cluster) -> set[str]:
+    """Those of the cell's two conductors whose last word on the link with the other is that it ended."""
+    last = {}
+    for name, other in ((CONDUCTORS[0], CONDUCTORS[1]), (CONDUCTORS[1], CONDUCTORS[0])):
+        lines = cluster.paths.log(name).read_text(encoding="utf-8").splitlines()
+        last[name] = next((line for line in reversed(lines) if f"peer=conductor/{other}@" in line), "")
+    return {name for name, line in last.items() if "link down" in line}
+
+
+def answered_by(cluster: Cluster, after_s: float) -> set[str]:
+    """Who has applied an agent's report since then (time.monotonic())."""
+    events = read_history(cluster.history)
+    return {each.peer for each in events if isinstance(each, Answer) and each.t > after_s and each.verdict == "applied"}
+
+
+@pytest.mark.timeout(AROUND_S)
+def test_conductors_with_a_reject_rule_between_them_go_on_side_by_side(tmp_path: Path) -> None:
+    """Real processes: their link is reset, each port refuses the other, both reach the database and their agents."""
+    require_mariadb()
+    cluster = Cluster.make(tmp_path / "s", Shape(cells=(CELL,)), per_second=50, wired=True)
+    try:
+        cluster.start()
+        cluster.wait_whole(AROUND_S / 2)
+        assert_all_active(boot(cluster, BOOTS))
+        with store_of(cluster, CELL) as store, nobody_taken_over(store):
+            cluster.refuse(*CONDUCTORS)
+            wait_until(lambda: refusing_peers(cluster) == set(CONDUCTORS), "their link has ended")
+            refused_s = time.monotonic()
+            gevent.sleep(REFUSE_S)
+            wait_until(lambda: answered_by(cluster, refused_s) == set(CONDUCTORS), "both take reports")
+            cluster.accept(*CONDUCTORS)
+            wait_until(lambda: not refusing_peers(cluster), "they are linked again")
+        rest(cluster)
+        assert_audit_holds(cluster)
+    finally:
+        cluster.stop()
