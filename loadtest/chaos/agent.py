@@ -207,6 +207,7 @@ class Traffic:
         self._driver = driver
         self._recorder = recorder
         self._quiet = quiet
+        self._pause = quiet.with_name(history.PAUSE_FILE)
         self._calmed = False
 
     def run(self, per_second: float) -> None:
@@ -216,6 +217,8 @@ class Traffic:
             gevent.sleep(TICK_S)
             if self._quiet.exists():
                 self._calm()
+                continue
+            if self._pause.exists():
                 continue
             owed += per_second * TICK_S
             granted = self._service._generations.granted()

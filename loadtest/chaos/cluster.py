@@ -14,7 +14,7 @@ import gevent
 import msgspec
 
 from loadtest.chaos import wires
-from loadtest.chaos.history import QUIET_FILE
+from loadtest.chaos.history import PAUSE_FILE, QUIET_FILE
 from zcompute.cli.exits import CommandError
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.keys import write_private
@@ -35,6 +35,7 @@ POLL_S = 0.02
 STOPPED_S = 10.0
 HOLD_S = 1.0
 MAP_TRIES_MAX = 10
+PAUSED_S = 0.3
 
 
 class Cluster(Region):
@@ -130,6 +131,17 @@ class Cluster(Region):
     def hush(self) -> None:
         """No agent changes anything any more."""
         (self.history / QUIET_FILE).touch()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, no agent changes anything, and what they owed is answered."""
+        pause = self.history / PAUSE_FILE
+        pause.touch()
+        try:
+            gevent.sleep(PAUSED_S)
+            yield
+        finally:
+            pause.unlink()
 
     # -- hurting ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-QUIET_FILE = "quiet"  # beside the histories: while it is there, the agents change nothing
+QUIET_FILE = "quiet"  # beside the histories: once it is there, the agents change nothing any more
+PAUSE_FILE = "pause"  # likewise, while it is there
 OBSERVATION, RESULT = "observation", "result"
 
 

@@ -12,7 +12,7 @@ from zcompute.objects.notification import Notification, StoredNotification
 from zcompute.objects.notification_payloads import InstanceUpdatePayload, power_name
 
 REST_S = 40.0
-QUIET_S = 1.0
+QUIET_S = 0.7
 UPDATE = "instance.update"
 CREATE = "create"
 

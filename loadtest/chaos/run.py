@@ -95,7 +95,6 @@ def _live(
         faults.run(time.monotonic() + plan.seconds, plan.kills_max)
     else:
         act(cluster, faults)
-    time.sleep(WARM_UP_S)
     try:
         clients.stop(SABOTAGED_S if plan.sabotaged else CLIENTS_S)
         rest(cluster)

@@ -9,26 +9,46 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import os  # noqa: E402
 import runpy  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from types import SimpleNamespace  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
+
+STOPPED_CHANGES_MIN = 5
+
+
+def stop_file(config: Path) -> Path:
+    """While it is there, a conductor without a fence stops itself before it sends a batch; it deletes the file."""
+    return config.with_suffix(".stop")
+
+
+def stop_before_send() -> None:
+    """Nothing is taken out. A conductor stops itself between the decision of a batch and its packet, when the file
+    beside its configuration says so: one that is stopped at a random moment mostly learns, when it goes on, that its
+    life is over before it sends what it had decided, which is luck, and no safeguard."""
+    from zcompute.conductor import lane
+
+    gate = stop_file(Path(sys.argv[sys.argv.index("--config") + 1]))
+    plain = lane.Lane._send
+
+    def send(self: Any, batch: Any) -> bool:
+        if gate.exists() and len(batch.changes) >= STOPPED_CHANGES_MIN:
+            gate.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return plain(self, batch)
+
+    lane.Lane._send = send  # type: ignore[method-assign]
 
 
 def no_fence() -> None:
     """A batch is written whoever owns its rows: without the lane's fence, and without the second lock, the guards of
-    revisions and of numbered notifications, which alone would still hold.
-
-    Nor does a lane wait for the hub's turn before a batch: one that was stopped mostly learns in it that its life is
-    over, which is luck, and no safeguard."""
-    import gevent
-
-    from zcompute.conductor import lane
+    revisions and of numbered notifications, which alone would still hold."""
     from zcompute.db.native import packet
 
-    unhurried: Any = SimpleNamespace(sleep=lambda seconds: gevent.sleep(seconds) if seconds else None)
-    vars(lane)["gevent"] = unhurried
+    stop_before_send()
 
     def unguarded(batch: Any) -> bytes:
         return b"UPDATE lanes SET applied = %d, nonce = %d WHERE lane_id = %d; " % (
@@ -126,6 +146,7 @@ def no_generation() -> None:
 
 
 KINDS: dict[str, Callable[[], None]] = {
+    "nothing": stop_before_send,
     "fence": no_fence,
     "sequence": no_sequence,
     "outbox": no_outbox,
