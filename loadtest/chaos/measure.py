@@ -19,6 +19,7 @@ from zcompute.objects.report import VERDICT_ALREADY_THERE, VERDICT_APPLIED
 BIN_S = 0.1
 DEGRADED_TIMES = 3.0  # an update that waits longer than this many times the median without a fault is degraded
 DEGRADED_S_MIN = 0.1
+FOUND_S_MAX = 0.5  # a fault finds updates that have waited for so long: batches are held for a moment before it
 BASE_AFTER_S = 1.0  # so long after a fault is over, or before one, the service counts as undisturbed
 
 
@@ -58,8 +59,13 @@ def costs(events: Sequence[Event]) -> tuple[list[Cost], list[float]]:
         if place + 1 < len(faults):
             end = min(end, faults[place + 1].t)
         inside = found[bisect_left(found, (fault.t - longest, 0.0)) : bisect_left(found, (end, 0.0))]
-        # What began to wait before the fault waits for it only if the fault found it waiting.
-        hit = [(t, wait) for t, wait in inside if t + wait >= fault.t]
+        # What a fault finds waiting waits for it, unless it has done so for long: then for the one before.
+        after = faults[place + 1].t if place + 1 < len(faults) else math.inf
+        hit = [
+            (t, wait)
+            for t, wait in inside
+            if t + wait >= fault.t and fault.t - t <= FOUND_S_MAX and (t + wait < after or after - t > FOUND_S_MAX)
+        ]
         slow = [(t, wait) for t, wait in hit if wait > limit]
         recovered = max((t + wait for t, wait in slow), default=fault.t) - fault.t
         waited = [wait for _, wait in slow]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-STOPPED_CHANGES_MIN = 5
+STOPPED_OBSERVATIONS_MIN = 5
 
 
 def stop_file(config: Path) -> Path:
@@ -30,12 +30,18 @@ def stop_before_send() -> None:
     beside its configuration says so: one that is stopped at a random moment mostly learns, when it goes on, that its
     life is over before it sends what it had decided, which is luck, and no safeguard."""
     from zcompute.conductor import lane
+    from zcompute.db.batch import Update
+    from zcompute.db.tables import INSTANCES
+
+    def observed(batch: Any) -> int:
+        updates = [each for each in batch.changes if isinstance(each, Update) and each.table is INSTANCES]
+        return sum(len(each.rows) for each in updates if "progress" in each.columns)
 
     gate = stop_file(Path(sys.argv[sys.argv.index("--config") + 1]))
     plain = lane.Lane._send
 
     def send(self: Any, batch: Any) -> bool:
-        if gate.exists() and len(batch.changes) >= STOPPED_CHANGES_MIN:
+        if gate.exists() and observed(batch) >= STOPPED_OBSERVATIONS_MIN:
             gate.unlink()
             os.kill(os.getpid(), signal.SIGSTOP)
         return plain(self, batch)

@@ -166,5 +166,19 @@ def test_the_cost_of_a_fault_is_the_longest_wait_of_any_update_near_it() -> None
     assert 0.5 < numbers["mttr_s_kill"] < 1.0
 
 
+def test_who_began_to_wait_just_before_a_fault_waits_for_that_one_only() -> None:
+    events: list[Event] = []
+    for number in range(1, 200):
+        t, late = number / 10, 2.0 if number == 101 else 0.01
+        uuid = f"u{number}"
+        events += [report(t, number, number, uuid=uuid), answer(t + late, number, uuid=uuid)]
+    events.append(Fault(t=8.05, name="kill", victim="c1", undone=8.5, over=9.0))
+    events.append(Fault(t=10.12, name="all", victim="c1,c2", undone=10.5, over=12.0))
+    events.sort(key=lambda event: event.t)
+    kill, everything = costs(events)[0]
+    assert kill.stall_s == pytest.approx(0.01, abs=0.001)
+    assert everything.stall_s == pytest.approx(2.0, abs=0.001)
+
+
 def test_downtime_is_the_time_in_which_nothing_is_acknowledged() -> None:
     assert downtime([0.0, 0.05, 0.15, 1.05], []) == pytest.approx(0.8)
