@@ -129,6 +129,8 @@ class Commands:
         self._check_room(order, command)
         if finding is Finding.NEW:
             self._record(order, command)
+        else:  # it may have been refused because it could not be recorded
+            self._check_kept(not self._generations.journal.degraded)
         self._submit(order, work)
         return CommandReply()
 

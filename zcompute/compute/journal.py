@@ -24,7 +24,8 @@ from zcompute.compute.settings import Settings
 
 log = logging.getLogger(__name__)
 
-HEADER = b"zcompute journal 1\n"
+MAGIC = b"zcompute journal "
+HEADER = MAGIC + b"1\n"
 RECORD_BYTES_MAX = 1 << 20
 RESYNC_BYTES_MAX = 1 << 20  # of a damaged file that are searched for the next sound record
 
@@ -54,14 +55,15 @@ def scan(data: bytes) -> Scanned:
     """What a file's bytes (header included) hold. Raises JournalUnsupported.
 
     A file shorter than its header is one whose creation was cut off: no records, end 0. Behind damage the next sound
-    record is searched for within RESYNC_BYTES_MAX: replay takes each record for itself.
+    record is searched for within RESYNC_BYTES_MAX: replay takes each record for itself. The header may be damaged too:
+    a file that was truncated under a running agent begins with a hole.
     """
     if len(data) < len(HEADER) and HEADER.startswith(data):
         return Scanned([], 0)
-    if not data.startswith(HEADER):
+    if data.startswith(MAGIC) and not data.startswith(HEADER):
         raise JournalUnsupported(f"expected a file that begins with {HEADER!r}, found {data[: len(HEADER)]!r}")
-    found = Scanned([], len(HEADER))
-    at, searched = len(HEADER), 0
+    found = Scanned([], len(HEADER) if data.startswith(HEADER) else 0)
+    at, searched = found.end, 0
     while at + _FRAME.size < len(data) and searched <= RESYNC_BYTES_MAX:
         record = _record_at(data, at)
         if record is None:
@@ -122,9 +124,9 @@ class JournalFile:
             ) from None
         self.records, self.size_bytes = found.records, found.end
         ignored_bytes = found.unsound_bytes + len(data) - found.end
-        if not found.end:
+        if not data:
             self.lost = f"{self.path.name} was not there"
-        elif ignored_bytes:
+        elif ignored_bytes or not found.end:
             self.lost = f"{self.path.name} is damaged"
             log.warning(
                 "journal damaged path=%s sound_records=%d ignored_bytes=%d",
@@ -134,6 +136,16 @@ class JournalFile:
         if not found.end:
             self._write(HEADER)
         self.sound = not found.unsound_bytes
+
+    def is_whole(self) -> bool:
+        """Whether the file at the path is still the one that was written, of the size that it was given."""
+        try:
+            there, ours = os.stat(self.path), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # the disk fails: the next write will say so
+        return (there.st_dev, there.st_ino, there.st_size) == (ours.st_dev, ours.st_ino, self.size_bytes)
 
     def append(self, record: bytes) -> None:
         """Write one record. Raises JournalWriteFailed; the records before it are untouched then."""
@@ -159,6 +171,7 @@ class JournalFile:
         """Replace the contents by these records, all or nothing. Raises JournalWriteFailed."""
         fresh = self.path.with_suffix(".new")
         try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise JournalWriteFailed(f"{fresh}: {error.strerror}") from error
@@ -186,8 +199,9 @@ class JournalFile:
 class Journal:
     """A journal of state that also lives in memory: ``snapshot`` gives the records that say all of it.
 
-    A failing disk degrades it: ``write`` answers False, the state lives in memory only, and ``tend`` tries to write
-    the whole of it again. Replaying a record twice must do what once does.
+    A failing disk degrades it, and so does who deletes or truncates the file under it: ``write`` answers False, the
+    state lives in memory only, and ``tend`` tries to write the whole of it again. Replaying a record twice must do what
+    once does.
     """
 
     def __init__(self, path: Path, snapshot: Callable[[], Iterable[bytes]], settings: Settings) -> None:
@@ -237,7 +251,12 @@ class Journal:
         return True
 
     def tend(self, now: float) -> None:
-        """Called now and then: gets a failed journal back on disk when the disk allows."""
+        """Called now and then: gets a failed journal back on disk when the disk allows, and one that somebody deleted,
+        truncated or replaced."""
+        if not self.degraded and not self._file.is_whole():
+            log.error("journal is not as it was written, it is written anew path=%s", self._file.path)
+            self._file.sound, self.degraded, self._retry_at = False, True, 0.0
+            self.on_degraded()
         if self.degraded and now >= self._retry_at:
             try:
                 self._file.rewrite(self._snapshot())

@@ -8,12 +8,15 @@ from zcompute.compute.errors import StateDirInUse
 
 
 class StateDir:
-    """Locks the directory until closed (or the process ends). Raises StateDirInUse, OSError."""
+    """Locks the directory until closed (or the process ends). Raises StateDirInUse, OSError.
+
+    The directory itself, not a file in it: an agent starts on a disk that is full or read-only too.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -43,4 +46,5 @@ class StateDir:
         return self.path / "conductors.json"
 
     def close(self) -> None:
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # gevent closes a directory later
         os.close(self._descriptor)

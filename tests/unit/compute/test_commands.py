@@ -323,6 +323,41 @@ def test_with_a_full_disk_nothing_is_built_but_things_can_be_deleted(
     assert again.outcomes() == [OUTCOME_DONE] * 3
 
 
+def test_what_could_not_be_recorded_is_not_done_however_often_it_is_asked(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the mark that records are missing can be written: the next process would know nothing of it."""
+    one = fresh()
+    agent.spawn(make_order(one))
+    agent.settle()
+    agent.doubt.settle_here()
+    agent.doubt.settle_on_disk()
+    assert not agent.doubt.on_disk
+    full = OSError(28, "No space left on device")
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        raise full
+
+    monkeypatch.setattr("os.pwrite", pwrite)
+    destroy = make_order(one, generation=2, step="destroy", reporter_generation=0)
+    adopt = make_order(one, generation=3)
+    for _ in range(3):
+        with pytest.raises(Busy):
+            agent.destroy(destroy)
+    for _ in range(2):
+        with pytest.raises(Busy):
+            agent.adopt(adopt)
+        with pytest.raises(Busy):
+            agent.spawn(make_order(fresh()))
+    agent.settle()
+    assert set(agent.driver.domains("node1")) == {one}
+    monkeypatch.undo()
+    agent.generations.journal.tend(float("inf"))
+    agent.destroy(make_order(one, generation=3, step="destroy", reporter_generation=0))
+    agent.settle()
+    assert agent.driver.domains("node1") == {}
+
+
 class Killed(BaseException):
     """The process dies here."""
 

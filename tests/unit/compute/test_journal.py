@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,64 @@ def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"zcompute journal 9\nsomething")
     with pytest.raises(JournalUnsupported, match=str(path)):
         JournalFile(path)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "deleted", "replaced", "with its directory"])
+def test_a_journal_that_somebody_harms_is_written_anew(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "d" / "journal"
+    path.parent.mkdir()
+    held = [b"one", b"two"]
+    journal = Journal(path, lambda: held, Settings())
+    journal.loaded()
+    for record in held:
+        journal.write(record)
+    doubts: list[bool] = []
+    journal.on_degraded = lambda: doubts.append(journal.degraded)
+    journal.tend(0.0)
+    assert doubts == []
+    if harm == "truncated":
+        os.truncate(path, 0)
+    elif harm == "deleted":
+        path.unlink()
+    elif harm == "replaced":
+        (tmp_path / "other").write_bytes(path.read_bytes())
+        (tmp_path / "other").rename(path)
+    else:
+        shutil.rmtree(path.parent)
+    journal.tend(0.0)
+    assert (doubts, journal.degraded) == ([True], False)
+    held.append(b"three")
+    journal.write(b"three")
+    journal.close()
+    again = JournalFile(path)
+    assert (again.records, again.lost) == (held, "")
+    again.close()
+
+
+def test_what_is_written_behind_a_hole_is_read_and_the_loss_is_known(tmp_path: Path) -> None:
+    """Truncated under a running agent, which dies before it has seen that."""
+    path = tmp_path / "journal"
+    file = JournalFile(path)
+    file.append(b"one")
+    os.truncate(path, 0)
+    file.append(b"two")
+    file.close()
+    again = JournalFile(path)
+    assert (again.records, again.sound) == ([b"two"], False)
+    assert "damaged" in again.lost
+    again.close()
+
+
+@pytest.mark.parametrize("content", [b"\0" * 100, b"something else altogether\n"])
+def test_a_file_without_a_beginning_is_damaged_and_begun_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    file = JournalFile(path)
+    assert (file.records, file.sound) == ([], True)
+    assert "damaged" in file.lost
+    file.append(b"one")
+    file.close()
+    assert JournalFile(path).records == [b"one"]
 
 
 def test_a_file_whose_creation_was_cut_off_begins_anew(tmp_path: Path) -> None:
