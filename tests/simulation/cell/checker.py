@@ -29,6 +29,7 @@ _decode = msgspec.msgpack.Decoder(ReportBody).decode
 log = logging.getLogger(__name__)
 
 VIOLATIONS_MAX = 20
+INSTANCE_CLAIM, INSTANCE_HOST, INSTANCE_STATE = map(INSTANCES.columns.index, ("claim", "host", "vm_state"))
 # Rows are compared as they are stored, where objects would cost more than the comparison.
 CLAIM_HOST = CLAIMS.columns.index("host")
 CLAIMED = slice(CLAIMS.columns.index("vcpus"), CLAIMS.columns.index("disk_gb") + 1)
@@ -270,7 +271,26 @@ class Checker:
                 continue
             instance: Instance = INSTANCES.from_row(row)
             found += self._instance_unrest(instance) or self._untold(instance, told)
-        return found
+        return found or [*self._claims_left(), *self._machines_left()]
+
+    def _claims_left(self) -> list[str]:
+        """Claims that no instance is known by: no task is left that could name them."""
+        instances = self._rows.tables[INSTANCES.name]
+        named = {(key[0], str(row[INSTANCE_CLAIM])) for key, row in instances.items()}
+        claims = [(uuid, f"{task_id}/{attempt}") for uuid, task_id, attempt in self._rows.tables[CLAIMS.name]]
+        return [f"claim {name} of {uuid} is left" for uuid, name in claims if (uuid, name) not in named]
+
+    def _machines_left(self) -> list[str]:
+        """Machines of which the cell knows nothing, or that they are elsewhere."""
+        instances = self._rows.tables[INSTANCES.name]
+        return [
+            f"{uuid} is left on {host}"
+            for host, domains in self._hypervisors.domains.items()
+            for uuid in domains
+            if (row := instances.get((uuid,))) is None
+            or row[INSTANCE_STATE] == VM_DELETED
+            or row[INSTANCE_HOST] != host
+        ]
 
     def _told(self) -> Counter[tuple[str, str]]:
         """How often each event of each instance was told, and each of its actions entered."""

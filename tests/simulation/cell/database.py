@@ -95,6 +95,7 @@ class Server:
         self.commit_s = (0.0003, 0.002)
         self.lose_before = self.lose_after = self.overtake = self.stick = self.busy = self.delay = 0.0
         self.down = False
+        self.ahead_s = 0.0  # of its clock, behind jumps
         self.stalled_until_s = 0.0
         self.sessions: list[Session] = []
         self.beating: dict[str, Process] = {}
@@ -354,7 +355,7 @@ class SimStore:
         self.process = process
 
     def now_us(self) -> int:
-        return int(self.server.read(lambda: int(self.server.loop.now_s * 1e6)))
+        return int(self.server.read(lambda: int((self.server.loop.now_s + self.server.ahead_s) * 1e6)))
 
     def _lanes_of(self, incarnations: Sequence[str]) -> list[int]:
         return [lane.lane_id for lane in self.rows.lanes.values() if lane.alive and lane.incarnation in incarnations]

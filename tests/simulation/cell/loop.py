@@ -11,7 +11,7 @@ simulated sockets signal. Nothing here reads a real clock or a real file descrip
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import gevent
@@ -28,11 +28,12 @@ class Stalled(Exception):
 class Process:
     """What can be frozen and killed as one. ``held`` None: it runs."""
 
-    __slots__ = ("dead", "held", "kept", "name", "native")
+    __slots__ = ("ahead_s", "dead", "held", "kept", "name", "native")
 
     def __init__(self, name: str, *, native: bool = True) -> None:
         self.name = name
         self.held: list[Callback] | None = None
+        self.ahead_s = 0.0  # of its clock, behind leaps
         self.dead = False
         self.native = Process(f"{name}/native", native=False) if native else None
         self.kept: list[Any] = []
@@ -57,6 +58,12 @@ class Process:
         for part in self._parts():
             held, part.held = part.held, None
             loop.first(held or ())
+
+    def leap(self, loop: "VirtualLoop", by_s: float) -> None:
+        """Its clock jumps forward, as that of a virtual machine may: what it waits for comes so much earlier."""
+        for part in self._parts():
+            part.ahead_s += by_s
+        loop.bring_forward(set(self._parts()), by_s)
 
     def kill(self) -> None:
         """SIGKILL: nothing of it runs any more. Its greenlets are kept, or their ``finally`` would run."""
@@ -250,6 +257,14 @@ class VirtualLoop:
         entry = Callback(callback, (), process)
         heappush(self._timers, (due_s, self._count, entry))
         return entry
+
+    def bring_forward(self, processes: set[Process], by_s: float) -> None:
+        """The timers of these come earlier; what is under way to them does not."""
+        now_s = self.now_s
+        for place, (due_s, count, entry) in enumerate(self._timers):
+            if entry.process in processes and getattr(entry.callback, "__func__", None) is Timer._fire:
+                self._timers[place] = (max(now_s, due_s - by_s), count, entry)
+        heapify(self._timers)
 
     # -- gevent's side ------------------------------------------------------------------------------------------
 

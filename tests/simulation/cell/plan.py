@@ -47,12 +47,15 @@ class Event:
 
 THEMES: dict[str, tuple[str, ...]] = {
     "mixed": ("freeze", "kill", "stall_hub", "stop", "kill_agent", "freeze_agent", "cut", "block", "isolate", "crash",
-              "stall", "nasty", "slow", "failing", "full", "kill_all", "zombie", "deaf", "late", "race"),
+              "stall", "nasty", "slow", "failing", "full", "kill_all", "zombie", "deaf", "late", "race", "join", "leap",
+              "database_clock"),
     "zombies": ("zombie", "zombie", "zombie", "freeze", "stall_hub", "kill", "nasty", "late"),
     "deaths": ("kill", "kill_all", "stop", "kill_agent", "nasty", "race", "race"),
     "wires": ("block", "deaf", "deaf", "cut", "isolate", "slow", "freeze_agent", "late"),
     "database": ("nasty", "nasty", "nasty", "crash", "stall", "kill"),
-    "stateless": ("lose_state", "lose_state", "kill_agent", "kill"),
+    "stateless": ("lose_state", "lose_file", "lose_file", "kill_agent", "kill"),
+    "members": ("join", "join", "absent", "stop", "stop", "kill", "freeze", "block"),
+    "clocks": ("leap", "leap", "leap", "database_clock", "stop", "kill", "freeze", "kill_agent"),
     "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
 
@@ -145,6 +148,18 @@ def _fault(dice: random.Random, scale: Scale, kind: str, at_s: float) -> Event:
     conductor, agent = _conductor(dice, scale), _agent(dice, scale)
     if kind in ("kill", "freeze", "stall_hub", "stop"):
         return Event(at_s, kind, conductor, for_s=dice.choice([0.05, 0.3, 0.8, 1.2, 2.0]))
+    if kind == "leap":
+        return Event(at_s, kind, dice.choice([conductor, agent]), for_s=dice.choice([0.4, 0.7, 2.0, 30.0]))
+    if kind == "join":
+        return Event(
+            at_s, kind, f"c{scale.conductors + 1}", for_s=dice.choice([0.3, 1.0, 2.5]), number=dice.randrange(3)
+        )
+    if kind == "absent":
+        return Event(0.0, kind, conductor, for_s=at_s)
+    if kind == "lose_file":
+        return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5]), number=dice.randrange(8))
+    if kind == "database_clock":
+        return Event(at_s, kind, for_s=dice.choice([1.0, 20.0, 3600.0]))
     if kind in ("kill_agent", "freeze_agent", "lose_state"):
         return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5, 2.5]))
     if kind in ("cut", "block"):

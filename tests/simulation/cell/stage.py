@@ -112,6 +112,16 @@ def set_stage(seed: int, crashed: Callable[[str], None]) -> tuple[VirtualLoop, N
     return loop, network
 
 
+def clocks_differ(loop: VirtualLoop) -> None:
+    """From now on each process has a clock of its own; so long as none has leapt, one is enough and costs less."""
+
+    def monotonic() -> float:
+        process = loop.process
+        return loop.now_s if process is None else loop.now_s + process.ahead_s
+
+    time.monotonic = monotonic
+
+
 def _expected() -> tuple[type[BaseException], ...]:
     """What may end a greenlet whose waiter deals with it."""
     from zcompute.bus import BusError

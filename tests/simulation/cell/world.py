@@ -93,6 +93,7 @@ class World:
         self.hosts_max = scale.agents  # that the scheduler knows of
         self.exists_s = 0
         self.root: Endpoint | None = None
+        self.scheduler: Endpoint | None = None
         for kind in SERVICE_ERRORS:
             register_error(kind)
         self._listen_in()
@@ -150,16 +151,19 @@ class World:
 
     # -- the stubs ----------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Everything at once."""
+    def start(self, absent: set[str]) -> None:
+        """Everything at once, but for conductors that come later."""
         root, scheduler = Process("r1", native=False), Process("s1", native=False)
         self.loop.spawn(root, self._start_root)
         self.loop.spawn(scheduler, self._start_scheduler)
         for conductor in self.conductors.values():
-            conductor.start()
+            if conductor.name in absent:
+                conductor.process.kill()
+            else:
+                conductor.start()
         for agent in self.agents.values():
             agent.start()
-        self.root_process = root
+        self.root_process, self.scheduler_process = root, scheduler
 
     def _endpoint(self, role: str, cell: str, service_id: str) -> Endpoint:
         identity = Identity(role=role, cell=cell, service_id=service_id, release=__version__)
@@ -178,7 +182,7 @@ class World:
         endpoint.bind("tcp://r1:1")
 
     def _start_scheduler(self) -> None:
-        endpoint = self._endpoint("scheduler", CELL, "s1")
+        endpoint = self.scheduler = self._endpoint("scheduler", CELL, "s1")
 
         def select(request: Any, context: Any) -> SelectReply:
             hosts = [name for name in self.agents if name not in request.ignore_hosts]
@@ -290,6 +294,58 @@ class World:
             agent.owed = set()
             self.checker.lost_state(agent.name)
 
+    def _lose_file(self, event: Event) -> None:
+        """An agent dies, and one of its files is deleted, or half of it."""
+        agent = self.agents[event.who]
+        self._kill_agent(event)
+        files = sorted(path for path in agent.directory.glob("*") if path.name != "lock")
+        if agent.process.dead and files:
+            path = files[event.number // 2 % len(files)]
+            if event.number % 2:
+                path.unlink()
+            else:
+                os.truncate(path, path.stat().st_size // 2)
+            agent.owed = set()
+            self.checker.lost_state(agent.name)
+
+    def _absent(self, event: Event) -> None:
+        """A conductor begins when the others have long been there."""
+        self.loop.later(event.for_s, None, self._revive, self.conductors[event.who])
+
+    def _join(self, event: Event) -> None:
+        """A conductor of which nobody's configuration tells comes; it may leave again by plan, or die for good."""
+        if event.who in self.conductors:
+            return
+        conductor = self.conductors[event.who] = Conductor(self, event.who)
+        conductor.start()
+        if self.scheduler is not None:  # which learns of conductors by the map
+            self.loop.spawn(self.scheduler_process, self.scheduler.dial, f"tcp://{event.who}:1")
+        if event.number:
+            self.loop.later(event.for_s, None, self._part, conductor, event.number == 1)
+
+    def _part(self, conductor: Conductor, by_plan: bool) -> None:
+        """It is never seen again."""
+
+        def gone() -> None:
+            if not conductor.process.dead:
+                conductor.kill()
+            self.conductors.pop(conductor.name, None)
+
+        if conductor.process.dead or not by_plan:
+            gone()
+        else:
+            conductor.process.thaw(self.loop)
+            conductor.stop(gone)
+
+    def _leap(self, event: Event) -> None:
+        """The clock of one process jumps forward; nobody else has waited meanwhile."""
+        stage.clocks_differ(self.loop)
+        (self.conductors.get(event.who) or self.agents[event.who]).process.leap(self.loop, event.for_s)
+
+    def _database_clock(self, event: Event) -> None:
+        """The primary's UTC time jumps forward: stored deadlines pass early."""
+        self.server.ahead_s += event.for_s
+
     def _kill_agent(self, event: Event) -> None:
         agent = self.agents[event.who]
         if not agent.process.dead and agent.service is not None:
@@ -395,7 +451,7 @@ class World:
         began_s = self.loop.now_s
         if any(event.kind == "audit" for event in events):
             self.exists_s = EXISTS_S
-        self.start()
+        self.start({event.who for event in events if event.kind == "absent"})
         for event in events:
             gevent.sleep(max(0.0, began_s + event.at_s - self.loop.now_s))
             if self.checker.violations:
