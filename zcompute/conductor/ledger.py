@@ -104,6 +104,11 @@ class Ledger:
         """The map version at which this conductor took the partition. Raises NotOwner."""
         return self._holding(partition).owner_epoch
 
+    def owner_epochs(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The map versions at which those of them were taken that are decided here now."""
+        held = [(partition, self._held.get(partition)) for partition in partitions]
+        return {partition: one.owner_epoch for partition, one in held if one is not None and not one.leaving}
+
     def last_n(self, partition: int) -> int:
         """The number of the partition's last committed notification. Raises NotOwner."""
         return self._holding(partition).lane.last_n[partition]

@@ -29,6 +29,7 @@ _decode = msgspec.msgpack.Decoder(ReportBody).decode
 log = logging.getLogger(__name__)
 
 VIOLATIONS_MAX = 20
+NOTE_INSTANCE, NOTE_TYPE = map(NOTIFICATIONS.columns.index, ("instance_uuid", "event_type"))
 INSTANCE_CLAIM, INSTANCE_HOST, INSTANCE_STATE = map(INSTANCES.columns.index, ("claim", "host", "vm_state"))
 # Rows are compared as they are stored, where objects would cost more than the comparison.
 CLAIM_HOST = CLAIMS.columns.index("host")
@@ -54,6 +55,8 @@ class Checker:
         self._created: set[str] = set()
         self._deleted: set[str] = set()
         self._notified: dict[int, int] = {}
+        self._told: Counter[tuple[str, str]] = Counter()  # how often each event of each instance was told
+        self._instances: dict[str, tuple[Any, Instance]] = {}  # as they were last looked at, with their rows
         rows.watch = self.committed
         rows.strayed = lambda text: self.violated("stale writer", text)
         hypervisors.made = self.made
@@ -96,13 +99,23 @@ class Checker:
             elif name == NOTIFICATIONS.name:
                 self._notified_in_order(change)
 
+    def _instance(self, row: Any) -> Instance:
+        """A row as an object; it is read once, however often it is looked at."""
+        uuid = row[0]
+        known = self._instances.get(uuid)
+        if known is not None and known[0] is row:
+            return known[1]
+        instance: Instance = INSTANCES.from_row(row)
+        self._instances[uuid] = (row, instance)
+        return instance
+
     def _instance_changed(self, old_row: Any, new_row: Any) -> None:
-        old: Instance | None = None if old_row is None else INSTANCES.from_row(old_row)
+        old = None if old_row is None else self._instance(old_row)
         if new_row is None:
             if old is not None and old.vm_state != VM_DELETED:
                 self.violated("lost", f"instance {old.uuid} is gone")
             return
-        new: Instance = INSTANCES.from_row(new_row)
+        new = self._instance(new_row)
         observed = (new.generation, new.agent_epoch, new.observed_seq)
         if old is not None:
             self._never_back(old, new)
@@ -146,6 +159,7 @@ class Checker:
     def _notified_in_order(self, change: Any) -> None:
         if isinstance(change, Delete):
             return
+        self._told.update((row[NOTE_INSTANCE], row[NOTE_TYPE]) for row in change.rows)
         for partition, n in sorted(row[: len(NOTIFICATIONS.key_columns)] for row in change.rows):
             last = self._notified.get(partition, 0)
             if n != last + 1:
@@ -180,7 +194,7 @@ class Checker:
             if body is None or row is None:
                 self.violated("lost", f"{ack.verdict} for {ack.key} {ack.seq} of {host}: nothing is there")
                 continue
-            instance: Instance = INSTANCES.from_row(row)
+            instance = self._instance(row)
             if isinstance(body, Observation):
                 behind = instance.generation < body.generation or (
                     instance.generation == body.generation and instance.observed_seq < ack.seq
@@ -263,13 +277,13 @@ class Checker:
         found = [f"task {key[0]} is left" for key in self._rows.tables[TASKS.name]]
         if found:
             return found
-        told = self._told()
+        told = self._told_and_entered()
         for uuid in sorted(self._created):
             row = self._rows.tables[INSTANCES.name].get((uuid,))
             if row is None:
                 found.append(f"instance {uuid} is lost")
                 continue
-            instance: Instance = INSTANCES.from_row(row)
+            instance = self._instance(row)
             found += self._instance_unrest(instance) or self._untold(instance, told)
         return found or [*self._claims_left(), *self._machines_left()]
 
@@ -292,10 +306,9 @@ class Checker:
             or row[INSTANCE_HOST] != host
         ]
 
-    def _told(self) -> Counter[tuple[str, str]]:
+    def _told_and_entered(self) -> Counter[tuple[str, str]]:
         """How often each event of each instance was told, and each of its actions entered."""
-        notes = (NOTIFICATIONS.from_row(row) for row in self._rows.tables[NOTIFICATIONS.name].values())
-        told = Counter((note.instance_uuid, note.event_type) for note in notes)
+        told = self._told.copy()
         for row in self._rows.tables[INSTANCE_ACTIONS.name].values():
             action = INSTANCE_ACTIONS.from_row(row)
             told[action.instance_uuid, f"{action.action} {'over' if action.finished_at_us else 'begun'}"] += 1

@@ -19,6 +19,8 @@ from zcompute.db.tables import CODECS, TableCodec
 
 KILL_AFTER_S = 0.2  # a take-over waits so long for a batch in flight
 STUCK_S = (0.5, 3.0)
+LATE_S = (0.05, 1.2)
+LATER_S = (0.5, 1.4)  # than it takes to be taken for dead
 REFUSED_S = 0.002
 
 Reply = Callable[[Any], None]
@@ -94,6 +96,7 @@ class Server:
         self.trip_s = (0.00005, 0.0004)
         self.commit_s = (0.0003, 0.002)
         self.lose_before = self.lose_after = self.overtake = self.stick = self.busy = self.delay = 0.0
+        self.late_s = LATE_S
         self.down = False
         self.ahead_s = 0.0  # of its clock, behind jumps
         self.stalled_until_s = 0.0
@@ -230,7 +233,7 @@ class Server:
         lost_after = not lost_before and chance < self.lose_before + self.lose_after
         stuck = dice.random() < self.stick
         overtaken = dice.random() < self.overtake
-        late_s = dice.uniform(0.05, 1.2) if dice.random() < self.delay else 0.0
+        late_s = dice.uniform(*self.late_s) if dice.random() < self.delay else 0.0
         lanes = [batch.lane_id] if batch.hand_over is None else [batch.lane_id, batch.hand_over.to_lane]
 
         def commit(answer: Reply, wanting: _Wanting) -> None:

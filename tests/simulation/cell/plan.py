@@ -58,6 +58,7 @@ THEMES: dict[str, tuple[str, ...]] = {
     "clocks": ("leap", "leap", "leap", "database_clock", "stop", "kill", "freeze", "kill_agent"),
     "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
+OFTEN = ("mixed", "zombies", "deaths", "wires", "database", "agents")  # twice as often as the others
 
 
 def make_plan(seed: int, scale: Scale) -> list[Event]:
@@ -74,7 +75,7 @@ def make_plan(seed: int, scale: Scale) -> list[Event]:
             events.append(Event(at_s + dice.choice([0.05, 0.2, 0.6, 2.0]), "delete", number=number))
     for _ in range(scale.powers):
         events.append(Event(0.5 + dice.random() * busy_s, "power", number=dice.randrange(scale.creates)))
-    kinds = THEMES[scale.theme or dice.choice(list(THEMES))]
+    kinds = THEMES[scale.theme or dice.choice([*THEMES, *OFTEN])]
     share = scale.seconds / 5.0
     numbers = itertools.count(scale.creates)
     for _ in range(dice.randint(int(FAULTS_MIN * share), int(FAULTS_MAX * share))):

@@ -12,7 +12,7 @@ import gevent
 
 from tests.simulation.cell import stage
 from tests.simulation.cell.checker import Checker
-from tests.simulation.cell.database import Rows, Server, SimStore
+from tests.simulation.cell.database import LATE_S, LATER_S, Rows, Server, SimStore
 from tests.simulation.cell.fleet import CELL, Agent, Conductor
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
@@ -419,8 +419,11 @@ class World:
 
     def _late_packets(self, event: Event) -> None:
         """What is sent to the database now takes longer than a lease."""
-        self.server.delay = 0.5
-        self.loop.later(event.for_s, None, setattr, self.server, "delay", 0.0)
+        self.server.delay, self.server.late_s = 0.8, LATER_S
+        self.loop.later(event.for_s, None, self._in_time)
+
+    def _in_time(self) -> None:
+        self.server.delay, self.server.late_s = 0.0, LATE_S
 
     def _slow(self, event: Event) -> None:
         self.network.weather = Weather(slow=0.3)

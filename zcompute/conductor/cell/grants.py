@@ -61,9 +61,10 @@ class Grants:
         return self._page(request)
 
     def _page(self, request: HostGrantsRequest) -> HostGrantsReply:
-        before = self._epochs(request.partitions)
+        ledger = self._env.ledger
+        before = ledger.owner_epochs(request.partitions)
         if not before:
-            raise NotOwner("none of these partitions is owned here", map_version=self._env.ledger.map.version)
+            raise NotOwner("none of these partitions is owned here", map_version=ledger.map.version)
         rows = self._env.store.scan(
             INSTANCES,
             partitions=sorted(before),
@@ -71,7 +72,7 @@ class Grants:
             limit=self._settings.grants_rows,
             after=(request.after,) if request.after else None,
         )
-        now = self._epochs(request.partitions)
+        now = ledger.owner_epochs(request.partitions)
         return HostGrantsReply(
             grants=[
                 Grant(instance_uuid=row.uuid, generation=row.command_generation, reporter_generation=row.generation)
@@ -81,8 +82,3 @@ class Grants:
             owner_epochs={partition: epoch for partition, epoch in before.items() if now.get(partition) == epoch},
             after=rows[-1].uuid if len(rows) == self._settings.grants_rows else "",
         )
-
-    def _epochs(self, partitions: list[int]) -> dict[int, int]:
-        """Since when those of them are owned that are."""
-        ledger = self._env.ledger
-        return {partition: ledger.owner_epoch(partition) for partition in partitions if ledger.owns(partition)}

@@ -169,7 +169,7 @@ class CellRole:
         log.info("partitions lost count=%s", len(gone))
 
     def _owned(self, partitions: Sequence[int]) -> list[int]:
-        return [partition for partition in partitions if self._env.ledger.owns(partition)]
+        return list(self._env.ledger.owner_epochs(partitions))
 
     def _each_page(self, table: TableCodec[T], partitions: Sequence[int], take: Callable[[list[T]], None]) -> int:
         """Read all rows of these partitions, page by page; a database that is away is waited for while they are owned.
