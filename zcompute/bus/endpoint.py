@@ -11,6 +11,7 @@ import gevent
 import msgspec
 import zmq
 
+from zcompute.bus.beside import IoThread
 from zcompute.bus.conduct import Conduct
 from zcompute.bus.counters import Counters, Refusals
 from zcompute.bus.dialler import Dialler
@@ -110,6 +111,7 @@ class Endpoint:
         self.up_links: dict[Link, None] = {}
         self.closed = False
         self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
+        self._io_thread = IoThread(self.context, limits)
         self._attributes = attributes
         self._topics = sorted(set(topics))
         self._prepared: dict[int, PreparedMethod] = {}
@@ -394,6 +396,7 @@ class Endpoint:
     def _tick(self) -> None:
         now = time.monotonic()
         try:
+            self._io_thread.tick()
             for pool in self._pools:
                 if pool.jobs or pool.marked:
                     pool.mark(now)
@@ -424,6 +427,7 @@ class Endpoint:
             self._zap.watch.poke()
 
     def _keep_house(self, now: float) -> None:
+        self._io_thread.look(now)
         for link in self.sessions.expired(now):
             link.close("lost for too long")
         if self.keyring is not None and self.keyring.version != self._keyring_version:

@@ -1,0 +1,93 @@
+"""libzmq's I/O thread runs on the processor on which its loop runs.
+
+Each frame has the loop wake the I/O thread, or the I/O thread wake the loop, and one then mostly waits for the other. On
+two processors such a wake-up crosses to another one, and takes it from whoever works there; on one it is a switch (see
+docs/decisions/0006). An I/O thread that has a lot to do itself (large payloads, thousands of handshakes) is let go.
+"""
+
+import ctypes
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from zcompute.bus.limits import Limits
+
+log = logging.getLogger(__name__)
+
+_TASKS = Path("/proc/self/task")
+_numbers = itertools.count(1)
+
+
+def _processor() -> Callable[[], int] | None:
+    """The C library's question on which processor this thread runs; None where there is no such thing."""
+    asked: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+    return asked if hasattr(os, "sched_setaffinity") else None
+
+
+class IoThread:
+    """Keeps the I/O thread of one context beside the loop, as `tick` finds it. Belongs to the loop's thread."""
+
+    def __init__(self, context: "zmq.Context[Any]", limits: Limits) -> None:
+        number = next(_numbers)
+        context.set(zmq.THREAD_NAME_PREFIX, number)
+        self._name = f"{number}/ZMQbg/IO/0"[:15]  # what the kernel keeps of it
+        self._busy_max = limits.io_beside_share_max
+        self._processor = _processor() if self._busy_max else None
+        self._thread = 0
+        self._at = -1  # the processor it was put on; -1: any
+        self._allowed: set[int] = set()
+        self._looked_at = 0.0
+        self._used_s = 0.0
+
+    def tick(self) -> None:
+        """Follow the loop to the processor on which it runs now. Cheap: asked at every tick of the endpoint."""
+        if self._thread and self._at >= 0 and self._processor is not None:
+            here = self._processor()
+            if here != self._at:
+                self._put({here}, here)
+
+    def look(self, now: float) -> None:
+        """Once a second: find the thread; let it go while its own work is a large part of a processor's."""
+        if self._processor is None:
+            return
+        try:
+            if not self._thread:
+                self._find()
+                return
+            used_s = int((_TASKS / str(self._thread) / "schedstat").read_text().split()[0]) / 1e9
+        except (OSError, ValueError, IndexError) as error:
+            self._give_up(error)
+            return
+        share = (used_s - self._used_s) / max(now - self._looked_at, 1e-3)
+        self._used_s, self._looked_at = used_s, now
+        if share > self._busy_max:
+            if self._at >= 0:
+                self._put(self._allowed, -1)
+        elif self._at < 0 and share < self._busy_max / 2:
+            here = self._processor()
+            self._put({here}, here)
+
+    def _find(self) -> None:
+        """It exists from the first socket on."""
+        for task in _TASKS.iterdir():
+            if (task / "comm").read_text().strip() == self._name:
+                self._allowed = os.sched_getaffinity(0)
+                self._thread = int(task.name)
+
+    def _put(self, processors: set[int], at: int) -> None:
+        try:
+            os.sched_setaffinity(self._thread, processors)
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._at = at
+
+    def _give_up(self, error: Exception) -> None:
+        """A kernel or a sandbox without it: the thread runs where it is put."""
+        log.info("io thread not kept beside its loop error=%s", error)
+        self._processor = None
