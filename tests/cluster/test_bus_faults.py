@@ -425,7 +425,9 @@ def test_a_stopped_follower_is_told_its_gap_and_delays_no_other(scene: Scene) ->
     wait_until(lambda: len(stopped.journal.lines("news")) > quiet)
     append()
     wait_until(lambda: stopped.journal.lines("news")[-1][0] == str(stream.next - 1))
-    (gap,) = stopped.journal.lines("gap")
+    # What the append above pushes out of the publisher's fifty may be a second gap, told after the first.
+    gaps = [range(int(words[0]), int(words[1])) for words in stopped.journal.lines("gap")]
+    assert len(gaps) <= 2, gaps
+    assert max(map(len, gaps)) > 100, gaps
     cursors = [int(words[0]) for words in stopped.journal.lines("news")]
-    assert int(gap[1]) - int(gap[0]) > 100
-    assert cursors == [*range(int(gap[0])), *range(int(gap[1]), stream.next)]
+    assert cursors == [cursor for cursor in range(stream.next) if not any(cursor in gap for gap in gaps)]

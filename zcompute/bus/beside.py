@@ -1,6 +1,6 @@
 """libzmq's I/O thread runs on the processor on which its loop runs.
 
-Each frame has the loop wake the I/O thread, or the I/O thread wake the loop, and one then mostly waits for the other. On
+Each frame has the loop wake the I/O thread, or the I/O thread wake the loop; one then mostly waits for the other. On
 two processors such a wake-up crosses to another one, and takes it from whoever works there; on one it is a switch (see
 docs/decisions/0006). An I/O thread that has a lot to do itself (large payloads, thousands of handshakes) is let go.
 """
