@@ -23,11 +23,8 @@ class Ledger:
     def __init__(self):
         self.epochs = dict.fromkeys(ALL, 7)
 
-    def owns(self, partition):
-        return partition in self.epochs
-
-    def owner_epoch(self, partition):
-        return self.epochs[partition]
+    def owner_epochs(self, partitions):
+        return {partition: self.epochs[partition] for partition in partitions if partition in self.epochs}
 
 
 class Store:

@@ -32,7 +32,7 @@ def role():
     made = object.__new__(CellRole)
     made._settings = CellSettings(scan_retry_ms=0)
     made._stopped = False
-    made._env = SimpleNamespace(ledger=SimpleNamespace(owns=lambda _: True))
+    made._env = SimpleNamespace(ledger=SimpleNamespace(owner_epochs=lambda asked: dict.fromkeys(asked, 1)))
     return made
 
 
@@ -52,5 +52,5 @@ def test_a_row_that_cannot_be_read_keeps_back_its_own_partition_only(role):
 
 
 def test_reading_ends_when_the_partitions_are_lost(role):
-    role._env.ledger.owns = lambda _: False
+    role._env.ledger.owner_epochs = lambda _: {}
     assert read(role, Store(failures=1), [partition_of(UUID)]) == (0, [])
