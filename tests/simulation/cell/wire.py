@@ -469,6 +469,9 @@ class SimContext:
     def __init__(self, io_threads: int = 1) -> None:
         self.closed = False
 
+    def set(self, option: int, value: int) -> None:
+        """Every option that the bus sets is as this network behaves."""
+
     def socket(self, kind: int) -> SimSocket:
         return SimRouter(self.network) if kind == zmq.ROUTER else SimDealer(self.network)
 
