@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 PLACE = re.compile(r'(?:failpoint\(|passing=)"([a-z_.]+)"')
 
 
+OF_AGENTS = ("commands.", "steps.", "reporter.", "journal.")
+
+
 def places() -> list[str]:
     """Every name in the sources."""
     return [name for path in (ROOT / "zcompute").rglob("*.py") for name in PLACE.findall(path.read_text())]

@@ -16,6 +16,7 @@ from zcompute.compute.settings import Settings
 from zcompute.compute.steps import Steps
 from zcompute.compute.virt.driver import Domain, Driver
 from zcompute.compute.workers import Work, Workers
+from zcompute.failpoints import failpoint
 from zcompute.objects.command import (
     AdoptRequest,
     CommandReply,
@@ -110,7 +111,9 @@ class Commands:
     def forget(self, request: ForgetRequest, context: CallContext) -> CommandReply:
         """The task has ended; of an older task than the newest known here it is no news."""
         self._admit(request.order)
+        failpoint("commands.before_forget")
         self._generations.forget(request.order)
+        failpoint("commands.after_forget")
         return CommandReply()
 
     # -- deciding --------------------------------------------------------------------------------------------------
@@ -186,6 +189,7 @@ class Commands:
                 raise self._busy(f"this agent reports {self._settings.observations_max} instances, the most it may")
 
     def _record(self, order: Order, command: str) -> None:
+        failpoint("commands.before_record")
         try:
             on_disk = self._generations.begin(order, command, time.monotonic())
         except CommandsFull as error:
@@ -193,6 +197,7 @@ class Commands:
         if not on_disk and command == COMMAND_SPAWN:
             raise self._busy("the command journal cannot be written: is the disk of the state directory full?")
         self._check_kept(on_disk)  # a destroy goes on: it is what makes room
+        failpoint("commands.after_record")
 
     def _submit(self, order: Order, work: Work) -> None:
         key = _order_key(order)

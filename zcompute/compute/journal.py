@@ -21,6 +21,7 @@ from pathlib import Path
 
 from zcompute.compute.errors import JournalUnsupported, JournalWriteFailed
 from zcompute.compute.settings import Settings
+from zcompute.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,9 @@ class JournalFile:
         """Write one record. Raises JournalWriteFailed; the records before it are untouched then."""
         if not self.sound:
             raise JournalWriteFailed(f"{self.path}: an earlier write failed, rewrite it first")
+        failpoint("journal.before_append")
         self._write(frame(record))
+        failpoint("journal.after_append")
 
     def _write(self, data: bytes) -> None:
         written = 0
@@ -181,7 +184,9 @@ class JournalFile:
                 size_bytes += file.write(HEADER)
                 for record in records:
                     size_bytes += file.write(frame(record))
+            failpoint("journal.before_replace")
             os.rename(fresh, self.path)
+            failpoint("journal.after_replace")
         except OSError as error:
             os.close(descriptor)
             with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ from zcompute.compute.links import relays
 from zcompute.compute.outbox import Entry, Outbox
 from zcompute.compute.settings import Settings
 from zcompute.compute.ways import Ways
+from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
 from zcompute.objects.report import (
     VERDICT_ALREADY_THERE,
@@ -147,7 +148,9 @@ class Reporter:
                 asked = True
                 self.on_not_owner(link, ack.version)
         if final:
+            failpoint("reporter.before_prune")
             self._outbox.forget(final)
+            failpoint("reporter.after_prune")
         self._wake.set()
 
     def _taken(self, ack: Ack) -> None:
@@ -203,6 +206,7 @@ class Reporter:
         if not reports:
             return
         taken = 0
+        failpoint("reporter.before_send")
         try:
             taken = link.report(reports)
         except BusError as error:

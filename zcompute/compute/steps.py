@@ -12,6 +12,7 @@ from zcompute.compute.generations import COMMAND_DESTROY, COMMAND_SPAWN, Generat
 from zcompute.compute.observer import Observer
 from zcompute.compute.reporter import Reporter
 from zcompute.compute.virt.driver import Domain, Driver
+from zcompute.failpoints import failpoint
 from zcompute.objects.command import Order
 from zcompute.objects.instance import POWER_NOSTATE, Instance
 from zcompute.objects.partition import partition_of
@@ -60,6 +61,7 @@ class Steps:
             return
         domain: Domain | None = None
         outcome, message = OUTCOME_DONE, ""
+        failpoint("steps.before_work")
         try:
             domain = work()
         except DriverError as error:
@@ -70,6 +72,7 @@ class Steps:
             log.exception("%s failed instance=%s host=%s", command, order.instance_uuid, order.host)
         if outcome == OUTCOME_FAILED and command == COMMAND_SPAWN and not self._cleared(order):
             return
+        failpoint("steps.after_work")
         self.ended(order, self._step(order, command, outcome, message, domain), domain)
 
     def _cleared(self, order: Order) -> bool:
@@ -98,6 +101,7 @@ class Steps:
     def ended(self, order: Order, step: Step, domain: Domain | None) -> None:
         """Owe the result, then record it, then report the instance where this host was granted it."""
         self.report(order, step)
+        failpoint("steps.after_result")
         done = step.outcome == OUTCOME_DONE
         grant: int | None = None
         if done and step.command == COMMAND_DESTROY:
@@ -106,7 +110,9 @@ class Steps:
         elif done and step.grant:
             grant = step.grant
         self._generations.finish(order, step, grant)
+        failpoint("steps.after_finish")
         self.observe(order, domain)
+        failpoint("steps.after_observation")
         log.info(
             "%s %s instance=%s host=%s task=%s attempt=%d",
             step.command,
