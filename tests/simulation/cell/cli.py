@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     total = Total()
     warm_up()
     seeds = iter(range(given.seed, given.seed + given.seeds))
-    pool = Pool(given.jobs, given.lives)
+    pool = Pool(given.jobs, min(given.lives, -(-given.seeds // max(1, given.jobs))))
     said_s = began_s
     for outcome in run_all(seeds, scale, pool, given.keep, given.sabotage, given.budget_s):
         total.add(outcome)

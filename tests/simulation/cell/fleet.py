@@ -113,6 +113,22 @@ class Agent:
             os.close(self.service._state._descriptor)
             self.service = None
 
+    def stop(self, then: Callable[[], None]) -> None:
+        """The planned end."""
+        service, process = self.service, self.process
+
+        def end() -> None:
+            if service is None or self.service is not service:
+                return
+            service.stop()
+            if self.service is service:  # else it was killed meanwhile
+                owed, self.service = self._entries(), None
+                self.kill()
+                self.owed = owed
+                self.world.loop.soon(None, then)
+
+        self.world.loop.spawn(process, end)
+
     def look(self) -> None:
         """The hypervisor tells the agent that something has changed."""
         service = self.service

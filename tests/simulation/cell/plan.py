@@ -48,7 +48,7 @@ class Event:
 THEMES: dict[str, tuple[str, ...]] = {
     "mixed": ("freeze", "kill", "stall_hub", "stop", "kill_agent", "freeze_agent", "cut", "block", "isolate", "crash",
               "stall", "nasty", "slow", "failing", "full", "kill_all", "zombie", "deaf", "late", "race", "join", "leap",
-              "database_clock"),
+              "database_clock", "stop_agent"),
     "zombies": ("zombie", "zombie", "zombie", "freeze", "stall_hub", "kill", "nasty", "late"),
     "deaths": ("kill", "kill_all", "stop", "kill_agent", "nasty", "race", "race"),
     "wires": ("block", "deaf", "deaf", "cut", "isolate", "slow", "freeze_agent", "late"),
@@ -56,7 +56,7 @@ THEMES: dict[str, tuple[str, ...]] = {
     "stateless": ("lose_state", "lose_file", "lose_file", "kill_agent", "kill"),
     "members": ("join", "join", "absent", "stop", "stop", "kill", "freeze", "block"),
     "clocks": ("leap", "leap", "leap", "database_clock", "stop", "kill", "freeze", "kill_agent"),
-    "agents": ("kill_agent", "kill_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
+    "agents": ("kill_agent", "kill_agent", "stop_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
 OFTEN = ("mixed", "zombies", "deaths", "wires", "database", "agents")  # twice as often as the others
 
@@ -161,7 +161,7 @@ def _fault(dice: random.Random, scale: Scale, kind: str, at_s: float) -> Event:
         return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5]), number=dice.randrange(8))
     if kind == "database_clock":
         return Event(at_s, kind, for_s=dice.choice([1.0, 20.0, 3600.0]))
-    if kind in ("kill_agent", "freeze_agent", "lose_state"):
+    if kind in ("kill_agent", "stop_agent", "freeze_agent", "lose_state"):
         return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5, 2.5]))
     if kind in ("cut", "block"):
         others = [agent, agent, agent, "r1", "s1", *(f"c{n}" for n in range(1, scale.conductors + 1))]

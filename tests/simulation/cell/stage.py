@@ -151,8 +151,9 @@ def _replace_seams(loop: VirtualLoop, network: Network) -> None:
     from zcompute.conductor import cpu, lease, service
     from zcompute.conductor.tasks.run import TaskRun
 
-    Endpoint.__init__.__kwdefaults__["limits"] = Limits(tick_ms=TICK_MS, events_reread_ms=REREAD_MS)
-    service.LIMITS = replace(service.LIMITS, tick_ms=TICK_MS, events_reread_ms=REREAD_MS)
+    slow: dict[str, Any] = {"tick_ms": TICK_MS, "events_reread_ms": REREAD_MS, "io_beside_share_max": 0.0}
+    Endpoint.__init__.__kwdefaults__["limits"] = Limits(**slow)
+    service.LIMITS = replace(service.LIMITS, **slow)
     cpu.cpu_s = cpu.cpu_wait_s = lambda: 0.0
     for module in (dialler, listener, route):
         for name, stand_in in _kernel(network).items():

@@ -294,6 +294,12 @@ class World:
             agent.owed = set()
             self.checker.lost_state(agent.name)
 
+    def _stop_agent(self, event: Event) -> None:
+        """An agent ends by plan, and begins again."""
+        agent = self.agents[event.who]
+        if not agent.process.dead and agent.process.held is None and agent.service is not None:
+            agent.stop(lambda: self.loop.later(event.for_s, None, self._revive, agent))
+
     def _lose_file(self, event: Event) -> None:
         """An agent dies, and one of its files is deleted, or half of it."""
         agent = self.agents[event.who]
