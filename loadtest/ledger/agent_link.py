@@ -58,6 +58,7 @@ class AgentLink:
         self.epoch = 0
         self.attached = False
         self.asked = False
+        self.superseded = False
         self.lost_times = 0
         self._identity = identity
         self._incarnation = uuid.uuid4().hex
@@ -130,6 +131,9 @@ class AgentLink:
         self.asked = False
         outcome = answer.outcome
         if isinstance(outcome, Error) and outcome.wire_name in ("NotOwner", "Busy", "Unavailable"):
+            return
+        if isinstance(outcome, Error) and outcome.wire_name == "EpochRefused":
+            self.superseded = True  # a host.begin whose answer was lost with its link was carried out twice
             return
         if not isinstance(outcome, Reply):
             raise RuntimeError(f"{self.host}: {answer.call.method}: {outcome}")

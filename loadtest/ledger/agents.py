@@ -89,6 +89,13 @@ class Agent:
             mine = [i for i in self.instances if owners[partition_of(i.uuid)] == link.place.service_id]
             self._by_link[link] = (mine, itertools.cycle(mine))
 
+    def begin_again(self) -> None:
+        """Another begin of the host came behind the one whose epoch is known: take a third."""
+        self.epoch = 0
+        for link in self.links:
+            link.attached = link.superseded = False
+            link.epoch = 0
+
     def next_link(self) -> AgentLink:
         """The links in turn, those without an instance left out."""
         while True:
@@ -193,6 +200,8 @@ class Agents:
     def _advance(self, link: AgentLink, order: Connect, began: set[int], now: float) -> None:
         """The next step of an agent's greeting: hello, the host's epoch from its owner, attached everywhere."""
         agent = self._agents[link.agent - self._first]
+        if link.superseded:
+            agent.begin_again()
         if not link.up:
             link.say_hello(now)
         elif link.asked:

@@ -1,16 +1,19 @@
 """Instances in bulk: rows straight into a database whose conductors do not run yet."""
 
+import time
 from collections.abc import Iterator
 
 from loadtest.ledger.world import BARE_HOST, BARE_INSTANCES, host_name, instance, uuid_of
 from zcompute.db.native.connection import Connection
 from zcompute.db.native.literal import tuple_literal
-from zcompute.db.tables import INSTANCES
+from zcompute.db.tables import INSTANCES, USAGE_AUDITS
 from zcompute.db.url import MariaDbTarget
-from zcompute.objects.partition import partition_of
+from zcompute.objects.notification import UsageAudit
+from zcompute.objects.partition import PARTITIONS, partition_of
 
 ROWS_A_STATEMENT = 1_000
 STATEMENT_TIMEOUT_S = 120.0
+AUDIT_US = 3_600_000_000
 _MARKS = ("UUID-MARK", 4242424242, "NAME-MARK", "HOST-MARK")
 
 
@@ -39,6 +42,17 @@ def _rows(instances: int, agents: int) -> Iterator[bytes]:
         )  # fmt: skip
 
 
+def _audited() -> bytes:
+    """The hour's audit (``instance.exists``) of every partition, as told already: it would tell of all instances beside
+    the first rounds, and of none beside the others."""
+    told_us = (time.time_ns() // 1000 // AUDIT_US + 1) * AUDIT_US
+    rows = [
+        tuple_literal(USAGE_AUDITS.to_row(UsageAudit(partition_id=partition, period_at_us=told_us), partition))
+        for partition in range(PARTITIONS)
+    ]
+    return b"INSERT INTO usage_audits (%s) VALUES %s" % (",".join(USAGE_AUDITS.columns).encode(), b",".join(rows))
+
+
 def seed_instances(target: MariaDbTarget, instances: int, agents: int) -> int:
     """Insert all instances, unlogged; how many rows."""
     connection = Connection(target, timeout_s=STATEMENT_TIMEOUT_S)
@@ -54,6 +68,7 @@ def seed_instances(target: MariaDbTarget, instances: int, agents: int) -> int:
                 chunk.clear()
         if chunk:
             count += connection.query(head + b",".join(chunk))
+        connection.query(_audited())
     finally:
         connection.cut()
     return count

@@ -49,6 +49,7 @@ from zcompute.bus.stat import (
 )
 from zcompute.bus.streams import Stream, Streams
 from zcompute.bus.turn import Turn
+from zcompute.bus.untold import Untold
 from zcompute.bus.workers import WorkerPool
 from zcompute.bus.zap import ZapHandler
 
@@ -107,6 +108,7 @@ class Endpoint:
         self.admit_pool = WorkerPool("admit", limits.admit_workers, limits.routes_max * 2, limits.job_run_max)
         self._pools = (*self.serving.pools.values(), self.link_pool, self.admit_pool)
         self.active: set[Link] = set()  # links whose core watches the time
+        self.untold: Untold[Link] = Untold()
         self.blocked: set[Link] = set()  # links with a frame that the socket would not take
         self.up_links: dict[Link, None] = {}
         self.closed = False
@@ -318,6 +320,7 @@ class Endpoint:
         for link in links:
             link.close("endpoint closed")
         self.active.clear()
+        self.untold.clear()
         self.blocked.clear()
         for dialler in self._diallers.values():
             dialler.close(linger_ms)
@@ -404,6 +407,8 @@ class Endpoint:
                 self.active = {link for link in self.active if link.core.active}
                 for link in list(self.active):
                     link.tick(now)
+            for link in self.untold.take(now):
+                link.tick(now)
             self.retry_all_blocked()
             for listener in list(self._listeners):
                 listener.tick(now)

@@ -206,6 +206,11 @@ class Link:
         self.core.ack(acks)
         self._settle_queue()
 
+    @property
+    def reports_unanswered(self) -> int:
+        """Reports of the peer's that arrived over this connection and have no ack yet."""
+        return self.core.reports_in.unacked
+
     def admit_report(self, lane: int) -> bool:
         """Take a report of the peer's into a lane, until `settle_report`; False when the lane has `lane_credit` of this
         peer's. It is then to be answered at once, with the lane and a time to come again, and disturbs no other lane.
@@ -293,7 +298,7 @@ class Link:
             self._turn.soon(_wake, answered)
 
     def tick(self, now: float) -> None:
-        """Let the core look at the time."""
+        """Let the core look at the time: with every tick while it is `active`, and when word of reports is due."""
         self.happen(self.core.tick(now), now)
 
     def lose(self, reason: str) -> None:
@@ -338,8 +343,11 @@ class Link:
                 self._happen_rarely(happening)
         if self.core.outgoing:
             self._settle_queue()
-        if self.core.active:
+        core = self.core
+        if core.active:
             endpoint.active.add(self)
+        if core.reports_in.untold and core.state is State.UP:
+            endpoint.untold.add(self, core.reports_in.credit_due_at)
 
     def _settle_queue(self) -> None:
         if self.core.outgoing.control_full:

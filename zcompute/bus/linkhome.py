@@ -10,6 +10,7 @@ from zcompute.bus.inbox import OwnerHome
 from zcompute.bus.method import MethodSpec, PreparedMethod
 from zcompute.bus.sending import FrameTaker
 from zcompute.bus.turn import Turn
+from zcompute.bus.untold import Untold
 
 if TYPE_CHECKING:
     from zcompute.bus.link import Link
@@ -56,6 +57,7 @@ class LinkHome(OwnerHome, Protocol):
 
     handlers: "Handlers[Link]"
     active: "set[Link]"
+    untold: "Untold[Link]"
     blocked: "set[Link]"
     up_links: "dict[Link, None]"
     turn: Turn

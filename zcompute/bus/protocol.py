@@ -2,7 +2,8 @@
 
 The same core serves both ends. A dialler begins with `begin_hello`; a listener that admitted a hello calls `accept`.
 `receive` takes a frame, `take_frame` gives the next one, `tick` is called every few tens of milliseconds while
-`active`. What was lost with a link (calls, casts, reports) is settled in `lost` and at the next hello.
+`active`, and at `reports_in.credit_due_at` while that is `untold`. What was lost with a link (calls, casts, reports) is
+settled in `lost` and at the next hello.
 """
 
 from collections.abc import Callable, Mapping
@@ -342,10 +343,10 @@ class LinkCore(Calls):
 
     @property
     def active(self) -> bool:
-        """True while `tick` has something to watch."""
+        """True while `tick` has something to watch, beside the word that is due of received reports."""
         if self.state is UP:
-            streams = bool(len(self.streams_in)) or self.streams_out.waiting
-            return streams or bool(self.calls) or self.reports_out.waiting or self.reports_in.untold
+            streams = len(self.streams_in) > 0 or self.streams_out.waiting
+            return streams or bool(self.calls) or self.reports_out.waiting
         return bool(self.calls or self.serving)
 
     def tick(self, now: float) -> list[Happening]:

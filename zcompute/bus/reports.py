@@ -245,6 +245,11 @@ class ReportReceiver:
         self._told = self.expected
         return Credit(self._link_number, self.expected, self._limit)
 
+    @property
+    def credit_due_at(self) -> float:
+        """When the peer will have waited `received_ack_ms` for word of its reports, while it is `untold`."""
+        return self._untold_since + self._limits.received_ack_ms / 1000
+
     def credit_due(self, now: float) -> bool:
-        """True when the peer has waited `received_ack_ms` for word of its reports."""
-        return self.untold and now - self._untold_since >= self._limits.received_ack_ms / 1000
+        """True when it has."""
+        return self.untold and now >= self.credit_due_at

@@ -281,7 +281,7 @@ class StreamSender:
     @property
     def waiting(self) -> bool:
         """True while events are on their way that were not confirmed."""
-        return any(follower.received < follower.next for follower in self._followers.values())
+        return bool(self._followers) and any(one.received < one.next for one in self._followers.values())
 
     def tick(self, now: float) -> int:
         """Send again what was not confirmed for `retransmit_ms`; returns for how many streams."""

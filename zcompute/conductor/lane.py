@@ -121,6 +121,8 @@ class Lane:
             return "filling_bytes_max", limits.filling_bytes_max
         if len(self._queue) >= limits.filling_decisions_max:
             return "filling_decisions_max", limits.filling_decisions_max
+        if self._queue and time.monotonic() - self._queue[0].asked_at_s > limits.batch_age_ms_max / 1000:
+            return "batch_age_ms_max", limits.batch_age_ms_max
         return None
 
     def end(self) -> list[Ticket]:

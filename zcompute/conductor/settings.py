@@ -10,6 +10,7 @@ class LedgerLimits:
     batch_rows_max: int = 500
     batch_bytes_max: int = 4 << 20  # of row values: hexadecimal literals double it, max_allowed_packet is 16 MiB
     batch_decisions_max: int = 2000
+    batch_age_ms_max: int = 5_000  # the oldest change of the batch that fills: newcomers are told Busy
     decision_rows_max: int = 5000
     decision_keys_max: int = 20_000  # far below cache_rows_max: all rows of a decision must be in the cache at once
     notification_bytes_max: int = 60_000  # of a packed one: it is an event of a stream (stream_event_bytes_max)

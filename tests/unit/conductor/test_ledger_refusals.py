@@ -1,5 +1,6 @@
 """Changes that the database or a limit refuses, and those decided upon them."""
 
+import time
 from typing import Any
 
 import pytest
@@ -117,6 +118,25 @@ def test_a_full_queue_says_busy_and_recovers() -> None:
     assert [ticket.wait(1000) for ticket in tickets] == [2, 3, 4, 5, 6]
     assert world.commit("1", world.add_ram("1")) == 7
     assert (world.lane.queued_rows, world.lane.queued_bytes) == (0, 0)
+    world.close()
+
+
+def test_a_batch_that_fills_for_too_long_says_busy_and_recovers() -> None:
+    world = World(LedgerLimits(batch_age_ms_max=50))
+    world.commit("1", world.add_ram("1"))
+    world.connection.gate.clear()
+    tickets = [world.submit("1", world.add_ram("1"))]
+    wait_for(lambda: world.lane.queued_decisions == 0)  # it is in flight: its age is that of no batch that fills
+    time.sleep(0.06)
+    tickets.append(world.submit("1", world.add_ram("1")))
+    tickets.append(world.submit("1", world.add_ram("1")))
+    time.sleep(0.06)
+    with pytest.raises(Busy, match="batch_age_ms_max"):
+        world.submit("1", world.add_ram("1"))
+    assert world.ledger.refused == {"batch_age_ms_max": 1}
+    world.connection.gate.set()
+    assert [ticket.wait(1000) for ticket in tickets] == [2, 3, 4]
+    assert world.commit("1", world.add_ram("1")) == 5
     world.close()
 
 

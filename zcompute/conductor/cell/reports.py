@@ -4,11 +4,11 @@ import logging
 from functools import partial
 from typing import Any
 
-import gevent
 import msgspec
 
 from zcompute.bus import Ack, Link, Report
 from zcompute.bus.errors import Busy, NotOwner, UnsupportedVersion
+from zcompute.conductor.cell.acks import Acks
 from zcompute.conductor.cell.arrivals import Arrivals
 from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.observations import GHOST, judge_observation, judge_step_result
@@ -82,8 +82,7 @@ class Reports:
         self._settings = settings
         self._arrivals: Arrivals[Heard] = Arrivals(env.ledger, env.router, env.service_id, self._submit, self._not_ours)
         relay.answer = self._reply
-        self._acks: dict[Link, list[Ack]] = {}
-        self._flushing = False
+        self._acks = Acks()
         self._stopped = False
 
     def start(self) -> None:
@@ -95,7 +94,7 @@ class Reports:
         self._stopped = True
         self._vouching.stop()
         self._arrivals.stop()
-        self._acks.clear()
+        self._acks.stop()
 
     def received(self, link: Link, reports: list[Report]) -> None:
         """A frame of reports of one agent, or of a fellow conductor that hands them on."""
@@ -266,24 +265,8 @@ class Reports:
         retry_after_ms: int = 0,
         version: int = 0,
     ) -> None:
-        self._reply(link, Ack(report.key, report.seq, verdict, detail, lane, retry_after_ms, version))
+        ack = Ack(report.key, report.seq, verdict, detail, lane, retry_after_ms, version)
+        self._acks.add(link, ack, hurry=True)
 
     def _reply(self, link: Link, ack: Ack) -> None:
-        if self._stopped:
-            return
-        acks = self._acks.get(link)
-        if acks is None:
-            self._acks[link] = [ack]
-        else:
-            acks.append(ack)
-        if not self._flushing:
-            self._flushing = True
-            gevent.spawn(self._flush)
-
-    def _flush(self) -> None:
-        """Runs once the verdicts of a batch are all there: they come one behind the other without a pause."""
-        self._flushing = False
-        acks, self._acks = self._acks, {}
-        for link, verdicts in acks.items():
-            if link.up:
-                link.ack(verdicts)
+        self._acks.add(link, ack)

@@ -80,6 +80,10 @@ class Agent:
         self._seq += 1
         self.world.reports.received(self, [Report(body.instance_uuid, self._seq, msgspec.msgpack.encode(body))])
 
+    @property
+    def reports_unanswered(self) -> int:
+        return self._seq - len(self.acks)
+
     def ack(self, acks: list[Any]) -> None:
         self.acks += acks
 
