@@ -46,8 +46,10 @@ class KnownConductors:
         fresh = self._path.with_name(self._path.name + ".new")
         try:
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(rows))
+            try:
+                os.write(descriptor, msgspec.json.encode(rows))
+            finally:
+                os.close(descriptor)
             fresh.rename(self._path)
         except OSError as error:
             log.warning("known conductors not written path=%s error=%s", self._path, error)

@@ -270,13 +270,15 @@ class VirtualLoop:
 
     def run(self, nowait: bool = False, once: bool = False) -> None:
         ready, timers = self._ready, self._timers
+        take, put = ready.popleft, ready.append
         while True:
             steps = 0
             while ready:
-                entry = ready.popleft()
-                callback, process = entry.callback, entry.process
+                entry = take()
+                callback = entry.callback
                 if callback is None:
                     continue
+                process = entry.process
                 if process is not None and process.held is not None:
                     process.held.append(entry)
                     continue
@@ -293,11 +295,13 @@ class VirtualLoop:
             self.steps += steps
             if not timers:
                 return
-            now_s = self.now_s = max(self.now_s, timers[0][0])
+            if timers[0][0] > self.now_s:
+                self.now_s = timers[0][0]
+            now_s = self.now_s
             while timers and timers[0][0] <= now_s:
                 entry = heappop(timers)[2]
                 if entry.callback is not None:
-                    ready.append(entry)
+                    put(entry)
 
     def run_callback(self, func: Callable[..., Any], *args: Any) -> Callback:
         entry = Callback(func, args, self.process)

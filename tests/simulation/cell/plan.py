@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 FAULTS_MIN, FAULTS_MAX = 2, 8
-AUDITED_EVERY = 128  # one seed of so many: a period of usage is a commit for each of 256 partitions, and costs thrice
+AUDITED_EVERY = 256  # one seed of so many: a period of usage is a commit for each of 256 partitions, and costs thrice
 
 
 @dataclass(frozen=True)
