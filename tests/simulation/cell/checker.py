@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 VIOLATIONS_MAX = 20
 NOTE_INSTANCE, NOTE_TYPE = map(NOTIFICATIONS.columns.index, ("instance_uuid", "event_type"))
+TASK_INSTANCE = TASKS.columns.index("instance_uuid")
 INSTANCE_CLAIM, INSTANCE_HOST, INSTANCE_STATE = map(INSTANCES.columns.index, ("claim", "host", "vm_state"))
 # Rows are compared as they are stored, where objects would cost more than the comparison.
 CLAIM_HOST = CLAIMS.columns.index("host")
@@ -269,6 +270,10 @@ class Checker:
         """A client was told that this server will be deleted."""
         self.note("deleted", uuid)
         self._deleted.add(uuid)
+        row = self._rows.tables[INSTANCES.name].get((uuid,))
+        tasks = (task[TASK_INSTANCE] for task in self._rows.tables[TASKS.name].values())
+        if row is not None and row[INSTANCE_STATE] != VM_DELETED and uuid not in tasks:
+            self.violated("lost", f"delete of {uuid} acknowledged, it is {row[INSTANCE_STATE]} and has no task")
 
     # -- at rest ------------------------------------------------------------------------------------------------
 
