@@ -225,6 +225,11 @@ def test_a_plug_in_of_others_gets_every_change_while_conductors_are_killed_and_o
         assert "a_library_that_is_not_installed" in text
 
 
+def of_root(tail: Tail, uuid: str) -> list[str]:
+    """What the root has told of a server."""
+    return [each["event_type"] for each in tail.told() if each["cell"] == "root" and each["instance_uuid"] == uuid]
+
+
 def test_what_ends_at_the_root_is_told_by_the_root_to_the_same_tail(region: Region, tmp_path: Path) -> None:
     with tailing(region, tmp_path / "t.jsonl", cell="") as tail:
         wait_until(lambda: len(tail.cursors()) >= 2, "both cells are followed")
@@ -245,6 +250,8 @@ def test_what_ends_at_the_root_is_told_by_the_root_to_the_same_tail(region: Regi
     assert set(last) == {"root", "c1"}
     with tailing(region, tmp_path / "again.jsonl", "--from", last["root"], "--from", last["c1"], cell="") as again:
         assert {cursor.partition("/")[0] for cursor in again.cursors()} <= {"root", "c1"}
+        delete_all(region, [uuid])
+        wait_until(lambda: len(of_root(again, uuid)) == 2, "its deletion was told", found=lambda: of_root(again, uuid))
+        assert of_root(again, uuid) == ["instance.delete.start", "instance.delete.end"]
     names = [{(each["cell"], each["partition"], each["n"]) for each in one.told()} for one in (tail, again)]
     assert not names[0] & names[1]
-    delete_all(region, [uuid])

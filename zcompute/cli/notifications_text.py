@@ -136,7 +136,8 @@ takes the notifier's configuration and returns an object with `deliver(batch)`, 
 installed, does not load or does not open is refused by name in the conductor's log; the others run.
 
 The root cell tells in the same way, with `cell` `root`, what ends there: a server that no cell took
-(`instance.create.error`). Its conductors have notifiers of their own configuration.
+(`instance.create.error`), and the deletion of one that no cell has (`instance.delete.start` and `.end`). Its conductors
+have notifiers of their own configuration.
 
 A new notifier begins with what is told from then on; so does `tail` without `--from`. `tail` prints its cursor every
 10 s and at the end; `--from start` begins with the oldest that is kept. Kept are 72 hours and a million of each

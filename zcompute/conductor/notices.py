@@ -10,7 +10,7 @@ from zcompute.objects.base import pack
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.errors import CannotLower
 from zcompute.objects.host import Host
-from zcompute.objects.instance import VM_ERROR, Instance
+from zcompute.objects.instance import TASK_DELETING, VM_BUILDING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.notification import PRIORITY_ERROR, PRIORITY_INFO, Notification
 from zcompute.objects.notification_payloads import (
     ERROR,
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 INSTANCE_UPDATE = "instance.update"
 INSTANCE_CREATE_ERROR = "instance.create.error"
+INSTANCE_DELETE_START = "instance.delete.start"
+INSTANCE_DELETE_END = "instance.delete.end"
 INSTANCE_EXISTS = "instance.exists"
 INSTANCE_EVENTS_FOLDED = "instance.events_folded"
 SERVICE_CREATE = "service.create"
@@ -97,7 +99,27 @@ def build_request_error(
     """``instance.create.error`` when a server ends in ERROR at the root, since no cell had room or answered."""
     if request.state != BUILD_ERROR or (former is not None and former.state == BUILD_ERROR):
         return None
-    instance = Instance(
+    instance = _instance_of(request, now_us, vm_state=VM_ERROR, task_state=None)
+    failure = request.fault.message if request.fault is not None else ""
+    return instance_event(INSTANCE_CREATE_ERROR, instance, request.request_id, failure, packed)
+
+
+def build_request_deleted(
+    request: BuildRequest, now_us: int, request_id: str, packed: Pack = pack
+) -> tuple[Notification, Notification]:
+    """``instance.delete.start`` and ``.end`` of a server that no cell has, in one commit; as Nova tells them."""
+    state = VM_ERROR if request.state == BUILD_ERROR else VM_BUILDING
+    going = _instance_of(request, now_us, vm_state=state, task_state=TASK_DELETING)
+    gone = _instance_of(request, now_us, vm_state=VM_DELETED, task_state=None, deleted_at_us=now_us)
+    return (
+        instance_event(INSTANCE_DELETE_START, going, request_id, packed=packed),
+        instance_event(INSTANCE_DELETE_END, gone, request_id, packed=packed),
+    )
+
+
+def _instance_of(request: BuildRequest, now_us: int, **states: Any) -> Instance:
+    """The server of a build request, as it would be shown."""
+    return Instance(
         uuid=request.uuid,
         project_id=request.project_id,
         user_id=request.user_id,
@@ -106,11 +128,8 @@ def build_request_error(
         spec=request.spec,
         created_at_us=request.created_at_us,
         updated_at_us=now_us,
-        vm_state=VM_ERROR,
-        task_state=None,
+        **states,
     )
-    failure = request.fault.message if request.fault is not None else ""
-    return instance_event(INSTANCE_CREATE_ERROR, instance, request.request_id, failure, packed)
 
 
 def service_change(former: Host | None, host: Host, packed: Pack = pack) -> Notification | None:

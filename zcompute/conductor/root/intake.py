@@ -7,6 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from zcompute.conductor.change import Change
+from zcompute.conductor.notices import build_request_deleted
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, USAGES, TableCodec
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
@@ -42,6 +43,13 @@ def instance_not_found(uuid: str) -> InstanceNotFound:
 def server_keys(uuid: str) -> list[Key]:
     """Every row that the root may have of one server."""
     return [(MAPPINGS, (uuid,)), (BUILD_REQUESTS, (uuid,)), (USAGES, (uuid,))]
+
+
+def delete_unbuilt(change: Change, build_request: BuildRequest, request_id: str) -> None:
+    """A server that no cell has is deleted, and told to be."""
+    for notification in build_request_deleted(build_request, change.now_us, request_id, change.packed):
+        change.notify(notification)
+    delete_server_rows(change, build_request.uuid)
 
 
 def delete_server_rows(change: Change, uuid: str) -> None:
@@ -153,7 +161,7 @@ def delete_keys(request: ServerDeleteRequest) -> list[Key]:
     return [(OPERATIONS, (request.project_id, request.operation_id)), *server_keys(request.uuid)]
 
 
-def delete_server(change: Change, request: ServerDeleteRequest) -> ServerDeleteReply:
+def delete_server(change: Change, request: ServerDeleteRequest, request_id: str = "") -> ServerDeleteReply:
     """Delete a server that is still the root's, or say which cell has it.
 
     In error, or given to no cell yet: all its rows go at once. Being handed off: marked, shown as being deleted, and
@@ -170,7 +178,7 @@ def delete_server(change: Change, request: ServerDeleteRequest) -> ServerDeleteR
     if build_request is None:
         return ServerDeleteReply(accepted=False, cell=mapping.cell)
     if build_request.state == BUILD_ERROR or build_request.cell is None:
-        delete_server_rows(change, request.uuid)
+        delete_unbuilt(change, build_request, request_id)
     elif not build_request.delete_requested:
         change.put(BUILD_REQUESTS, replace(build_request, delete_requested=True))
     change.put(

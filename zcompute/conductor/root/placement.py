@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Change
-from zcompute.conductor.root.intake import Chooser, delete_server_rows
+from zcompute.conductor.root.intake import Chooser, delete_server_rows, delete_unbuilt
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest, InstanceMapping
 from zcompute.objects.instance import Fault
@@ -52,7 +52,7 @@ def assign_cell(
     if build_request.cell is not None and build_request.cell != unsent_to:
         return build_request
     if build_request.delete_requested:
-        delete_server_rows(change, uuid)
+        delete_unbuilt(change, build_request, build_request.request_id)
         return None
     tried = list(mapping.tried_cells)
     cell = choose(build_request.flavor.amounts(), tried if unsent_to is None else [*tried, unsent_to])
@@ -121,7 +121,7 @@ def mapping_refused(change: Change, request: MappingReleaseRequest, choose: Choo
     if build_request is None or build_request.uuid != mapping.uuid or build_request.project_id != mapping.project_id:
         raise InvalidRequest(f"a refusal of {request.uuid} needs its build request", field="build_request")
     if build_request.delete_requested:
-        delete_server_rows(change, request.uuid)
+        delete_unbuilt(change, build_request, build_request.request_id)
         return None
     tried = [*mapping.tried_cells, request.cell]
     cell = choose(build_request.flavor.amounts(), tried)

@@ -186,11 +186,12 @@ class RootRole:
 
     def servers_delete(self, request: methods.ServerDeleteRequest, context: Any) -> methods.ServerDeleteReply:
         """At the project's owner. Raises InstanceNotFound, OperationConflict, NotOwner."""
+        request_name = request_id.get()
         try:
             return self._decide(
                 request.project_id,
                 intake.delete_keys(request),
-                lambda change: intake.delete_server(change, request),
+                lambda change: intake.delete_server(change, request, request_name),
                 context,
             )
         except WrongPartition as error:  # another project's server

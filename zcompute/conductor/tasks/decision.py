@@ -3,7 +3,7 @@
 import msgspec
 
 from zcompute.conductor.change import Change
-from zcompute.conductor.notices import INSTANCE_CREATE_ERROR, instance_event
+from zcompute.conductor.notices import INSTANCE_CREATE_ERROR, INSTANCE_DELETE_END, INSTANCE_DELETE_START, instance_event
 from zcompute.conductor.tasks.history import record
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
@@ -16,8 +16,8 @@ FAULT_CHARS_MAX = 255
 CREATE_START = "instance.create.start"
 CREATE_END = "instance.create.end"
 CREATE_ERROR = INSTANCE_CREATE_ERROR
-DELETE_START = "instance.delete.start"
-DELETE_END = "instance.delete.end"
+DELETE_START = INSTANCE_DELETE_START
+DELETE_END = INSTANCE_DELETE_END
 
 
 class Decision(msgspec.Struct, frozen=True):

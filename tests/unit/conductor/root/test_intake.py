@@ -7,6 +7,7 @@ from zcompute.conductor.root import intake
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, USAGES
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.methods import ServerDeleteRequest
+from zcompute.objects.notification import payload_document
 from zcompute.objects.partition import partition_of
 
 HOME = partition_of("p1")
@@ -103,6 +104,9 @@ def test_deleting_a_server_that_no_cell_can_have_deletes_all_its_rows(decide, ch
     for table in (BUILD_REQUESTS, MAPPINGS, USAGES):
         assert decide.ledger.get(table, UUIDS[0]) is None
     assert delete(decide, UUIDS[0]).accepted, "a repeat gets the first outcome"
+    states = [(told.event_type, payload_document(told.payload)["data"]["state"]) for told in decide.ledger.told]
+    was = "error" if "state" in change else "building"
+    assert states == [("instance.delete.start", was), ("instance.delete.end", "deleted")], "told once"
 
 
 def test_deleting_a_server_that_a_cell_has_names_the_cell(decide):

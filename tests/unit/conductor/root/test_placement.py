@@ -125,6 +125,7 @@ def test_a_refusal_of_a_server_to_be_deleted_deletes_it(region):
     rows(region)[1].delete_requested = True
     assert refused(region, choosing("c2")) is None
     assert rows(region) == (None, None, None)
+    assert [told.event_type for told in region.ledger.told] == ["instance.delete.start", "instance.delete.end"]
 
 
 def test_a_refusal_without_any_build_request_is_invalid(region):
@@ -185,6 +186,7 @@ def test_a_server_without_a_cell_that_is_to_be_deleted_goes_at_once():
     rows(region)[1].delete_requested = True
     assert assign(region, choosing("c1")) is None
     assert rows(region) == (None, None, None)
+    assert [told.event_type for told in region.ledger.told] == ["instance.delete.start", "instance.delete.end"]
 
 
 def test_a_cell_that_was_never_asked_may_be_replaced_under_a_higher_generation(region):
