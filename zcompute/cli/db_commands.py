@@ -2,7 +2,7 @@
 
 import click
 
-from zcompute.cli.exits import CommandError, UsageRefused
+from zcompute.cli.exits import FAILED, CommandError, UsageRefused
 from zcompute.config import Config, ConfigError, load
 from zcompute.db import migrate, seed
 from zcompute.db.errors import StoreError
@@ -25,10 +25,10 @@ def _read(path: str) -> tuple[Config, str, str]:
     return config, configured_url(config.database), kind
 
 
-def _upgrade(config_path: str) -> tuple[str, str]:
+def _upgrade(config_path: str, *, offline: bool = False) -> tuple[str, str]:
     config, url, kind = _read(config_path)
     try:
-        migrate.upgrade(url, kind, config.service.cell)
+        migrate.upgrade(url, kind, config.service.cell, offline=offline)
         now = migrate.status(url)
     except StoreError as error:
         raise CommandError(str(error)) from error
@@ -59,9 +59,48 @@ def init(config_path: str, flavors: bool) -> None:
 
 @db.command()
 @_config_option
-def upgrade(config_path: str) -> None:
-    """Bring the schema to this release. Safe to repeat."""
-    _upgrade(config_path)
+@click.option("--expand", "phase", flag_value="expand", help="Add what this release needs (the default).")
+@click.option("--contract", "phase", flag_value="contract", help="Take away what no release in use needs.")
+@click.option("--status", "phase", flag_value="status", help="Only say what is to be run.")
+@click.option("--gone", multiple=True, metavar="ID", help="--contract: a conductor that will never come back.")
+@click.option("--offline", is_flag=True, help="The cell is stopped: tables may be locked for long.")
+def upgrade(config_path: str, phase: str | None, gone: tuple[str, ...], offline: bool) -> None:
+    """Bring the schema to this release, in two phases. Safe to repeat, and after a run that was cut short.
+
+    --expand runs while the cell works, and what the release before does goes on. --contract runs after `zcompute
+    upgrade finalize`; it is refused, with the reasons, while an older release may need what goes. Exit codes: 0 done
+    (with --status: nothing to run), 1 refused or failed (with --status: something is to be run), 2 wrong usage.
+    """
+    if gone and phase != "contract":
+        raise UsageRefused("--gone: goes with --contract only")
+    if phase == "status":
+        _show_pending(config_path)
+    elif phase == "contract":
+        config, url, kind = _read(config_path)
+        try:
+            migrate.contract(url, kind, config.service.cell, gone=gone, offline=offline)
+            now = migrate.status(url)
+        except StoreError as error:
+            raise CommandError(str(error)) from error
+        click.echo(f"{kind} database of cell {config.service.cell}: contracted to {now.contract_current}")
+    else:
+        _upgrade(config_path, offline=offline)
+
+
+def _show_pending(config_path: str) -> None:
+    config, url, kind = _read(config_path)
+    try:
+        found = migrate.status(url)
+        reasons = migrate.why_not_contract(url) if found.contract else []
+    except StoreError as error:
+        raise CommandError(str(error)) from error
+    click.echo(f"{kind} database of cell {config.service.cell}: release level {found.level or 'none'}")
+    click.echo(f"expand: at {found.current or 'nothing'}, to run: {', '.join(found.expand) or 'nothing'}")
+    click.echo(f"contract: at {found.contract_current or 'nothing'}, to run: {', '.join(found.contract) or 'nothing'}")
+    for reason in reasons:
+        click.echo(f"contract would be refused: {reason}")
+    if found.expand or found.contract:
+        raise click.exceptions.Exit(FAILED)
 
 
 @db.command()

@@ -62,5 +62,13 @@ class SchemaMismatch(StoreError):
     """The database is of another kind, cell or release than was asked for."""
 
 
+class MigrationBlocks(StoreError):
+    """A change of the schema cannot be made without keeping the cell waiting."""
+
+
+class ContractRefused(StoreError):
+    """Something may still need what a contract migration takes away."""
+
+
 class PrivateServerFailed(StoreError):
     """The embedded database server cannot be found, initialised or started."""

@@ -4,25 +4,45 @@ Blocking: for operators' commands and tests, not for a running service.
 """
 
 import fcntl
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
-from zcompute.db.errors import ConnectionLost, DatabaseBusy, SchemaMismatch, StatementFailed, StoreError
+from zcompute.db.errors import (
+    ConnectionLost,
+    ContractRefused,
+    DatabaseBusy,
+    SchemaMismatch,
+    StatementFailed,
+    StoreError,
+)
 from zcompute.db.native.connection import Connection, ServerError
-from zcompute.db.schema import KIND_CELL, KIND_ROOT, RELEASE_LEVEL, cell_state, partitions
+from zcompute.db.online import bounded, patiently
+from zcompute.db.revisions import MIGRATIONS, Revisions, is_contract, release_of
+from zcompute.db.schema import (
+    KIND_CELL,
+    KIND_ROOT,
+    RELEASE_LEVEL,
+    cell_state,
+    conductor_releases,
+    conductors,
+    partitions,
+)
 from zcompute.db.url import MariaDbTarget, SqliteTarget, parse_url, refuse
 from zcompute.objects.partition import PARTITIONS
+from zcompute.objects.stored import LEVELS
+
+log = logging.getLogger(__name__)
 
 LOCK_DEADLINE_S = 60
 STATEMENT_TIMEOUT_S = 3600.0  # a migration may rewrite a large table
@@ -32,91 +52,215 @@ _one_at_a_time = threading.Lock()  # Alembic's context is one a process, whichev
 
 
 class SchemaStatus(msgspec.Struct, frozen=True):
-    """Where a database's schema stands. ``current``, ``kind`` and ``cell`` are None in an empty database."""
+    """Where a database's schema stands. ``current``, ``kind`` and ``cell`` are None in an empty database.
+
+    ``current`` and ``head`` are expand revisions, the database's and this release's; ``level`` is the committed release
+    level; ``expand`` and ``contract`` are the revisions still to be run.
+    """
 
     current: str | None
     head: str
     kind: str | None
     cell: str | None
+    contract_current: str | None = None
+    contract_head: str | None = None
+    level: str = ""
+    expand: tuple[str, ...] = ()
+    contract: tuple[str, ...] = ()
 
     @property
     def is_current(self) -> bool:
-        return self.current == self.head
+        """Whether this release's code finds what it needs."""
+        return self.current is not None and not self.expand
 
 
-def upgrade(url: str, kind: str, cell: str) -> None:
-    """Create the schema, or bring it up to this release; seed what every database holds. Safe to repeat.
+def upgrade(url: str, kind: str, cell: str, *, place: Path = MIGRATIONS, offline: bool = False) -> None:
+    """Create the schema, or expand it to this release's; seed what every database holds. Safe to repeat, and to run
+    while the cell works. A database in which no conductor was ever registered is contracted too.
 
     Raises SchemaMismatch when the database is of another kind or cell or of a newer release, ConnectionLost,
-    DatabaseBusy when another upgrade runs, InvalidUrl.
+    DatabaseBusy when another upgrade runs or a lock is not to be had, MigrationBlocks, InvalidUrl.
     """
+    with _at_work(url, kind, cell, place) as (connection, revisions, found):
+        _run(connection, revisions, kind, found.expand, offline)
+        _seed(connection, kind, cell)
+        if not connection.execute(sa.select(conductors.c.service_id)).first():
+            _run(connection, revisions, kind, found.contract, offline)
+
+
+def contract(
+    url: str,
+    kind: str,
+    cell: str,
+    *,
+    gone: Collection[str] = (),
+    place: Path = MIGRATIONS,
+    offline: bool = False,
+) -> None:
+    """Take away what no release in use needs. Safe to repeat. ``gone``: conductors that will never come back.
+
+    Raises ContractRefused with every reason, and what ``upgrade`` raises.
+    """
+    with _at_work(url, kind, cell, place) as (connection, revisions, found):
+        reasons = contract_reasons(connection, revisions, found, gone)
+        connection.rollback()
+        if reasons:
+            raise ContractRefused(f"contract is refused: {'; '.join(reasons)}")
+        _run(connection, revisions, kind, found.contract, offline)
+
+
+def why_not_contract(url: str, *, gone: Collection[str] = (), place: Path = MIGRATIONS) -> list[str]:
+    """Why the contract revisions may not be run now; empty where they may. Raises ConnectionLost, InvalidUrl."""
+    revisions = Revisions(place)
+    with connected(url) as connection:
+        return contract_reasons(connection, revisions, _status(connection, revisions), gone)
+
+
+def contract_reasons(
+    connection: sa.Connection, revisions: Revisions, found: SchemaStatus, gone: Collection[str] = ()
+) -> list[str]:
+    """Why the pending contract revisions may not be run now; empty where they may."""
+    if found.current is None:
+        return ["the database has no schema: run `zcompute db init`"]
+    if found.expand:
+        return [f"the schema is not expanded to {found.head}: run `zcompute db upgrade --expand`"]
+    needed = max((int(revisions.needs_level(name)) for name in found.contract), default=0)
+    reasons = []
+    if not found.level.isdigit() or int(found.level) < needed:
+        reasons.append(
+            f"the committed release level is {found.level}, {found.contract[-1]} needs {needed}: "
+            "run `zcompute upgrade finalize` when every service is new"
+        )
+    if not found.contract:
+        return []
+    for name, level, alive in registered_levels(connection):
+        if name not in gone and level < max(needed, 1):
+            where = "runs" if alive else "may come back (if it never will: --gone)"
+            reasons.append(f"conductor {name} is of an older release and {where}")
+    return reasons
+
+
+def registered_levels(connection: sa.Connection) -> list[tuple[str, int, bool]]:
+    """Every registered conductor with the release level that its code speaks (0: none that is told), and whether it
+    is alive."""
+    same = sa.and_(
+        conductor_releases.c.service_id == conductors.c.service_id,
+        conductor_releases.c.incarnation == conductors.c.incarnation,
+    )
+    query = sa.select(conductors.c.service_id, conductor_releases.c.code_level, conductors.c.alive).select_from(
+        conductors.outerjoin(conductor_releases, same)
+    )
+    return [(name, int(level) if level else 0, bool(alive)) for name, level, alive in connection.execute(query)]
+
+
+@contextmanager
+def _at_work(url: str, kind: str, cell: str, place: Path) -> Iterator[tuple[sa.Connection, Revisions, SchemaStatus]]:
+    """The database's connection, with nobody else at work on it."""
     if kind not in (KIND_ROOT, KIND_CELL):
         raise refuse(url, f"expected kind root or cell, found {kind!r}")
     with _process_locked(), connected(url) as connection, _locked(url, connection):
-        found = _status(connection)
-        _check(found, kind, cell)
-        config = _config()
-        config.attributes["connection"] = connection
-        config.attributes["kind"] = kind
-        command.upgrade(config, "head")
-        _seed(connection, kind, cell)
+        revisions = Revisions(place)
+        found = _status(connection, revisions)
+        _check_home(found, kind, cell)
+        if strange := [name for name in _applied(connection) if not revisions.knows(name)]:
+            raise SchemaMismatch(
+                f"the schema is at {', '.join(strange)}, which this release (head {revisions.expand_head}) does not "
+                "know: run the newer release that made it"
+            )
+        yield connection, revisions, found
 
 
-def status(url: str) -> SchemaStatus:
+def _run(connection: sa.Connection, revisions: Revisions, kind: str, names: Sequence[str], offline: bool) -> None:
+    """Run these revisions, each with its own note of being done."""
+    revisions.config.attributes["connection"] = connection
+    revisions.config.attributes["kind"] = kind
+    scripts = revisions.scripts
+    with bounded(connection, offline=offline):
+        for name in names:
+
+            def steps(at: Any, _: Any, name: str = name) -> Any:
+                return scripts._upgrade_revs(name, at)  # as Alembic's own command does
+
+            def run() -> None:
+                with EnvironmentContext(revisions.config, scripts, fn=steps):  # called before the next
+                    scripts.run_env()
+
+            log.info("migration revision=%s title=%s", name, revisions.title(name))
+            patiently(name, run, connection.rollback)
+
+
+def status(url: str, *, place: Path = MIGRATIONS) -> SchemaStatus:
     """Which schema the database has. Raises ConnectionLost, InvalidUrl."""
     target = parse_url(url)
+    revisions = Revisions(place)
     if isinstance(target, SqliteTarget) and not Path(target.path).exists():
-        return SchemaStatus(None, _head(), None, None)
+        return _found(revisions, [], None)
     with connected(url) as connection:
-        return _status(connection)
+        return _status(connection, revisions)
 
 
-def check(url: str, kind: str, cell: str) -> None:
-    """What a service asks before it starts. Raises SchemaMismatch, in one sentence that says what to do."""
-    found = status(url)
-    _check(found, kind, cell)
+def check(url: str, kind: str, cell: str, *, place: Path = MIGRATIONS) -> None:
+    """What a service asks before it starts. A schema that the next release has expanded is as good as our own.
+
+    Raises SchemaMismatch, in one sentence that says what to do.
+    """
+    revisions = Revisions(place)
+    with connected(url) as connection:
+        found = _status(connection, revisions)
+        applied = _applied(connection)
+    _check_home(found, kind, cell)
     if found.current is None:
         raise SchemaMismatch(f"the database of {kind} {cell} has no schema: run `zcompute db init`")
-    if not found.is_current:
+    if found.expand:
         raise SchemaMismatch(
             f"the schema is at {found.current}, this release needs {found.head}: run `zcompute db upgrade`"
         )
-
-
-def _check(found: SchemaStatus, kind: str, cell: str) -> None:
-    if found.current is not None and found.current not in _known():
+    ours = release_of(found.head) or 0
+    for name in applied:
+        if not revisions.knows(name) and (is_contract(name) or release_of(name) not in (ours, ours + 1)):
+            raise SchemaMismatch(
+                f"the schema is at {name}, made by a newer release that this one (head {found.head}) cannot work "
+                "beside: run that release"
+            )
+    if found.level not in LEVELS:
         raise SchemaMismatch(
-            f"the schema is at {found.current}, which this release (head {found.head}) does not know: "
-            "run the newer release that made it"
+            f"the committed release level is {found.level!r}, this release reads {', '.join(LEVELS)}: run a newer one"
         )
+
+
+def _check_home(found: SchemaStatus, kind: str, cell: str) -> None:
     if found.kind is not None and (found.kind, found.cell) != (kind, cell):
         raise SchemaMismatch(
             f"the database belongs to {found.kind} {found.cell!r}, expected {kind} {cell!r}: check the database's URL"
         )
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    return config
-
-
-def _head() -> str:
-    return str(ScriptDirectory.from_config(_config()).get_current_head())
-
-
-def _known() -> set[str]:
-    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-
-
-def _status(connection: sa.Connection) -> SchemaStatus:
-    current = MigrationContext.configure(connection).get_current_revision()
-    kind = cell = None
-    if sa.inspect(connection).has_table(cell_state.name):
-        row = connection.execute(sa.select(cell_state.c.kind, cell_state.c.cell)).first()
-        kind, cell = (row.kind, row.cell) if row else (None, None)
+def _applied(connection: sa.Connection) -> list[str]:
+    heads = list(MigrationContext.configure(connection).get_current_heads())
     connection.rollback()
-    return SchemaStatus(current, _head(), kind, cell)
+    return heads
+
+
+def _status(connection: sa.Connection, revisions: Revisions) -> SchemaStatus:
+    row = None
+    if sa.inspect(connection).has_table(cell_state.name):
+        row = connection.execute(sa.select(cell_state.c.kind, cell_state.c.cell, cell_state.c.release)).first()
+    connection.rollback()
+    return _found(revisions, _applied(connection), row)
+
+
+def _found(revisions: Revisions, applied: Sequence[str], row: Any) -> SchemaStatus:
+    return SchemaStatus(
+        current=max((name for name in applied if not is_contract(name)), default=None),
+        head=revisions.expand_head,
+        kind=row.kind if row else None,
+        cell=row.cell if row else None,
+        contract_current=max((name for name in applied if is_contract(name)), default=None),
+        contract_head=revisions.contract_head,
+        level=row.release if row else "",
+        expand=tuple(revisions.pending(applied, contract=False)),
+        contract=tuple(revisions.pending(applied, contract=True)),
+    )
 
 
 def _seed(connection: sa.Connection, kind: str, cell: str) -> None:

@@ -7,11 +7,13 @@ waits for the batch in flight on it. A dead lane stays dead.
 
 from collections.abc import Sequence
 
+from zcompute import __version__
 from zcompute.db.errors import DatabaseBusy, Fenced
 from zcompute.db.session import Session, Sessions
 from zcompute.db.spread import spread
 from zcompute.db.store import BEAT_LOCK, ConductorRow, LaneRow, MapRows, PartitionRow
 from zcompute.failpoints import failpoint
+from zcompute.objects.stored import NEWEST_LEVEL
 
 MAP_READ_TRIES_MAX = 10
 
@@ -30,6 +32,7 @@ def register(sessions: Sessions, conductor: ConductorRow, lanes: int) -> list[in
         former.end(session)
         _forget_lanes(session, conductor.service_id)
         _enter_conductor(session, conductor, started_at_us)
+        _enter_release(session, conductor)
         _raise_version(session)
         session.execute(
             "INSERT INTO beats (incarnation, counter) VALUES (:incarnation, 0)", incarnation=conductor.incarnation
@@ -86,6 +89,19 @@ def _enter_conductor(session: Session, conductor: ConductorRow, started_at_us: i
             "VALUES (:service_id, :incarnation, :address, :public_key, :started_at_us, 1)",
             **values,
         )
+
+
+def _enter_release(session: Session, conductor: ConductorRow) -> None:
+    """What this code is, tied to the incarnation: an older release that comes back leaves the row of the newer."""
+    session.execute("DELETE FROM conductor_releases WHERE service_id = :service_id", service_id=conductor.service_id)
+    session.execute(
+        "INSERT INTO conductor_releases (service_id, incarnation, code_release, code_level) "
+        "VALUES (:service_id, :incarnation, :code_release, :code_level)",
+        service_id=conductor.service_id,
+        incarnation=conductor.incarnation,
+        code_release=__version__,
+        code_level=NEWEST_LEVEL,
+    )
 
 
 def take_over(

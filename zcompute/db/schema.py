@@ -9,12 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from zcompute.db.columns import TABLE_OPTIONS, blob, ident, serial, sqlite_checks, text
+from zcompute.objects.stored import NEWEST_LEVEL
 
 KIND_ROOT = "root"
 KIND_CELL = "cell"
 
 # What stored rows are written for; raised by `upgrade finalize` once every service is new.
-RELEASE_LEVEL = "1"
+RELEASE_LEVEL = NEWEST_LEVEL
 
 ownership = sa.MetaData()
 shared = sa.MetaData()
@@ -71,6 +72,14 @@ _table(
     _need("public_key", ident(64)),
     _need("started_at_us", sa.BigInteger),
     _need("alive", sa.Boolean),
+)
+_table(
+    ownership,
+    "conductor_releases",  # beside conductors, whose row a conductor of an older release would keep up
+    _key("service_id", ident(255)),
+    _need("incarnation", ident(64)),
+    _need("code_release", ident(32)),
+    _need("code_level", ident(32)),
 )
 _table(ownership, "beats", _key("incarnation", ident(64)), _need("counter", sa.BigInteger))
 _table(
@@ -330,7 +339,6 @@ _table(
     _need("reservation_id", ident(64)),
     _need("created_at_us", sa.BigInteger),
     _revision(),
-    sa.Index("ix_operations_created", "created_at_us"),
     sa.Index("ix_operations_partition", "partition_id"),
     sa.Index("ix_operations_age", "partition_id", "created_at_us"),
 )
@@ -378,6 +386,8 @@ def metadata_of(kind: str) -> sa.MetaData:
 TABLES: dict[str, sa.Table] = {**ownership.tables, **shared.tables, **cell_only.tables, **root_only.tables}
 
 cell_state = TABLES["cell_state"]
+conductors = TABLES["conductors"]
+conductor_releases = TABLES["conductor_releases"]
 partitions = TABLES["partitions"]
 lanes = TABLES["lanes"]
 notifications = TABLES["notifications"]

@@ -15,6 +15,20 @@ LEVELS: Mapping[str, Versions] = {"1": {}}
 """By level the versions of the objects that had left 1.0 then. A new level is added here with the first object that
 leaves its version after a level's release; the newest level is that of this release."""
 
+NEWEST_LEVEL = max(LEVELS, key=int)
+
+LEVEL_SINCE: Mapping[str, tuple[int, ...]] = {"1": (0, 1)}
+"""By level the release that brought it: what is of it, or newer, reads what is stored at the level."""
+
+
+def speaks(release: str, level: str) -> bool:
+    """Whether a service of this release reads the level; False for a release that cannot be read."""
+    parts = release.split(".")
+    since = LEVEL_SINCE.get(level)
+    if since is None or not all(part.isdigit() for part in parts[: len(since)]):
+        return False
+    return tuple(int(part) for part in parts[: len(since)]) >= since
+
 
 def pack_at(level: str, levels: Mapping[str, Versions] = LEVELS) -> Pack:
     """The way to pack objects for a cell of this level; as they are here for the newest, and for one not known here.

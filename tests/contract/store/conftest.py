@@ -46,15 +46,24 @@ def flavour(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def new_url(flavour: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
-    """Makes an empty database of a kind; returns its URL."""
+def empty_url(flavour: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Makes a database without a schema; returns its URL."""
 
     def make(kind: str) -> str:
         name = f"t{next(_numbers)}_{kind}"
         if flavour == "portable-sqlite":
-            url = f"sqlite:///{tmp_path}/{name}.db"
-        else:
-            url = request.getfixturevalue("mariadb").create_database(name)
+            return f"sqlite:///{tmp_path}/{name}.db"
+        return str(request.getfixturevalue("mariadb").create_database(name))
+
+    return make
+
+
+@pytest.fixture
+def new_url(empty_url: Callable[[str], str]) -> Callable[[str], str]:
+    """Makes an empty database of a kind; returns its URL."""
+
+    def make(kind: str) -> str:
+        url = empty_url(kind)
         migrate.upgrade(url, kind, "root" if kind == "root" else "c1")
         return url
 

@@ -1,0 +1,1 @@
+"""Contract revisions: what is taken away once no release in use needs it."""
