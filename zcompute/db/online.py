@@ -1,9 +1,10 @@
 """DDL that never keeps a live cell waiting for long.
 
 On MariaDB every ALTER TABLE and CREATE INDEX runs with ``ALGORITHM=INPLACE, LOCK=NONE`` (which takes INSTANT where it
-can; DROP INDEX is so by itself): readers and writers go on, and what cannot be done so is refused by the server before it begins. The short
-exclusive lock at its begin and end is waited for LOCK_WAIT_S at most, since whoever comes meanwhile waits behind it;
-then it is given up and tried again after a pause. On SQLite a statement is short, or waits BUSY_S for the file's lock.
+can; DROP INDEX is so by itself): readers and writers go on, and what cannot be done so is refused by the server before
+it begins. The short exclusive lock at its begin and end is waited for LOCK_WAIT_S at most, since whoever comes
+meanwhile waits behind it; then it is given up and tried again after a pause. On SQLite a statement is short, or waits
+BUSY_S for the file's lock.
 """
 
 import logging
