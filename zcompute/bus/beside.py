@@ -59,10 +59,11 @@ class IoThread:
             if not self._thread:
                 self._find()
                 return
-            used_s = int((_TASKS / str(self._thread) / "schedstat").read_text().split()[0]) / 1e9
-        except (OSError, ValueError, IndexError) as error:
+            ran_ns, waited_ns = (_TASKS / str(self._thread) / "schedstat").read_text().split()[:2]
+        except (OSError, ValueError) as error:
             self._give_up(error)
             return
+        used_s = (int(ran_ns) + int(waited_ns)) / 1e9  # what it had to wait for its processor is work, too
         share = (used_s - self._used_s) / max(now - self._looked_at, 1e-3)
         self._used_s, self._looked_at = used_s, now
         if share > self._busy_max:

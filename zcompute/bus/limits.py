@@ -26,8 +26,8 @@ class Limits:
     state_events_max: int = 20_000  # distinct (topic, key) waiting; more resets the link, which then gets a snapshot
     held_frames_hwm: int = 64  # ZMQ_SNDHWM and ZMQ_RCVHWM, frames per peer
     held_bytes_max: int = 256 * 1024  # ZMQ_SNDBUF: in the kernel, where control overtakes nothing
-    io_beside_share_max: float = 0.5  # of a processor: while its own work is less, libzmq's I/O thread runs where the
-    # loop runs; 0: wherever the kernel puts it
+    io_beside_share_max: float = 0.0  # of a processor: while its own work is less, libzmq's I/O thread runs where the
+    # loop runs; 0: where the kernel puts it. A listener of thousands of peers does not get through their handshakes
     inbox_max: int = 20_000  # reports and acks that arrived and were not handled; more resets the link
 
     # Reports

@@ -13,6 +13,7 @@ from zcompute.bus.limits import Limits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not put on processors here")
 WAIT_S = 5.0
+BESIDE = Limits(io_beside_share_max=0.5)
 
 
 def _processors(endpoint: Endpoint) -> set[int]:
@@ -29,8 +30,8 @@ def _until_put(endpoint: Endpoint) -> set[int]:
 
 def test_each_io_thread_runs_on_one_processor_and_the_loop_on_any(bus: Bus) -> None:
     before = os.sched_getaffinity(0)
-    server = bus.endpoint("conductor", "conductor-1")
-    client = bus.endpoint("compute", "compute-1")
+    server = bus.endpoint("conductor", "conductor-1", limits=BESIDE)
+    client = bus.endpoint("compute", "compute-1", limits=BESIDE)
     connect(server, client)
     for endpoint in (server, client):
         assert len(_until_put(endpoint)) == 1
@@ -39,7 +40,7 @@ def test_each_io_thread_runs_on_one_processor_and_the_loop_on_any(bus: Bus) -> N
 
 
 def test_an_io_thread_with_much_to_do_is_let_go_and_taken_back_when_it_rests(bus: Bus) -> None:
-    endpoint = bus.endpoint("conductor", "conductor-1", limits=Limits())
+    endpoint = bus.endpoint("conductor", "conductor-1", limits=BESIDE)
     endpoint.bind("tcp://127.0.0.1:0")
     _until_put(endpoint)
     io_thread = endpoint._io_thread
@@ -56,8 +57,8 @@ def test_an_io_thread_with_much_to_do_is_let_go_and_taken_back_when_it_rests(bus
     assert len(_processors(endpoint)) == 1
 
 
-def test_with_a_share_of_nothing_it_runs_where_the_kernel_puts_it(bus: Bus) -> None:
-    endpoint = bus.endpoint("conductor", "conductor-1", limits=Limits(io_beside_share_max=0.0))
+def test_unless_told_otherwise_it_runs_where_the_kernel_puts_it(bus: Bus) -> None:
+    endpoint = bus.endpoint("conductor", "conductor-1", limits=Limits())
     endpoint.bind("tcp://127.0.0.1:0")
     endpoint._io_thread.look(1.0)
     endpoint._io_thread.look(2.0)
@@ -70,7 +71,7 @@ def test_a_sandbox_that_forbids_it_is_no_fault(bus: Bus, monkeypatch: pytest.Mon
     def forbidden(thread: int, processors: set[int]) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    endpoint = bus.endpoint("conductor", "conductor-1")
+    endpoint = bus.endpoint("conductor", "conductor-1", limits=BESIDE)
     endpoint.bind("tcp://127.0.0.1:0")
     _until_put(endpoint)
     io_thread: IoThread = endpoint._io_thread
