@@ -77,8 +77,7 @@ def fetch(session: Session, table: TableCodec[T], keys: Sequence[Key]) -> dict[K
     for start in range(0, len(wanted), FETCH_KEYS_MAX):
         where = _Where()
         _add_keys(where, table, wanted[start : start + FETCH_KEYS_MAX])
-        for row in session.select(where.select(table), **where.values):
-            stored = table.from_row(row)
+        for stored in session.objects(table, where.select(table), **where.values):
             found[table.key_of(stored)] = stored
     return found
 
@@ -130,7 +129,7 @@ def scan(
     elif after is not None:
         _add_after(conditions, table, after)
     sql = conditions.select(table, ", ".join(table.key_columns), max(0, min(limit, SCAN_ROWS_MAX)))
-    return [table.from_row(row) for row in session.select(sql, **conditions.values)]
+    return session.objects(table, sql, **conditions.values)
 
 
 def expired(session: Session, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
@@ -141,7 +140,7 @@ def expired(session: Session, table: TableCodec[T], partition: int, column: str,
     where.equals(PARTITION_COLUMN, partition)
     where.add(f"{column} < :before_us", before_us=before_us)
     sql = where.select(table, column, max(0, min(limit, SCAN_ROWS_MAX)))
-    return [table.from_row(row) for row in session.select(sql, **where.values)]
+    return session.objects(table, sql, **where.values)
 
 
 def _add_after(where: _Where, table: TableCodec[Any], after: Key) -> None:
@@ -194,7 +193,7 @@ def told(session: Session) -> list[ToldRow]:
 
 def _newest_first(session: Session, table: TableCodec[T], where: _Where, limit: int) -> list[T]:
     sql = where.select(table, "created_at_us DESC, uuid DESC", max(0, min(limit, SCAN_ROWS_MAX)))
-    return [table.from_row(row) for row in session.select(sql, **where.values)]
+    return session.objects(table, sql, **where.values)
 
 
 def _add_page(where: _Where, query: InstanceQuery) -> None:

@@ -13,11 +13,13 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StoreError
-from zcompute.db.tables import Row
+from zcompute.db.tables import Row, TableCodec
+from zcompute.objects.base import VersionedObject
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+T = TypeVar("T", bound=VersionedObject)
 
 READERS_WAIT_S = 10.0
 TRANSACTION_TRIES_MAX = 5
@@ -30,8 +32,11 @@ class Session(Protocol):
     def select(self, sql: str, **values: Any) -> list[Row]:
         """All rows of a SELECT. Raises ConnectionLost, DatabaseBusy, StatementFailed."""
 
+    def objects(self, table: TableCodec[T], sql: str, **values: Any) -> list[T]:
+        """The same, of a SELECT of all ``table.columns`` in their order, as objects."""
+
     def select_for_update(self, sql: str, **values: Any) -> list[Row]:
-        """The same, and lock the rows until the transaction ends (where the database is not locked as a whole)."""
+        """As select, and lock the rows until the transaction ends (where the database is not locked as a whole)."""
 
     def execute(self, sql: str, **values: Any) -> int:
         """Run a statement; returns the affected rows. Raises as select does."""

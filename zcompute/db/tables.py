@@ -125,7 +125,7 @@ class TableCodec(Generic[T]):
         self._path_of = {
             column: path for field in fields for column, path in zip(field.columns, field.paths, strict=True)
         }
-        self._readers: list[tuple[str, int, int, Callable[..., Any] | None]] = []
+        self.readers: list[tuple[str, int, int, Callable[..., Any] | None]] = []
         self._key_of = attrgetter(*key)
         at = 0
         for field in fields:
@@ -134,7 +134,7 @@ class TableCodec(Generic[T]):
                 self.encoders[field.columns[0]] = field.encode
             # In a row every column after the key is one further, for a partition_id that is no field.
             start = at if at < len(key) else at + len(own)
-            self._readers.append((field.attribute, start, start + len(field.columns), field.decode))
+            self.readers.append((field.attribute, start, start + len(field.columns), field.decode))
             at += len(field.columns)
 
     def __repr__(self) -> str:
@@ -188,7 +188,7 @@ class TableCodec(Generic[T]):
     def from_row(self, row: Row) -> T:
         """The object of a whole row. Raises StoredObjectInvalid or ObjectVersionUnsupported for packed columns."""
         fields: dict[str, Any] = {}
-        for attribute, start, end, decode in self._readers:
+        for attribute, start, end, decode in self.readers:
             if decode is None:
                 fields[attribute] = row[start]
             elif end - start == 1:

@@ -7,6 +7,8 @@ usable.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from socket import SHUT_RDWR
 from typing import Any
 
 import pymysql
@@ -14,6 +16,7 @@ from pymysql.constants import CLIENT, COMMAND, CR, ER
 from pymysql.err import MySQLError
 
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StatementFailed, StoreError
+from zcompute.db.native.rows import select_packets
 from zcompute.db.tls import VERIFY_NONE, NativeTls, TlsFiles, context_of
 from zcompute.db.url import MariaDbTarget
 from zcompute.failpoints import failpoint
@@ -139,19 +142,35 @@ class Connection:
             self._raw._execute_command(COMMAND.COM_QUERY, statement)
             failpoint(passing)
             return int(self._raw._read_query_result())
-        except MySQLError as error:
+        except BaseException as error:
+            found = self._sorted(error)
+            if found is error:
+                raise
+            raise found from error
+
+    def packets(self, statement: bytes) -> list[bytes]:
+        """Run a SELECT; the packet of each row (zcompute.db.native.rows). Raises as query does."""
+        try:
+            return select_packets(self._raw, statement)
+        except BaseException as error:
+            found = self._sorted(error)
+            if found is error:
+                raise
+            raise found from error
+
+    def _sorted(self, error: BaseException) -> BaseException:
+        """What a failed statement is to callers; unless the server itself answered so, the connection is cut."""
+        if isinstance(error, MySQLError):
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
             if is_from_server(code):
-                raise ServerError(code, str(error.args[1] if len(error.args) > 1 else error)) from error
+                return ServerError(code, str(error.args[1] if len(error.args) > 1 else error))
             self.cut()
-            raise ConnectionLost(f"the connection broke in a statement: {error}") from error
-        except (OSError, ValueError, IndexError, AttributeError) as error:
+            return ConnectionLost(f"the connection broke in a statement: {error}")
+        self.cut()
+        if isinstance(error, OSError | ValueError | IndexError | AttributeError):
             # What PyMySQL lets through when the stream ends in the middle of a packet.
-            self.cut()
-            raise ConnectionLost(f"the connection broke in a statement: {error!r}") from error
-        except BaseException:
-            self.cut()
-            raise
+            return ConnectionLost(f"the connection broke in a statement: {error!r}")
+        return error
 
     def rows(self, statement: bytes) -> list[tuple[Any, ...]]:
         """Run a SELECT; returns all rows."""
@@ -164,6 +183,13 @@ class Connection:
         rows = self.rows(statement)
         names = [field[0] for field in self._raw._result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def interrupt(self) -> None:
+        """Whoever waits for an answer on it, in another greenlet, has ConnectionLost at once."""
+        sock = self._raw._sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(SHUT_RDWR)
 
     def cut(self) -> None:
         """Drop the connection without a word."""

@@ -14,12 +14,15 @@ from zcompute.db.native.connection import (
     store_error,
 )
 from zcompute.db.native.literal import literal, tuple_literal
+from zcompute.db.native.rows import reader_of
 from zcompute.db.session import LockWaitTimeout, Pool, Session, retried
 from zcompute.db.store import READERS_MAX
-from zcompute.db.tables import Row
+from zcompute.db.tables import Row, TableCodec
 from zcompute.db.url import MariaDbTarget
+from zcompute.objects.base import VersionedObject
 
 R = TypeVar("R")
+T = TypeVar("T", bound=VersionedObject)
 
 WRITERS_MAX = 4
 _NAME = re.compile(rb":([a-z_][a-z_0-9]*)")
@@ -36,6 +39,14 @@ class NativeSession:
             return self._connection.rows(bound(sql, values))
         except ServerError as error:
             raise _translated(error) from error
+
+    def objects(self, table: TableCodec[T], sql: str, **values: Any) -> list[T]:
+        try:
+            packets = self._connection.packets(bound(sql, values))
+        except ServerError as error:
+            raise _translated(error) from error
+        read = reader_of(table)
+        return [read(packet) for packet in packets]
 
     def select_for_update(self, sql: str, **values: Any) -> list[Row]:
         return self.select(f"{sql} FOR UPDATE", **values)

@@ -14,10 +14,12 @@ from zcompute.db.portable.engine import PortableConnection, mariadb_engine
 from zcompute.db.portable.failures import DataRefused, translated
 from zcompute.db.session import Pool, Session, retried
 from zcompute.db.store import READERS_MAX
-from zcompute.db.tables import Row
+from zcompute.db.tables import Row, TableCodec
 from zcompute.db.url import MariaDbTarget
+from zcompute.objects.base import VersionedObject
 
 R = TypeVar("R")
+T = TypeVar("T", bound=VersionedObject)
 
 STATEMENTS_CACHED_MAX = 256
 
@@ -32,6 +34,9 @@ class PortableSession:
     def select(self, sql: str, **values: Any) -> list[Row]:
         with translated():
             return [tuple(row) for row in self._connection.execute(_statement(sql, values), values)]
+
+    def objects(self, table: TableCodec[T], sql: str, **values: Any) -> list[T]:
+        return [table.from_row(row) for row in self.select(sql, **values)]
 
     def select_for_update(self, sql: str, **values: Any) -> list[Row]:
         return self.select(f"{sql} FOR UPDATE" if self._row_locks else sql, **values)

@@ -1,0 +1,1 @@
+"""Reads from replicas that see what the primary had committed when they were asked (docs/operating/replicas.md)."""
