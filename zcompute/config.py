@@ -47,6 +47,12 @@ class BusConfig(Section, frozen=True):
     root: Annotated[list[PeerConfig], msgspec.Meta(description="conductors of the root cell")] = []
 
 
+class ReplicaConfig(Section, frozen=True):
+    """One replica of the cell's MariaDB; password_file and tls are those of [database]."""
+
+    url: Annotated[str, msgspec.Meta(description="mysql://user:password@host:port/name, a direct replica")]
+
+
 class DatabaseConfig(Section, frozen=True):
     """[database]: conductors only."""
 
@@ -72,6 +78,10 @@ class DatabaseConfig(Section, frozen=True):
             pattern="^(identity|ca|none)$",
         ),
     ] = "identity"
+    replicas: Annotated[list[ReplicaConfig], msgspec.Meta(description="MariaDB: replicas that take reads")] = []
+    replica_lag_ms_max: Annotated[
+        int, msgspec.Meta(description="a replica further behind takes no reads", ge=100, le=60_000)
+    ] = 2000
 
 
 class ConductorConfig(Section, frozen=True):

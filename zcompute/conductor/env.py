@@ -8,7 +8,9 @@ from zcompute.bus import Endpoint
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.ledger import Ledger
+from zcompute.conductor.reading import ClientReads
 from zcompute.config import Config
+from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
 from zcompute.measure import Measure
 from zcompute.objects.methods import Method
@@ -16,12 +18,17 @@ from zcompute.objects.methods import Method
 Handler = Callable[[Any, Any], Any]  # (request, bus.CallContext or the router's local one) -> reply
 
 
+def _held() -> bool:
+    return True
+
+
 @dataclass
 class ConductorEnv:
     """One incarnation, as its roles see it; a new incarnation makes a new one.
 
     ``router`` calls the owner of a key in the own cell (and this very conductor without the wire), ``root_router``
-    the owner of a key in the root cell; it is None in the root cell itself.
+    the owner of a key in the root cell; it is None in the root cell itself. ``store`` is the primary, for all that
+    decides; ``reads`` answers clients, from replicas where there are any.
     """
 
     config: Config
@@ -30,10 +37,14 @@ class ConductorEnv:
     ledger: Ledger
     router: PartitionRouter
     root_router: PartitionRouter | None = None
+    reading: Reading | None = None
+    lease_held: Callable[[], bool] = _held
     forwarding: Forwarding = field(init=False)
+    reads: ClientReads = field(init=False)
 
     def __post_init__(self) -> None:
         self.forwarding = Forwarding(self.router, self.ledger, self.cell)
+        self.reads = ClientReads(self.reading or Reading(self.store), self.lease_held)
 
     @property
     def service_id(self) -> str:

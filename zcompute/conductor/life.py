@@ -25,6 +25,7 @@ from zcompute.conductor.settings import LeaseSettings, LedgerLimits, LifeSetting
 from zcompute.conductor.stat import ConductorStats
 from zcompute.conductor.stat_metrics import conductor_families
 from zcompute.config import ConductorConfig, Config
+from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
 from zcompute.measure import Measure
 from zcompute.objects.cell import ROOT_CELL
@@ -71,6 +72,7 @@ class Life:
         place: tuple[str, str],
         on_ready: Callable[[], None],
         lives: int = 1,
+        reading: Reading | None = None,
     ) -> None:
         self._config = config
         self._endpoint = endpoint
@@ -91,7 +93,10 @@ class Life:
         self._served: dict[tuple[str, str], Handler] = {}
         self._router = PartitionRouter(endpoint, self._cell, local=self._call_local)
         self._root_router = None if self._cell == ROOT_CELL else PartitionRouter(endpoint, ROOT_CELL)
-        env = ConductorEnv(config, endpoint, store, self._ledger, self._router, self._root_router)
+        env = ConductorEnv(
+            config, endpoint, store, self._ledger, self._router, self._root_router,
+            reading, self._incarnation.lease_held,
+        )  # fmt: skip
         self._role: Role = RootRole(env) if self._cell == ROOT_CELL else CellRole(env)
         self._stats = ConductorStats(
             config.service.id, self._cell, self._incarnation, endpoint, lambda: self.ready, lives

@@ -18,10 +18,11 @@ from zcompute.conductor.keywatch import KeyWatch
 from zcompute.conductor.life import Life
 from zcompute.conductor.notifiers.service import check_notifiers
 from zcompute.config import Config, ConfigError
-from zcompute.db.drivers import open_store
+from zcompute.db.drivers import open_reading, open_store
 from zcompute.db.errors import StoreError
+from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
-from zcompute.db.url import configured_url
+from zcompute.db.url import configured_url, replica_urls
 from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
 from zcompute.measure import Measure
 from zcompute.objects.errors import SERVICE_ERRORS
@@ -60,6 +61,7 @@ class ConductorService:
         self._doors: Doors | None = None
         self._watch = KeyWatch(config.bus.keyring, self._keyring, config.bus.key_file, self._follow_keys)
         self._store: Store | None = None
+        self._reading: Reading | None = None
         self._life: Life | None = None
         self._ready = Event()
         self._stopping = Event()
@@ -75,7 +77,9 @@ class ConductorService:
         gc.set_threshold(*GARBAGE_THRESHOLDS)
         reread = self._reread_url if self._reread is not None else None
         store = self._store = open_store(configured_url(self._database), self._database.driver, reread)
+        self._reading = self._open_reading(store)
         endpoint = self._listen()
+        self._reading.start()
         self._living = gevent.spawn(self._live, store, endpoint)
         self._watch.start()
         self._ready.wait(START_S_MAX)
@@ -100,6 +104,8 @@ class ConductorService:
             if not self._living.ready():
                 log.warning("not ended within stop_s_max=%s", STOP_S_MAX)
                 self._living.kill(timeout=0.3)
+        if self._reading is not None:
+            self._reading.stop()
         if self._store is not None:
             self._store.close()
 
@@ -107,6 +113,20 @@ class ConductorService:
         """What the present life measures; nothing between two lives."""
         life = self._life
         return () if life is None else life.measures()
+
+    def _open_reading(self, store: Store) -> Reading:
+        """Where clients' reads go. Raises InvalidUrl."""
+        reread = self._reread_replicas if self._reread is not None else None
+        urls, lag_ms_max = replica_urls(self._database), self._database.replica_lag_ms_max
+        return open_reading(store, configured_url(self._database), urls, lag_ms_max, reread)
+
+    def _reread_replicas(self) -> list[str]:
+        """The replicas' URLs as they are configured now. Raises ValueError for a configuration that has none."""
+        try:
+            config = self._reread() if self._reread is not None else self._config
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return replica_urls(config.database or self._database)
 
     def _reread_url(self) -> str:
         """The database's URL as it is configured now. Raises ValueError for a configuration that has none."""
@@ -128,7 +148,9 @@ class ConductorService:
                     endpoint = self._listen()
                 place = self._doors.announced if self._doors is not None else (self.address, "")
                 self._lives += 1
-                life = self._life = Life(self._config, store, endpoint, place, self._ready.set, self._lives)
+                life = self._life = Life(
+                    self._config, store, endpoint, place, self._ready.set, self._lives, self._reading
+                )
                 log.info("incarnation over reason=%s", life.run())
             except (StoreError, OSError) as error:
                 log.warning("incarnation failed error=%s: %s", type(error).__name__, error)

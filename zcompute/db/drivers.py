@@ -1,12 +1,13 @@
 """Opens a database with the driver that fits it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from zcompute.db.errors import InvalidUrl
 from zcompute.db.native.store import NativeStore
 from zcompute.db.portable.store import open_portable
+from zcompute.db.replicas.reading import Reading, over_replicas
 from zcompute.db.secrets import Secret
 from zcompute.db.store import Store
 from zcompute.db.url import MariaDbTarget, parse_url, refuse
@@ -29,6 +30,35 @@ def open_store(url: str, driver: str = "auto", reread: Callable[[], str] | None 
     if driver == "native":
         raise refuse(url, "the native driver speaks to MariaDB only; use portable or auto")
     return open_portable(url, target)
+
+
+def open_reading(
+    store: Store, url: str, replicas: Sequence[str], lag_ms_max: int, reread: Callable[[], list[str]] | None = None
+) -> Reading:
+    """Reads of this store's database over its replicas, at these URLs; ``reread`` gives them as they are now, for a
+    password that is refused. Without replicas all reads go to the store. Raises InvalidUrl."""
+    primary = parse_url(url)
+    if not replicas or not isinstance(primary, MariaDbTarget):
+        return Reading(store)
+    targets: dict[str, MariaDbTarget] = {}
+    for at, one in enumerate(replicas):
+        target = parse_url(one)
+        if not isinstance(target, MariaDbTarget):
+            raise refuse(one, "expected a replica of a MariaDB, mysql://...")
+        if target.secret is None and reread is not None:
+            target = replace(target, secret=Secret(target.password, partial(_password_of, partial(_nth, reread, at))))
+        name = target.unix_socket or f"{target.host}:{target.port}"
+        if name in targets:
+            raise refuse(one, "found this replica twice")
+        targets[name] = target
+    return over_replicas(store, primary, targets, lag_ms_max)
+
+
+def _nth(urls: Callable[[], list[str]], at: int) -> str:
+    found = urls()
+    if at >= len(found):
+        raise ValueError("the replica is not configured any more")
+    return found[at]
 
 
 def _password_of(reread: Callable[[], str]) -> list[str]:

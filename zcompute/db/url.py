@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from msgspec.structs import replace
+
 from zcompute.config import DatabaseConfig
 from zcompute.db.errors import InvalidUrl
 from zcompute.db.secrets import Secret, file_secret
@@ -106,12 +108,20 @@ def _tls(url: str, options: dict[str, str]) -> TlsFiles | None:
     return TlsFiles(ca, cert, key, verify)
 
 
+def replica_urls(database: DatabaseConfig) -> list[str]:
+    """The URLs of the configured replicas, with what [database] says for all. Raises InvalidUrl for SQLite."""
+    if database.replicas and database.url.startswith("sqlite"):
+        raise refuse(database.url, "SQLite has no replicas: remove [[database.replicas]]")
+    return [configured_url(replace(database, url=replica.url)) for replica in database.replicas]
+
+
 def configured_url(database: DatabaseConfig) -> str:
     """The URL with what the configuration says beside it."""
     names = ["password_file"]
     if database.tls or database.tls_ca or database.tls_cert or database.tls_key:
         names += _TLS
-    given = {name: getattr(database, name) for name in names if getattr(database, name)}
+    own = dict(parse_qsl(urlsplit(database.url).query))
+    given = {name: getattr(database, name) for name in names if getattr(database, name) and name not in own}
     if not given:
         return database.url
     return f"{database.url}{'&' if urlsplit(database.url).query else '?'}{urlencode(given)}"

@@ -38,7 +38,7 @@ def test_a_codec_covers_every_field_and_every_column(name: str) -> None:
     codec, table = CODECS[name], TABLES[name]
     assert codec.columns == tuple(column.name for column in table.columns)
     assert codec.key_columns == tuple(column.name for column in table.primary_key)
-    assert {attribute for attribute, *_ in codec._readers} == {f.name for f in msgspec.structs.fields(codec.kind)}
+    assert {attribute for attribute, *_ in codec.readers} == {f.name for f in msgspec.structs.fields(codec.kind)}
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - INSERT_ONLY))

@@ -1,4 +1,4 @@
-"""Reads of a cell: instances from the primary, services from the map, the hosts' rows and the links."""
+"""Reads of a cell: instances and hosts from replicas, services from the map and the links."""
 
 import logging
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.tasks.history import step_under_way
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, INSTANCES, TASKS
+from zcompute.db.view import View, by_key
 from zcompute.log import REPEATED
 from zcompute.objects.cell import ServiceInfo
 from zcompute.objects.errors import InstanceNotFound
+from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import HOST_UP, Host
 from zcompute.objects.instance import VM_DELETED
 from zcompute.objects.methods import (
@@ -31,6 +33,7 @@ from zcompute.objects.methods import (
     ServiceListReply,
 )
 from zcompute.objects.partition import PartitionMap
+from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,9 @@ STATE_UP = "up"
 STATE_DOWN = "down"
 
 R = TypeVar("R")
+
+INSTANCE_BY_UUID = by_key(INSTANCES)
+_History = tuple[list[Task], list[InstanceAction], list[InstanceActionEvent]]
 
 
 def unavailable_without_database(handler: Callable[[Any, Any], R]) -> Callable[[Any, Any], R]:
@@ -117,7 +123,7 @@ class Reads:
     def instance_get(self, request: InstanceGetRequest, context: Any) -> InstanceReply:
         """Raises InstanceNotFound for one that is not here, is deleted, or is another project's."""
         key = (request.uuid,)
-        instance = self._env.store.fetch(INSTANCES, [key]).get(key)
+        instance = self._env.reads.get(context, INSTANCE_BY_UUID, key)
         hidden = instance is None or instance.vm_state == VM_DELETED
         if hidden or instance is None or request.project_id not in (None, instance.project_id):
             raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
@@ -126,14 +132,18 @@ class Reads:
     def instance_actions(self, request: InstanceGetRequest, context: Any) -> InstanceActionsReply:
         """The history of an instance, of a deleted one too. Raises InstanceNotFound for one that was never here, or
         is another project's. At most history_rows_max actions and events."""
-        store, limit = self._env.store, self._settings.history_rows_max
+        limit = self._settings.history_rows_max
         key, where = (request.uuid,), {"instance_uuid": request.uuid}
-        tasks = store.scan(TASKS, where=where, limit=1)
-        instance = store.fetch(INSTANCES, [key]).get(key)
-        if instance is None or request.project_id not in (None, instance.project_id):
-            raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
-        actions = store.scan(INSTANCE_ACTIONS, where=where, limit=limit)
-        events = store.scan(INSTANCE_ACTION_EVENTS, where=where, limit=limit)
+
+        def read(view: View) -> _History:
+            tasks = view.scan(TASKS, where=where, limit=1)  # before its history: what has ended meanwhile is in that
+            instance = view.fetch(INSTANCES, [key]).get(key)
+            if instance is None or request.project_id not in (None, instance.project_id):
+                raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
+            actions = view.scan(INSTANCE_ACTIONS, where=where, limit=limit)
+            return tasks, actions, view.scan(INSTANCE_ACTION_EVENTS, where=where, limit=limit)
+
+        tasks, actions, events = self._env.reads.read(context, read)
         return InstanceActionsReply(
             actions=sorted(actions, key=lambda action: -action.started_at_us),
             events=sorted(events, key=lambda event: -event.finished_at_us),
@@ -144,22 +154,22 @@ class Reads:
         """A page, newest first; at most list_rows_max whatever was asked for."""
         if request.limit > self._settings.list_rows_max:
             request.limit = self._settings.list_rows_max
-        return InstanceListReply(instances=self._env.store.list_instances(request))
+        return InstanceListReply(instances=self._env.reads.read(context, lambda view: view.list_instances(request)))
 
     def service_list(self, request: Empty, context: Any) -> ServiceListReply:
         """Conductors, schedulers and hosts of the cell."""
         now_us = self._env.ledger.now_us()
         services = conductor_services(self._env.cell, self._env.ledger.map, now_us)
         services += scheduler_services(self._env.cell, self._env.endpoint, now_us)
-        services += [host_service(self._env.cell, host) for host in self._hosts()]
+        services += [host_service(self._env.cell, host) for host in self._env.reads.read(context, self._hosts)]
         return ServiceListReply(services=services)
 
-    def _hosts(self) -> list[Host]:
+    def _hosts(self, view: View) -> list[Host]:
         hosts: list[Host] = []
         rows = self._settings.scan_rows
         while len(hosts) < self._settings.services_max:
             after = (hosts[-1].name,) if hosts else None
-            page = self._env.store.scan(HOSTS, limit=rows, after=after)
+            page = view.scan(HOSTS, limit=rows, after=after)
             hosts += page
             if len(page) < rows:
                 break

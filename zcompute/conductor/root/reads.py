@@ -1,32 +1,48 @@
-"""What any root conductor answers from its primary, owner or not."""
+"""What any root conductor answers, owner or not."""
 
 from typing import Any
 
 from msgspec.structs import replace
 
 from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.reading import ClientReads
 from zcompute.conductor.root.intake import instance_not_found
 from zcompute.conductor.root.settings import RootSettings
-from zcompute.db.store import Store
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, MAPPINGS
+from zcompute.db.view import Joined, View
+from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.methods import CellListReply, Empty, InstanceQuery, LocateReply, LocateRequest, PendingReply
+
+Located = tuple[InstanceMapping | None, BuildRequest | None]
+
+
+def _locate(view: View, uuids: list[str]) -> dict[str, Located]:
+    """Mapping and build request of each. A mapping is read again when it changed its cell between the two reads."""
+    keys = [(uuid,) for uuid in uuids]
+    mappings = view.fetch(MAPPINGS, keys)
+    requests = view.fetch(BUILD_REQUESTS, keys)
+    moved = [key for key in keys if key in mappings and key in requests]
+    moved = [key for key in moved if mappings[key].generation != requests[key].generation]
+    if moved:
+        again = view.fetch(MAPPINGS, moved)
+        mappings = {key: found for key, found in {**mappings, **again}.items() if key not in moved or key in again}
+    return {key[0]: (mappings.get(key), requests.get(key)) for key in keys}
+
+
+LOCATED: Joined[str, Located] = Joined("located", _locate)
 
 
 class RootReads:
-    """Reads of the root's tables at the primary."""
+    """Reads of the root's tables, for clients."""
 
-    def __init__(self, store: Store, settings: RootSettings) -> None:
-        self._store = store
+    def __init__(self, reads: ClientReads, settings: RootSettings) -> None:
+        self._reads = reads
         self._settings = settings
 
     def locate(self, request: LocateRequest, context: Any) -> LocateReply:
         """Where a server is. One whose deletion in the cell is pending is still there: it is not gone before the cell
         has said so. Raises InstanceNotFound."""
-        key = (request.uuid,)
-        mapping = self._store.fetch(MAPPINGS, [key]).get(key)
-        build_request = self._store.fetch(BUILD_REQUESTS, [key]).get(key)
-        if mapping is not None and build_request is not None and mapping.generation != build_request.generation:
-            mapping = self._store.fetch(MAPPINGS, [key]).get(key)  # it changed its cell between the two reads
+        mapping, build_request = self._reads.get(context, LOCATED, request.uuid) or (None, None)
         if mapping is None or request.project_id not in (None, mapping.project_id):
             raise instance_not_found(request.uuid)
         return LocateReply(mapping=mapping, build_request=build_request)
@@ -36,7 +52,10 @@ class RootReads:
         if query.limit < 0:
             raise InvalidRequest(f"expected a limit of 0 or more, found {query.limit}", field="limit")
         bounded = replace(query, limit=min(query.limit, self._settings.list_rows_max))
-        return PendingReply(build_requests=self._store.list_build_requests(bounded))
+        build_requests = self._reads.read(context, lambda view: view.list_build_requests(bounded))
+        return PendingReply(build_requests=build_requests)
 
     def cell_list(self, request: Empty, context: Any) -> CellListReply:
-        return CellListReply(cells=self._store.scan(CELLS, limit=self._settings.cells_max))
+        return CellListReply(
+            cells=self._reads.read(context, lambda view: view.scan(CELLS, limit=self._settings.cells_max))
+        )

@@ -86,7 +86,7 @@ class RootRole:
         self._capacities = Capacities(self._settings)
         self._cells = CellsFeed(env.store, env.endpoint, self._settings)
         self._flavors = Flavors(env.store, self._settings)
-        self._reads = RootReads(env.store, self._settings)
+        self._reads = RootReads(env.reads, self._settings)
         self._hand_off = HandOff(
             env.ledger,
             env.endpoint,

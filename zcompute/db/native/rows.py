@@ -93,7 +93,7 @@ def select_packets(raw: Any, statement: bytes) -> list[bytes]:
     columns = first[0] if first[0] < _NULL else int.from_bytes(first[1:3], "little")
     for _ in range(columns + 1):  # their descriptions, and the end of these
         packets.next()
-    rows = []
+    rows: list[bytes] = []
     while True:
         payload = packets.next()
         if payload[0] == _EOF and len(payload) <= _EOF_BYTES_MAX:

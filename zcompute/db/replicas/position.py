@@ -50,4 +50,5 @@ def later(one: Position, other: Position) -> Position:
     for domain, sequence in other.domains:
         domains[domain] = max(sequence, domains.get(domain, 0))
     # Servers wait for the sequence number alone: any server id does.
-    return Position(",".join(f"{domain}-0-{n}" for domain, n in sorted(domains.items())), tuple(sorted(domains.items())))
+    pairs = tuple(sorted(domains.items()))
+    return Position(",".join(f"{domain}-0-{sequence}" for domain, sequence in pairs), pairs)

@@ -97,7 +97,9 @@ class Gathering(Generic[K, A]):
                 self.asked += 1
                 try:
                     current.answer.set(self._ask(list(current.keys)))
-                except Exception as error:  # it belongs to those who asked
-                    current.answer.set_exception(error)
+                except BaseException as error:
+                    current.answer.set_exception(error)  # it belongs to those who asked
+                    if not isinstance(error, Exception):
+                        raise
         finally:
             self._flying.pop(me, None)

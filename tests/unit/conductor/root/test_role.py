@@ -17,10 +17,12 @@ from tests.unit.conductor.root.fakes import (
 )
 from zcompute.bus.errors import Busy, DeadlineExceeded, Forbidden, InvalidRequest, NotOwner, Unavailable
 from zcompute.conductor.forwarding import Forwarding
+from zcompute.conductor.reading import ClientReads
 from zcompute.conductor.root.role import RootRole, new_reservation_id
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.config import ConductorConfig, NotificationsConfig
 from zcompute.db.errors import ConnectionLost
+from zcompute.db.replicas.reading import Reading
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, FLAVORS, MAPPINGS
 from zcompute.objects import methods
 from zcompute.objects.cell import CellCapacity, CellInfo
@@ -48,6 +50,7 @@ class Region:
             router=router,
             root_router=None,
             forwarding=Forwarding(router, self.ledger, "root"),
+            reads=ClientReads(Reading(self.store), lambda: True),
         )
         uuids = iter(UUIDS)
         self.role = RootRole(
