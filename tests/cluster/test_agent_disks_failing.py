@@ -19,6 +19,7 @@ from tests.orders import fresh, make_order
 from zcompute.bus import Busy, Link
 from zcompute.objects.command import AdoptRequest, DestroyRequest
 from zcompute.objects.methods import ADOPT, DESTROY, SPAWN, Grant
+from zcompute.objects.report import OUTCOME_DONE, VERDICT_APPLIED
 
 NO_BYTE = (0, resource.RLIM_INFINITY)
 ANY = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -85,7 +86,7 @@ def test_journals_harmed_under_a_running_agent_are_written_anew(cell: Cell, how:
         eventually("what runs is reported", lambda uuid=uuid: conductor.observations(uuid))
     if how != "with the directory":
         assert [request.in_doubt for request in conductor.begins[2:]] == [False, False], "nothing was lost"
-        assert call(link, SPAWN, spawn_request(make_order(again))).last_outcome == "done", "it knows the command"
+        assert call(link, SPAWN, spawn_request(make_order(again))).last_outcome == OUTCOME_DONE, "it knows the command"
     assert cell.domains("node1").spawns == dict.fromkeys([*uuids, again], 1)
 
 
@@ -110,6 +111,36 @@ def test_an_agent_that_dies_before_it_sees_the_harm_knows_that_records_are_lost(
     obeyed(link, uuids[0], generation=2)
     eventually("the result came", lambda: [r for r in conductor.results(uuids[0]) if r.generation == 2])
     assert cell.domains("node1").spawns == dict.fromkeys([*uuids, last], 1)
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated", "cut in half"])
+def test_a_lost_outbox_costs_no_result_whose_command_comes_again(cell: Cell, how: str) -> None:
+    conductor = cell.conductors[0]
+    agent = cell.start_agent()
+    done = [spawned(cell) for _ in range(SERVERS)]
+    eventually("its records are complete", lambda: settled(cell))
+    conductor.verdict = lambda _: None
+    one = fresh()
+    order = spawn_request(make_order(one))
+    call(conductor.ready(), SPAWN, order)
+    eventually("the result came, and is owed", lambda: conductor.results(one))
+    kill(agent)
+    for path in (cell.directory / "state").glob("generations.journal"):
+        path.rename(path.with_suffix(".kept"))
+    harm(cell.directory / "state", how)
+    for path in (cell.directory / "state").glob("generations.kept"):
+        path.rename(path.with_suffix(".journal"))
+    conductor.got.clear()
+    conductor.attached.clear()
+    conductor.verdict = lambda _: VERDICT_APPLIED
+    cell.start_agent()
+    link = conductor.ready()
+    assert [request.in_doubt for request in conductor.begins[2:]] == [False, False], "no command is forgotten"
+    for uuid in [*done, one]:
+        eventually("what runs is reported", lambda uuid=uuid: conductor.observations(uuid))
+    assert call(link, SPAWN, order).last_outcome == OUTCOME_DONE
+    eventually("the result came again", lambda: conductor.results(one))
+    assert cell.domains("node1").spawns == dict.fromkeys([*done, one], 1)
 
 
 def test_where_not_one_byte_can_be_written_nothing_is_begun_that_could_not_be_recorded(cell: Cell) -> None:

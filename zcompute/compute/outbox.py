@@ -140,7 +140,7 @@ class Outbox:
         if passing is None or passing.seq != seq:
             return None
         del self._passing[uuid]
-        self._told[passing.host, uuid] = passing.power_state
+        self._know_told((passing.host, uuid), passing.power_state)
         owed = self._observed.get((passing.host, uuid), on_its_way)
         body = self._bodies.get(owed)
         if owed == on_its_way or not isinstance(body, Observation) or not passing.untold:
@@ -175,7 +175,14 @@ class Outbox:
         body = self._bodies.get(seq)
         if isinstance(body, Observation):
             self.events_folded += body.folded
-            self._told[body.host, body.instance_uuid] = _power(body)
+            self._know_told((body.host, body.instance_uuid), _power(body))
+
+    def _know_told(self, key: tuple[str, str], power_state: int) -> None:
+        """The newest, and as many as may be owed: of one that is forgotten a fold too many may be counted."""
+        self._told.pop(key, None)
+        if len(self._told) >= self._settings.observations_max:
+            del self._told[next(iter(self._told))]
+        self._told[key] = power_state
 
     def retract(self, host: str, uuid: str) -> int | None:
         """The instance is no longer this host's to observe. Answers the sequence that is owed no more."""

@@ -120,6 +120,13 @@ def test_what_was_folded_on_its_way_and_arrived_was_told(tmp_path: Path) -> None
     assert folds(outbox, 1) == [1]
 
 
+def test_what_is_remembered_of_answers_is_bounded(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", Settings(observations_max=3))
+    for number in range(10):
+        outbox.forget([outbox.observe(seen(f"i{number}"))[0].seq])
+    assert list(outbox._told) == [("node1", f"i{number}") for number in (7, 8, 9)]
+
+
 def test_what_is_on_its_way_itself_keeps_its_count(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", Settings())
     sent, _ = outbox.observe(seen(power_state=1))
