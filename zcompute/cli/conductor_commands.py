@@ -69,6 +69,34 @@ def lane_rows(stat: ConductorStat) -> list[Row]:
     ]
 
 
+def replica_rows(stat: ConductorStat) -> list[Row]:
+    """A row per replica of its cell's database, as this conductor sees it."""
+    return [
+        {
+            "replica": one.name,
+            "conductor": stat.service_id,
+            "state": one.state,
+            "since_s": one.since_ms // 1000,
+            "behind_ms": one.behind_ms,
+            "in_flight": one.in_flight,
+            "reads": one.reads,
+            "waits": one.waits,
+            "failures": one.failures,
+            "reason": one.reason or one.trouble,
+        }
+        for one in stat.reads.replicas
+    ]
+
+
+def read_text(stat: ConductorStat) -> str:
+    """The reads of clients by what they need, and the part that read rows at the primary."""
+    parts = [
+        f"{need} {count} ({stat.reads.at_primary.get(need, 0)} at the primary)"
+        for need, count in sorted(stat.reads.by_need.items())
+    ]
+    return ", ".join(parts) or "none"
+
+
 def pool_rows(stat: ConductorStat) -> list[Row]:
     """A row per pool of the bus' workers."""
     return [
@@ -78,7 +106,8 @@ def pool_rows(stat: ConductorStat) -> list[Row]:
     ]  # fmt: skip
 
 
-def _options(command: click.decorators.FC) -> click.decorators.FC:
+def ask_options(command: click.decorators.FC) -> click.decorators.FC:
+    """The options of every command that asks conductors."""
     for option in (
         click.option("--timeout-ms", default=TIMEOUT_MS, type=click.IntRange(100, 60_000), show_default=True),
         click.option(
@@ -114,13 +143,13 @@ def conductor(context: click.Context, config_path: str | None) -> None:
 
 
 @conductor.command("list")
-@_options
+@ask_options
 def conductor_list(state_dir: str, config_path: str | None, form: str, window_s: int, timeout_ms: int) -> None:
     """Every conductor: what it owns, what waits, how its batches go, what CPU it takes.
 
     Exit codes: 0 all answered, 1 some did not (said on standard error), 2 wrong usage or configuration.
     """
-    stats, missing = _ask((), state_dir, config_path, window_s, timeout_ms)
+    stats, missing = ask_conductors((), state_dir, config_path, window_s, timeout_ms)
     if form == "json":
         print_json({"conductors": stats, "missing": missing})
     else:
@@ -130,12 +159,12 @@ def conductor_list(state_dir: str, config_path: str | None, form: str, window_s:
 
 @conductor.command("show")
 @click.argument("name")
-@_options
+@ask_options
 def conductor_show(
     name: str, state_dir: str, config_path: str | None, form: str, window_s: int, timeout_ms: int
 ) -> None:
     """One conductor with its lanes and pools. Exit codes as of list."""
-    stats, missing = _ask((name,), state_dir, config_path, window_s, timeout_ms)
+    stats, missing = ask_conductors((name,), state_dir, config_path, window_s, timeout_ms)
     if form == "json":
         print_json({"conductors": stats, "missing": missing})
     elif stats:
@@ -155,16 +184,20 @@ def _show(stat: ConductorStat) -> None:
         ("lease_held", stat.lease_held),
         ("database_lost", f"{stat.database_lost_ms} ms"),
         ("fellows", " ".join(stat.fellows)),
+        ("reads", read_text(stat)),
+        ("positions", f"{stat.reads.positions} asked for {stat.reads.positions_shared} reads"),
     ):
         click.echo(f"{name:>14}  {value}")
     print_table(lane_rows(stat), "lane", ROWS_SHOWN)
     print_table(pool_rows(stat), "pool", ROWS_SHOWN)
+    if stat.reads.replicas:
+        print_table(replica_rows(stat), "replica", ROWS_SHOWN)
 
 
 @conductor.command("advise")
 @click.option("--cell", help="This cell only.")
 @click.option("--watch", "watch_s", type=click.IntRange(1, 3600), help="Again every so many seconds, until Ctrl-C.")
-@_options
+@ask_options
 def conductor_advise(
     cell: str | None,
     watch_s: int | None,
@@ -180,7 +213,7 @@ def conductor_advise(
     full, others are not), unknown. Exit codes: 0 advice for every cell, 1 not of all, 2 wrong usage or configuration.
     """
     while True:
-        stats, missing = _ask((), state_dir, config_path, window_s, timeout_ms, cell)
+        stats, missing = ask_conductors((), state_dir, config_path, window_s, timeout_ms, cell)
         advices = advices_of(stats, missing, cell)
         if form == "json":
             print_json({"advice": advices, "missing": missing})
@@ -209,10 +242,11 @@ def advices_of(stats: Sequence[ConductorStat], missing: Sequence[Missing], cell:
     return advices
 
 
-def _ask(
+def ask_conductors(
     names: tuple[str, ...], state_dir: str, config_path: str | None, window_s: int, timeout_ms: int,
     cell: str | None = None,
 ) -> tuple[list[ConductorStat], list[Missing]]:  # fmt: skip
+    """What the conductors say of themselves (all of those configured, without ``names``), and who did not answer."""
     config = operator_config(config_path, state_dir)
     known = [peer.id for peer in conductors_of(config)]
     unknown = sorted(set(names) - set(known))

@@ -2,6 +2,8 @@
 
 import click
 
+from zcompute.cli.bus_commands import end_with, print_json, print_table
+from zcompute.cli.conductor_commands import ROWS_SHOWN, ask_conductors, ask_options, read_text, replica_rows
 from zcompute.cli.exits import FAILED, CommandError, UsageRefused
 from zcompute.config import Config, ConfigError, load
 from zcompute.db import migrate, seed
@@ -115,3 +117,29 @@ def status(config_path: str) -> None:
     click.echo(f"kind {found.kind}, cell {found.cell}, schema {found.current}, this release needs {found.head}")
     if not found.is_current:
         raise CommandError("the schema is not current: run `zcompute db upgrade`")
+
+
+@db.command("replicas")
+@click.option("--cell", help="This cell only.")
+@ask_options
+def db_replicas(
+    cell: str | None, state_dir: str, config_path: str | None, form: str, window_s: int, timeout_ms: int
+) -> None:
+    """The replicas as each conductor sees them: state, how far behind, reads, and why one takes none.
+
+    docs/operating/replicas.md says what the values mean. Exit codes: 0 every replica takes reads, 1 one does not or a
+    conductor has not answered, 2 wrong usage or configuration.
+    """
+    stats, missing = ask_conductors((), state_dir, config_path, window_s, timeout_ms, cell)
+    if form == "json":
+        print_json({"reads": {stat.service_id: stat.reads for stat in stats}, "missing": missing})
+    else:
+        print_table([row for stat in stats for row in replica_rows(stat)], "replica", ROWS_SHOWN)
+        for stat in stats:
+            click.echo(f"{stat.service_id}: reads {read_text(stat)}")
+    out = [f"{one.name} ({stat.service_id})" for stat in stats for one in stat.reads.replicas if one.state != "serving"]
+    if out and form != "json":
+        click.echo(f"take no reads: {', '.join(out)}", err=True)
+    end_with(missing)
+    if out:
+        raise CommandError(f"{len(out)} of the replicas take no reads")

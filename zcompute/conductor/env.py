@@ -44,7 +44,8 @@ class ConductorEnv:
 
     def __post_init__(self) -> None:
         self.forwarding = Forwarding(self.router, self.ledger, self.cell)
-        self.reads = ClientReads(self.reading or Reading(self.store), self.lease_held)
+        self.reading = self.reading or Reading(self.store)
+        self.reads = ClientReads(self.reading, self.lease_held)
 
     @property
     def service_id(self) -> str:

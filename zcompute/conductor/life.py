@@ -99,7 +99,7 @@ class Life:
         )  # fmt: skip
         self._role: Role = RootRole(env) if self._cell == ROOT_CELL else CellRole(env)
         self._stats = ConductorStats(
-            config.service.id, self._cell, self._incarnation, endpoint, lambda: self.ready, lives
+            config.service.id, self._cell, self._incarnation, endpoint, lambda: self.ready, lives, env.reading
         )
         self._mapper: gevent.Greenlet | None = None
         self._looker: gevent.Greenlet | None = None

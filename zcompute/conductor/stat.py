@@ -18,6 +18,8 @@ from zcompute.conductor import cpu
 from zcompute.conductor.incarnation import Incarnation
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.meter import percentile
+from zcompute.conductor.read_stat import read_stat
+from zcompute.db.replicas.reading import Reading
 from zcompute.objects.conductor_stat import (
     STATE_BEGINNING,
     STATE_READY,
@@ -73,7 +75,7 @@ class ConductorStats:
 
     def __init__(
         self, service_id: str, cell: str, incarnation: Incarnation, endpoint: Endpoint, ready: Callable[[], bool],
-        lives: int,
+        lives: int, reading: Reading | None = None,
     ) -> None:  # fmt: skip
         self._service_id = service_id
         self._cell = cell
@@ -81,6 +83,7 @@ class ConductorStats:
         self._endpoint = endpoint
         self._ready = ready
         self._lives = lives
+        self._reading = reading
         self._born_s = time.monotonic()
         self._looks = Looks()
 
@@ -144,6 +147,7 @@ class ConductorStats:
                 for number, lane in enumerate(incarnation.lanes, 1)
             ],
             pools=list(map(_pool_stat, self._endpoint.pools())),
+            reads=read_stat(self._reading),
         )
 
 

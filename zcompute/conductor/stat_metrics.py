@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 
+from zcompute.conductor.read_stat import add_reads
 from zcompute.metrics import Families
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS, ConductorLaneStat, ConductorStat
 
@@ -31,6 +32,7 @@ def conductor_families(stat: ConductorStat) -> Iterable[Metric]:
         made.counter("refused", "Busy, by the limit that was reached", count, limit=limit)
     for lane in stat.lanes:
         _add_lane(made, lane)
+    add_reads(made, stat.reads)
     return [*made, _commits(stat)]
 
 

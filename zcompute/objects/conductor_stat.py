@@ -58,6 +58,34 @@ class ConductorPoolStat(msgspec.Struct, kw_only=True):
     oldest_ms: int = 0
 
 
+class ConductorReplicaStat(msgspec.Struct, kw_only=True):
+    """One replica of the cell's database, as this conductor sees it. Counters are of the process' life."""
+
+    name: str  # host:port, or the socket's path
+    state: str  # new, serving, lagging, refused, away
+    reason: str = ""  # why it takes no reads
+    trouble: str = ""  # what is wrong with its replication, though it may be read
+    since_ms: int = 0  # in this state
+    behind_ms: int = 0  # for how long something has been committed that it has not applied
+    age_ms: int = -1  # at most so old is what it shows; -1: not known
+    in_flight: int = 0
+    reads: int = 0
+    waits: int = 0  # reads that had to wait for their position
+    failures: int = 0  # reads that were tried again elsewhere
+
+
+class ConductorReadStat(msgspec.Struct, kw_only=True):
+    """The reads of clients: how many by what they need (primary, current, stale), and who served them."""
+
+    by_need: dict[str, int] = msgspec.field(default_factory=dict)
+    at_primary: dict[str, int] = msgspec.field(default_factory=dict)  # of them, those that read rows there
+    confirmed: int = 0  # stale reads that missed, and asked the primary
+    second_tries: int = 0
+    positions: int = 0  # questions for the primary's position
+    positions_shared: int = 0  # reads that they served
+    replicas: list[ConductorReplicaStat] = msgspec.field(default_factory=list)
+
+
 class ConductorStat(msgspec.Struct, kw_only=True):
     """One conductor."""
 
@@ -87,6 +115,7 @@ class ConductorStat(msgspec.Struct, kw_only=True):
     refused: dict[str, int] = msgspec.field(default_factory=dict)  # Busy by the limit that was reached
     lanes: list[ConductorLaneStat] = msgspec.field(default_factory=list)
     pools: list[ConductorPoolStat] = msgspec.field(default_factory=list)
+    reads: ConductorReadStat = msgspec.field(default_factory=ConductorReadStat)
 
     @property
     def oldest_ms(self) -> int:
