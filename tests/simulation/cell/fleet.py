@@ -76,6 +76,7 @@ class Agent:
         self.name = name
         self.process = Process(name, native=False)
         self.service: ComputeService | None = None
+        self.ending: ComputeService | None = None
         self.directory = world.directory / name
         self.epochs: dict[int, int] = {}  # the highest owner epochs of partitions that it has obeyed
         self.map = PartitionMap(cell=CELL)
@@ -114,8 +115,11 @@ class Agent:
             self.service = None
 
     def stop(self, then: Callable[[], None]) -> None:
-        """The planned end."""
+        """The planned end; it is asked for once."""
         service, process = self.service, self.process
+        if service is self.ending:
+            return
+        self.ending = service
 
         def end() -> None:
             if service is None or self.service is not service:

@@ -27,6 +27,33 @@ REREAD_MS = 600_000  # a simulated socket misses no edge
 WALL_S = 1_800_000_000.0
 
 
+class Clocks:
+    """The clocks of the life that is lived. They are put in the place of the real ones once, before anything of the
+    services is imported: what takes a clock as a default argument keeps the one that it finds."""
+
+    loop: VirtualLoop
+
+    @staticmethod
+    def monotonic_s() -> float:
+        loop = Clocks.loop
+        process = loop.process
+        return loop.now_s if process is None else loop.now_s + process.ahead_s
+
+    @staticmethod
+    def wall_s() -> float:
+        return WALL_S + Clocks.loop.now_s
+
+    @staticmethod
+    def wall_ns() -> int:
+        return int((WALL_S + Clocks.loop.now_s) * 1e9)
+
+
+def replace_clocks() -> None:
+    """See Clocks. The clock stands still until there is a life."""
+    Clocks.loop = VirtualLoop(0)
+    time.monotonic, time.time, time.time_ns = Clocks.monotonic_s, Clocks.wall_s, Clocks.wall_ns
+
+
 class Inline:
     """Stands for the hub's thread pool: what it is given is done at once."""
 
@@ -99,9 +126,7 @@ def set_stage(seed: int, crashed: Callable[[str], None]) -> tuple[VirtualLoop, N
             hub.parent.throw(value)
 
     hub.handle_error = handle_error
-    time.monotonic = lambda: loop.now_s
-    time.time = lambda: WALL_S + loop.now_s
-    time.time_ns = lambda: int((WALL_S + loop.now_s) * 1e9)
+    Clocks.loop = loop
     random.seed(seed)
     ids = random.Random(f"{seed} ids")
     uuid.uuid4 = lambda: uuid.UUID(int=ids.getrandbits(128), version=4)
@@ -110,16 +135,6 @@ def set_stage(seed: int, crashed: Callable[[str], None]) -> tuple[VirtualLoop, N
     zmq.Context = SimContext
     _replace_seams(loop, network)
     return loop, network
-
-
-def clocks_differ(loop: VirtualLoop) -> None:
-    """From now on each process has a clock of its own; so long as none has leapt, one is enough and costs less."""
-
-    def monotonic() -> float:
-        process = loop.process
-        return loop.now_s if process is None else loop.now_s + process.ahead_s
-
-    time.monotonic = monotonic
 
 
 def _expected() -> tuple[type[BaseException], ...]:
