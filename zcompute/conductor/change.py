@@ -46,6 +46,7 @@ class Put(msgspec.Struct, eq=False, gc=False):
     row: Row | None = None
     fields: tuple[str, ...] | None = None
     encoded: dict[str, Any] | None = None
+    differs: tuple[str, ...] | None = None  # the fields that its decision says it changed
     packed: Pack = pack
     size_bytes: int = 0
 
@@ -124,10 +125,16 @@ class Change:
         row: T | None = self._entry(rowkey).row
         return row
 
-    def put(self, table: TableCodec[T], obj: T) -> None:
-        """Insert or update. Sets ``obj.revision`` to one above the former row's (1 for a new one)."""
+    def put(self, table: TableCodec[T], obj: T, differs: tuple[str, ...] | None = None) -> None:
+        """Insert or update. Sets ``obj.revision`` to one above the former row's (1 for a new one).
+
+        ``differs`` names every field in which a row that is there may differ from its former image, revision included,
+        for who knows them: they are written whether they do or not, and no other is compared. Plain columns only.
+        """
         key = table.key_of(obj)
-        put = self._staged(table, (table.name, key))
+        rowkey = (table.name, key)
+        again = bool(self.puts) and rowkey in self.puts
+        put = self._staged(table, rowkey)
         if obj is put.former:
             raise LedgerMisuse(
                 f"{table.name} {key}: put a copy (msgspec.structs.replace), not the row that get returned"
@@ -137,11 +144,12 @@ class Change:
             put.revision = put.former_revision + 1
             obj.revision = put.revision  # type: ignore[attr-defined]  # not every table has one: checked above
         put.image = obj
+        put.differs = None if again else differs
 
     def delete(self, table: TableCodec[Any], key: Key) -> None:
         """Delete the row; deleting a row that is not there changes nothing."""
         put = self._staged(table, (table.name, key))
-        put.image = None
+        put.image = put.differs = None
         put.revision = put.former_revision
 
     def append(self, table: TableCodec[T], obj: T) -> None:

@@ -112,7 +112,7 @@ class Lane:
         oldest = self._in_flight[:1] or list(itertools.islice(self._queue, 1))
         return now_s - oldest[0].asked_at_s if oldest else 0.0
 
-    def full(self) -> tuple[str, int] | None:
+    def full(self, now_s: float) -> tuple[str, int] | None:
         """The limit that is reached, by name and value."""
         limits = self._limits
         if self.queued_rows >= limits.filling_rows_max:
@@ -121,7 +121,7 @@ class Lane:
             return "filling_bytes_max", limits.filling_bytes_max
         if len(self._queue) >= limits.filling_decisions_max:
             return "filling_decisions_max", limits.filling_decisions_max
-        if self._queue and time.monotonic() - self._queue[0].asked_at_s > limits.batch_age_ms_max / 1000:
+        if self._queue and now_s - self._queue[0].asked_at_s > limits.batch_age_ms_max / 1000:
             return "batch_age_ms_max", limits.batch_age_ms_max
         return None
 

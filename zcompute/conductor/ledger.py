@@ -160,7 +160,8 @@ class Ledger:
         held = self._holding(partition)
         if self._deciding:
             raise LedgerMisuse("the ledger was called from within a decide function, or one yielded")
-        full = held.lane.full()
+        now_s = time.monotonic()
+        full = held.lane.full(now_s)
         if full is not None:
             self.refused[full[0]] += 1
             raise busy(full[0], full[1], self._limits.busy_retry_ms)
@@ -168,7 +169,7 @@ class Ledger:
             self._check_database(held, keys)
         if len(keys) > self._limits.decision_keys_max:
             raise invalid_row(keys[0][0].name, f"{len(keys)} rows named, at most {self._limits.decision_keys_max}")
-        ticket = Ticket(partition, keys, decide)
+        ticket = Ticket(partition, keys, decide, QUEUED, now_s)
         if not held.waiting and (entries := self._cached(ticket)) is not None:
             self._decide(held, ticket, entries)
             return ticket

@@ -15,6 +15,7 @@ from zcompute.objects.stored import Pack
 
 MASKS_MAX = 4096
 FIXED_BYTES = 8  # what a value that is neither text nor bytes counts
+KEY_BYTES = 36  # what the key counts where nothing is looked at: a uuid
 
 
 class TableShape:
@@ -28,6 +29,7 @@ class TableShape:
         self._masks: dict[tuple[bool, ...], tuple[int, ...]] = {}
         self._columns: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._readers: dict[tuple[str, ...], Callable[[Any], Row]] = {}
+        self._sizes: dict[tuple[str, ...], int] = {}
         self.encoded = frozenset(column for column in table.update_columns if column in table.encoders)
 
     def changed(self, former: Any, image: Any) -> tuple[str, ...]:
@@ -50,6 +52,17 @@ class TableShape:
             if len(self._columns) < MASKS_MAX:
                 self._columns[fields] = columns
         return columns
+
+    def plain_bytes(self, fields: tuple[str, ...]) -> int:
+        """What the columns of these fields count in a batch, 0 when one of them is packed. Texts count as numbers do:
+        those that observations change are short, and a batch's limit is of its text and not exact."""
+        size = self._sizes.get(fields)
+        if size is None:
+            columns = self.columns(fields)
+            size = FIXED_BYTES * len(columns) if self.encoded.isdisjoint(columns) else 0
+            if len(self._sizes) < MASKS_MAX:
+                self._sizes[fields] = size
+        return size
 
     def reader(self, columns: tuple[str, ...]) -> Callable[[Any], Row]:
         """A function that takes the key and these columns from an object: the packed ones not packed yet."""
@@ -90,6 +103,10 @@ def render_put(put: Put, partition: int, packed: Pack = pack) -> None:
     else:
         put.packed = packed
         shape = shape_of(table)
+        if put.differs is not None and (plain_bytes := shape.plain_bytes(put.differs)):
+            put.fields = put.differs
+            put.size_bytes = plain_bytes + KEY_BYTES
+            return
         fields = put.fields = shape.changed(put.former, image)
         columns = shape.columns(fields)
         row = shape.reader(columns)(image)

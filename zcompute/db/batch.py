@@ -5,6 +5,7 @@ nonce, by which a resend whose first copy got through is told from a stranger's 
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -107,7 +108,7 @@ def ordered(changes: Sequence[Change]) -> list[Change]:
         if not change.rows:
             continue
         width = len(change.table.key_columns)
-        rows = sorted(change.rows, key=lambda row, width=width: row[:width])  # type: ignore[misc]  # a default binds it
+        rows = sorted(change.rows, key=itemgetter(*range(width)))
         if isinstance(change, Insert):
             kept.append(Insert(change.table, rows))
         else:

@@ -16,7 +16,8 @@ GLOBAL_KEY = "global"
 
 def partition_of(key: str) -> int:
     """The partition of a key, 0 to 255. No case folding: callers pass uuids in canonical lower case."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % PARTITIONS
+    # The first four bytes, big-endian, mod 256: the fourth.
+    return hashlib.sha256(key.encode(), usedforsecurity=False).digest()[3]
 
 
 class ConductorInfo(VersionedObject):

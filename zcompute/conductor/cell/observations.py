@@ -30,7 +30,7 @@ from zcompute.objects.task import TASK_BUILD, TASK_DELETE, Task
 GHOST = "the instance is deleted, and is on a host that was not asked to destroy it"
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The answer to a report, and what it changes (None: nothing)."""
 
     verdict: str

@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 
 _decode = msgspec.msgpack.Decoder(ReportBody).decode
 
+# All that an observation changes (judge_observation, _observe, and the ledger's revision).
+OBSERVED = ("updated_at_us", "power_state", "progress", "agent_epoch", "observed_seq", "revision")
+
 LANE_RETRY_MS = 200  # when a report that its lane had no room for may come again
 
 Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they changed
@@ -166,10 +169,10 @@ class Reports:
     def _submit(self, heard: Heard, unread: Unread | None = None) -> None:
         link, report, body = heard.link, heard.report, heard.body
         uuid, partition = body.instance_uuid, heard.partition
-        if not self._ledger.owns(partition) and self._arrivals.expected(partition):
+        lane = self._ledger.lane_of(partition)
+        if not lane and self._arrivals.expected(partition):
             self._arrivals.wait(partition, heard)
             return
-        lane = self._ledger.lane_of(partition)
         if lane and not link.admit_report(lane):
             self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
             return
@@ -208,7 +211,7 @@ class Reports:
         if judged.decision is not None and judged.decision.instance is not None:
             observed = judged.decision.instance  # the judge's own copy
             observed.updated_at_us = change.now_us
-            change.put(INSTANCES, observed)
+            change.put(INSTANCES, observed, OBSERVED)
             if body.folded > 0:
                 change.notify(events_folded(observed, body.folded, change.packed))
         return judged.verdict, judged.detail, None
