@@ -85,6 +85,42 @@ def test_an_update_sends_only_the_columns_that_changed() -> None:
     assert update.rows == [("1", 9, 2)]
 
 
+def test_what_a_decision_names_is_written_and_nothing_else_is_compared() -> None:
+    former = flavor("1", extra_specs={"a": "b"})
+    named = ("memory_mb", "vcpus", "revision")
+    change = Change(GLOBAL, 1, 0, {("flavors", ("1",)): Entry(former, 1)}.get)
+    change.put(FLAVORS, msgspec.structs.replace(former, memory_mb=9), named)
+    assert sent(change) == (("vcpus", "memory_mb", "revision"), [("1", former.vcpus, 9, 2)])
+
+
+def test_a_row_that_is_put_twice_is_compared_as_a_whole_whatever_was_named() -> None:
+    former = flavor("1")
+    for first, second in (((), ("memory_mb", "revision")), (("memory_mb", "revision"), ())):
+        change = Change(GLOBAL, 1, 0, {("flavors", ("1",)): Entry(former, 1)}.get)
+        once = msgspec.structs.replace(former, swap_mb=3)
+        change.put(FLAVORS, once, first or None)
+        change.put(FLAVORS, msgspec.structs.replace(once, memory_mb=9), second or None)
+        assert sent(change) == (("memory_mb", "swap_mb", "revision"), [("1", 9, 3, 2)])
+
+
+def test_packed_columns_are_compared_whatever_was_named() -> None:
+    former = instance("a")
+    change = Change(partition_of("a"), 1, 0, {("instances", ("a",)): Entry(former, 1)}.get)
+    change.put(INSTANCES, msgspec.structs.replace(former, progress=3), ("progress", "fault", "revision"))
+    assert sent(change) == (("progress", "revision"), [("a", 3, 2)])
+
+
+def sent(change: Change) -> tuple[tuple[str, ...], list[Any]]:
+    """The columns and rows of the one update that the change comes to."""
+    ticket = Ticket(change.partition, (), None)
+    ticket.puts = list(change.puts.values())
+    render_put(ticket.puts[0], change.partition)
+    assert ticket.puts[0].size_bytes > 0
+    (update,) = changes_of([ticket])
+    assert isinstance(update, Update)
+    return update.columns, update.rows
+
+
 def observed(cache: dict[RowKey, Entry], uuid: str, **changes: Any) -> Ticket:
     """One decision that changes these fields of an instance."""
     partition = partition_of(uuid)

@@ -3,6 +3,7 @@ import pytest
 
 from tests.unit.conductor.tasks.samples import NOW_US, claiming, new_build, result_of, rows, spawning
 from zcompute.conductor.cell.observations import judge_observation, judge_step_result
+from zcompute.conductor.cell.reports import OBSERVED
 from zcompute.conductor.tasks.build_walk import spawn_ended
 from zcompute.conductor.tasks.decision import raise_generation
 from zcompute.conductor.tasks.delete_walk import accept_delete
@@ -22,6 +23,16 @@ from zcompute.objects.report import (
 def seen(instance, host="h1", **fields):
     values = {"instance_uuid": instance.uuid, "host": host, "generation": instance.generation, "power_state": 4}
     return Observation(**{**values, **fields})
+
+
+@pytest.mark.parametrize("fields", [{"power_state": 4, "progress": 7}, {"gone": True}, {"power_state": 1}])
+def test_an_observation_changes_nothing_but_what_it_is_said_to_change(fields):
+    instance = observed()
+    decision = judge_observation(instance, seen(instance, **fields), 3, 1, None).decision
+    image = msgspec.structs.replace(decision.instance, updated_at_us=NOW_US, revision=9)
+    differs = {name for name in instance.__struct_fields__ if getattr(instance, name) != getattr(image, name)}
+    assert differs <= set(OBSERVED)
+    assert {"agent_epoch", "observed_seq", "updated_at_us"} <= differs
 
 
 def observed(epoch=2, seq=10):
