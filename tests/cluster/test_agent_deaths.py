@@ -97,6 +97,33 @@ def test_results_outlive_kill_nine_and_sequences_rise(cell: Cell) -> None:
     assert newest > before
 
 
+def test_what_happened_at_the_hypervisor_while_the_agent_was_dead_is_reported(cell: Cell) -> None:
+    """A machine that is gone, one that nobody touched, and one that nobody here made."""
+    conductor = cell.conductors[0]
+    agent = cell.start_agent()
+    link = conductor.ready()
+    gone, kept = fresh(), fresh()
+    for one in (gone, kept):
+        call(link, SPAWN, spawn_request(make_order(one)))
+        eventually("an observation came", lambda one=one: conductor.observations(one))
+    kill(agent)
+    stranger = fresh()
+    with domain_log_path(cell.directory / "hosts", "node1").open("ab") as file:
+        file.write(msgspec.json.encode(DomainLine(op="destroy", uuid=gone)) + b"\n")
+        file.write(msgspec.json.encode(DomainLine(op="spawn", uuid=stranger)) + b"\n")
+    conductor.got.clear()
+    conductor.attached.clear()
+    cell.start_agent()
+    conductor.ready()
+    for one in (gone, kept):
+        eventually("an observation came", lambda one=one: conductor.observations(one))
+    assert [seen.gone for seen in conductor.observations(gone)] == [True]
+    assert [seen.gone for seen in conductor.observations(kept)] == [False]
+    eventually("the unknown is told of", lambda: "domains that no owner knows are left alone" in cell.log_text())
+    assert not conductor.observations(stranger)
+    assert cell.domains("node1").running == {kept, stranger}
+
+
 def test_a_second_agent_on_the_state_directory_is_refused(cell: Cell) -> None:
     cell.start_agent()
     cell.conductors[0].ready()
