@@ -11,12 +11,15 @@ import psutil
 from tests.cluster.agent_cell import Cell, call, eventually, spawn_request
 from tests.cluster.forwarder import Forwarder
 from tests.orders import fresh, make_order
+from zcompute.bus import Busy
 from zcompute.compute.virt.fake_log import DomainLine, domain_log_path
 from zcompute.objects.methods import SPAWN
 from zcompute.objects.partition import PARTITIONS
+from zcompute.objects.report import VERDICT_APPLIED
 
 SERVERS = 60
 ROUNDS = 120
+RESULTS = 6
 LIVE_BYTES_MAX = 400 * SERVERS  # of a journal's record of one observation, generously
 COMPACT_BYTES = 32_768
 GROWTH_BYTES_MAX = 16 << 20
@@ -78,3 +81,29 @@ def test_an_agent_cut_off_for_long_stays_within_its_bounds_and_ends_with_the_new
     assert counted > SERVERS * 5, "what came and went meanwhile is counted"
     assert looks <= 3 * SERVERS, "and is not sent"
     forwarder.cut()
+
+
+def test_results_that_nobody_answers_end_in_busy_and_none_is_folded(cell: Cell) -> None:
+    conductor = cell.conductors[0]
+    conductor.verdict = lambda _: None
+    cell.start_agent(results_max=RESULTS)
+    link = conductor.ready()
+    taken: list[str] = []
+
+    def spawn(uuid: str) -> bool:
+        try:
+            call(link, SPAWN, spawn_request(make_order(uuid)))
+        except Busy:
+            return False
+        taken.append(uuid)
+        return True
+
+    for _ in range(2 * RESULTS):
+        spawn(fresh())
+    assert len(taken) == RESULTS
+    eventually("each result came", lambda: {result.instance_uuid for result in conductor.results()} == set(taken))
+    assert cell.domains("node1").running == set(taken)
+    conductor.got.clear()
+    conductor.verdict = lambda _: VERDICT_APPLIED
+    eventually("there is room again", lambda: spawn(fresh()))
+    eventually("each result came", lambda: {result.instance_uuid for result in conductor.results()} == set(taken))
