@@ -44,12 +44,20 @@ class Conductor:
                 conductors=[peer for peer in peers if peer.id != self.name],
                 root=[PeerConfig(id="r1", address="tcp://r1:1")],
             ),
-            database=DatabaseConfig(url="sim:"),
+            database=DatabaseConfig(url="mysql://zcompute@db/c1"),
             notifications=NotificationsConfig(exists_s=world.exists_s),
         )
         self.service = ConductorService(config)
         self.process.kept.append(self.service)
-        world.loop.spawn(self.process, self.service.run)
+        world.loop.spawn(self.process, self._run, self.service)
+
+    def _run(self, service: ConductorService) -> None:
+        """No fault of this world keeps a conductor from beginning."""
+        try:
+            service.run()
+        except Exception as error:
+            self.world.crashed(f"{self.name} does not begin: {type(error).__name__}: {error}")
+            raise
 
     def kill(self) -> None:
         self.process.kill()

@@ -77,7 +77,7 @@ class World:
         self.crashes: list[str] = []
         self.loop: VirtualLoop
         self.network: Network
-        self.loop, self.network = stage.set_stage(seed, self._crashed)
+        self.loop, self.network = stage.set_stage(seed, self.crashed)
         self.dice = random.Random(f"{seed} world")
         self.server = Server(self.loop, Rows(CELL), seed)
         self.hypervisors = Hypervisors(seed)
@@ -98,7 +98,8 @@ class World:
             register_error(kind)
         self._listen_in()
 
-    def _crashed(self, text: str) -> None:
+    def crashed(self, text: str) -> None:
+        """A greenlet died of what nobody foresaw."""
         self.crashes.append(f"{self.loop.now_s - BEGIN_S:.4f} {text}")
 
     def close(self) -> None:
