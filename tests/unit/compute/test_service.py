@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +41,37 @@ def test_one_agent_at_a_time_holds_a_state_directory(tmp_path: Path) -> None:
     service.start()
     service.stop()
     StateDir(tmp_path / "state").close()
+
+
+@pytest.mark.parametrize("failing", [errno.EIO, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_an_agent_starts_on_a_disk_that_fails_and_is_whole_once_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, earlier: bool
+) -> None:
+    """No file of its directory can be opened: the directory is there, as its disk is mounted."""
+    (tmp_path / "state").mkdir()
+    if earlier:
+        first = ComputeService(config(tmp_path))
+        first._doubt.settle_here()
+        first.stop()
+    plain = os.open
+
+    def broken(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if Path(path).parent == tmp_path / "state":
+            raise OSError(failing, os.strerror(failing), str(path))
+        return plain(path, flags, *more, **named)
+
+    monkeypatch.setattr("os.open", broken)
+    service = ComputeService(config(tmp_path))
+    service.start()
+    measured = {measure.name: measure.value for measure in service.measures() if measure.name == "agent_in_doubt"}
+    assert measured == {"agent_in_doubt": True}
+    journals = [service._outbox.journal, service._generations.journal]
+    assert [journal.degraded for journal in journals] == [True, True]
+    monkeypatch.undo()
+    for journal in journals:
+        journal.tend(float("inf"))
+    service._fences.tend()
+    assert [journal.degraded for journal in journals] == [False, False]
+    assert service._fences.on_disk
+    service.stop()
