@@ -5,6 +5,7 @@ import click
 from zcompute.cli.bus_commands import end_with, print_json, print_table
 from zcompute.cli.conductor_commands import ROWS_SHOWN, ask_conductors, ask_options, read_text, replica_rows
 from zcompute.cli.exits import FAILED, CommandError, UsageRefused
+from zcompute.cli.upkeep_commands import archive, migrate_data, purge
 from zcompute.config import Config, ConfigError, load
 from zcompute.db import migrate, seed
 from zcompute.db.errors import StoreError
@@ -41,6 +42,11 @@ def _upgrade(config_path: str, *, offline: bool = False) -> tuple[str, str]:
 @click.group()
 def db() -> None:
     """Create, upgrade and look at a cell's database."""
+
+
+db.add_command(archive)
+db.add_command(purge)
+db.add_command(migrate_data)
 
 
 @db.command()

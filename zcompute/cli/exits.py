@@ -11,6 +11,7 @@ STATE_DIR_IN_USE = 5
 STATE_DIR_VERSION = 6
 TOO_LATE = 7
 HOSTS_TAKEN = 8
+MORE_LEFT = 9
 
 MEANINGS: dict[int, str] = {
     OK: "done; for `audit` and `up --exit`: everything holds",
@@ -22,6 +23,7 @@ MEANINGS: dict[int, str] = {
     STATE_DIR_VERSION: "the state directory is of another version",
     TOO_LATE: "did not come up in time",
     HOSTS_TAKEN: "another agent has taken the hosts of this one: do not start it again by itself",
+    MORE_LEFT: "done as far as it was allowed to, more is left: run it again",
 }
 
 

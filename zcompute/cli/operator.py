@@ -128,6 +128,11 @@ class Operator:
         """The cells of which a conductor is linked."""
         return sorted({link.peer.cell for link in self._links.values() if link.up and link.peer is not None})
 
+    def conductors(self, cell: str) -> list[str]:
+        """The conductors of a cell that are linked."""
+        links = sorted(self._links.items())
+        return [name for name, link in links if link.up and link.peer is not None and link.peer.cell == cell]
+
     def stats(self, services: Iterable[str] = ()) -> tuple[list[EndpointStat], list[Missing]]:
         """The stats of these services with all their links, of every conductor when none is named."""
         names = list(dict.fromkeys(services)) or list(self._links)

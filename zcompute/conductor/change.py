@@ -49,6 +49,7 @@ class Put(msgspec.Struct, eq=False, gc=False):
     differs: tuple[str, ...] | None = None  # the fields that its decision says it changed
     packed: Pack = pack
     size_bytes: int = 0
+    rewritten: tuple[str, ...] = ()  # fields that are written although they mean the same
 
 
 class Note(msgspec.Struct, eq=False, gc=False):
@@ -145,6 +146,13 @@ class Change:
             obj.revision = put.revision  # type: ignore[attr-defined]  # not every table has one: checked above
         put.image = obj
         put.differs = None if again else differs
+
+    def rewrite(self, table: TableCodec[T], key: Key, fields: tuple[str, ...]) -> None:
+        """Write these packed fields of a row anew, at the level at which changes are stored now."""
+        row = self.get(table, key)
+        if row is not None:
+            self.put(table, msgspec.structs.replace(row))
+            self.puts[(table.name, key)].rewritten = fields
 
     def delete(self, table: TableCodec[Any], key: Key) -> None:
         """Delete the row; deleting a row that is not there changes nothing."""

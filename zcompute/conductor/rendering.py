@@ -107,7 +107,10 @@ def render_put(put: Put, partition: int, packed: Pack = pack) -> None:
             put.fields = put.differs
             put.size_bytes = plain_bytes + KEY_BYTES
             return
-        fields = put.fields = shape.changed(put.former, image)
+        fields = shape.changed(put.former, image)
+        if put.rewritten:
+            fields = (*(name for name in put.rewritten if name not in fields), *fields)
+        put.fields = fields
         columns = shape.columns(fields)
         row = shape.reader(columns)(image)
         put.size_bytes = size_of(row)

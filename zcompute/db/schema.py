@@ -139,6 +139,7 @@ _table(
     sa.Index("ix_instances_created", "created_at_us", "uuid"),
     sa.Index("ix_instances_host", "host"),
     sa.Index("ix_instances_partition", "partition_id"),
+    sa.Index("ix_instances_deleted", "partition_id", "deleted_at_us"),
 )
 _table(
     cell_only,
@@ -258,6 +259,15 @@ _table(
     _revision(),
 )
 
+_table(
+    shared,
+    "archived_rows",
+    _key("partition_id", sa.SmallInteger()),
+    _key("archived_at_us", sa.BigInteger()),
+    _key("source", ident(64)),
+    _key("row_key", ident(512)),
+    _need("body", blob()),
+)
 _table(
     shared,
     "notifications",

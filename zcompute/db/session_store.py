@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from zcompute.db import ownership, reads
+from zcompute.db import ownership, packed_forms, reads
 from zcompute.db.session import Sessions
 from zcompute.db.store import KIND_MARIADB, ConductorRow, MapRows, ToldRow
 from zcompute.db.tables import Key, TableCodec
@@ -72,6 +72,18 @@ class SessionStore:
 
     def expired(self, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
         return self._sessions.read(lambda session: reads.expired(session, table, partition, column, before_us, limit))
+
+    def packed_otherwise(
+        self, table: TableCodec[Any], partition: int, heads: Mapping[str, bytes], limit: int
+    ) -> list[Key]:
+        return self._sessions.read(
+            lambda session: packed_forms.packed_otherwise(session, table, partition, heads, limit)
+        )
+
+    def count_packed(
+        self, table: TableCodec[Any], partitions: Sequence[int], heads: Mapping[str, bytes]
+    ) -> tuple[int, int]:
+        return self._sessions.read(lambda session: packed_forms.count_packed(session, table, partitions, heads))
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         return self._sessions.read(lambda session: reads.list_instances(session, query))

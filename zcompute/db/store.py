@@ -223,6 +223,16 @@ class Store(Protocol):
         There is an index for (partition_id, column): what is kept is not read. At most SCAN_ROWS_MAX rows.
         """
 
+    def packed_otherwise(
+        self, table: TableCodec[Any], partition: int, heads: Mapping[str, bytes], limit: int
+    ) -> list[Key]:
+        """Keys of rows of which a packed column does not begin with its bytes in ``heads`` (NULL may be)."""
+
+    def count_packed(
+        self, table: TableCodec[Any], partitions: Sequence[int], heads: Mapping[str, bytes]
+    ) -> tuple[int, int]:
+        """How many rows these partitions have, and of how many a packed column begins otherwise. Reads them all."""
+
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         """A page of instances, newest first. Deleted ones only where the status DELETED is asked for."""
 

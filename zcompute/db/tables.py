@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from zcompute.objects.archive import ArchivedRow
 from zcompute.objects.base import VersionedObject, pack, unpack
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.cell import CellInfo, OutboxEntry
@@ -388,12 +389,21 @@ NOTIFIER_CURSORS: TableCodec[NotifierCursor] = TableCodec(
     None,
 )
 
+ARCHIVED_ROWS: TableCodec[ArchivedRow] = TableCodec(
+    "archived_rows",
+    ArchivedRow,
+    ("partition_id", "archived_at_us", "source", "row_key"),
+    _plain("partition_id", "archived_at_us", "source", "row_key", "body"),
+    None,
+    insert_only=True,
+)
+
 # The one order in which a batch touches tables, so that two batches cannot deadlock.
 CELL_TABLES: tuple[TableCodec[Any], ...] = (
     INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX, INSTANCE_ACTIONS, INSTANCE_ACTION_EVENTS, USAGE_AUDITS,
 )  # fmt: skip
 ROOT_TABLES: tuple[TableCodec[Any], ...] = (BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS)
-SHARED_TABLES: tuple[TableCodec[Any], ...] = (NOTIFIER_CURSORS, NOTIFICATIONS)
+SHARED_TABLES: tuple[TableCodec[Any], ...] = (NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
 _ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)
 TABLE_ORDER: dict[str, int] = {table.name: at for at, table in enumerate(_ALL)}
 CODECS: dict[str, TableCodec[Any]] = {table.name: table for table in _ALL}

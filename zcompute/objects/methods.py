@@ -380,10 +380,52 @@ class MappingReleaseRequest(msgspec.Struct, kw_only=True):
     build_request: BuildRequest | None = None
 
 
+# -- upkeep: operator -> any conductor, of the partitions that it owns ---------------------------------------------
+
+
+class UpkeepRequest(msgspec.Struct, kw_only=True):
+    """One bounded step over the partitions that the conductor owns, ``rows_max`` rows at most.
+
+    ``before_us`` (primary's UTC time): what is older. With ``dry_run`` nothing is changed.
+    """
+
+    rows_max: int
+    before_us: int = 0
+    dry_run: bool = False
+
+
+class UpkeepReply(msgspec.Struct, kw_only=True):
+    """``rows`` that were (dry run: would be) changed, ``by_table``; ``more``: there is more to do here. ``partitions``
+    are those that were looked through: what others own is theirs to do."""
+
+    rows: int = 0
+    more: bool = False
+    partitions: list[int] = msgspec.field(default_factory=list)
+    by_table: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class MigrationProgress(msgspec.Struct, kw_only=True):
+    """An online data migration: rows ``done`` by now and still ``remaining``, of ``total``."""
+
+    name: str
+    done: int
+    total: int
+    remaining: int
+
+
+class MigrateDataReply(msgspec.Struct, kw_only=True):
+    """``rows`` that this step has changed; where every registered migration stands in these ``partitions``."""
+
+    rows: int = 0
+    partitions: list[int] = msgspec.field(default_factory=list)
+    progress: list[MigrationProgress] = msgspec.field(default_factory=list)
+
+
 _ANY = frozenset({"api", "conductor", "compute", "scheduler", "operator"})
 _CONDUCTOR = frozenset({"conductor"})
 _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
+_OPERATOR = frozenset({"operator"})
 _OPERATOR_OR_CONDUCTOR = frozenset({"operator", "conductor"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
 _FOLLOWERS = frozenset({"api", "operator"})
@@ -426,6 +468,7 @@ SERVERS_INTERFACE = Interface("servers")
 FLAVOR_INTERFACE = Interface("flavor")
 CELL_INTERFACE = Interface("cell")
 MAPPING_INTERFACE = Interface("mapping")
+UPKEEP_INTERFACE = Interface("upkeep")
 
 MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
@@ -492,6 +535,10 @@ CELL_CAPACITY = CELL_INTERFACE.method("capacity", CellCapacity, None, _CONDUCTOR
 MAPPING_DELETED = MAPPING_INTERFACE.method("deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
 MAPPING_REFUSED = MAPPING_INTERFACE.method("refused", MappingReleaseRequest, Empty, _CONDUCTOR)
 
+UPKEEP_ARCHIVE = UPKEEP_INTERFACE.method("archive", UpkeepRequest, UpkeepReply, _OPERATOR)
+UPKEEP_PURGE = UPKEEP_INTERFACE.method("purge", UpkeepRequest, UpkeepReply, _OPERATOR)
+UPKEEP_MIGRATE_DATA = UPKEEP_INTERFACE.method("migrate_data", UpkeepRequest, MigrateDataReply, _OPERATOR)
+
 INTERFACES: tuple[Interface, ...] = (
     CLUSTER_INTERFACE,
     CONDUCTOR_INTERFACE,
@@ -507,4 +554,5 @@ INTERFACES: tuple[Interface, ...] = (
     FLAVOR_INTERFACE,
     CELL_INTERFACE,
     MAPPING_INTERFACE,
+    UPKEEP_INTERFACE,
 )

@@ -29,6 +29,7 @@ from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.run import TaskEnv
 from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.conductor.upkeep.service import Upkeep
 from zcompute.conductor.ways import Ways
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
@@ -91,6 +92,7 @@ class CellRole:
         self._registration = Registration(env, env.root_router, self._table, self._settings)
         self._notifications = Notifications(env, env.config.notifications)
         self._history = history_purge(env)
+        self._upkeep = Upkeep(env)
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -103,6 +105,7 @@ class CellRole:
             *self._instances.handlers(),
             *self._reads.handlers(),
             *self._notifications.handlers(),
+            *self._upkeep.handlers(),
         ]
 
     def start(self) -> None:

@@ -25,6 +25,7 @@ from zcompute.conductor.root.flavors import Flavors
 from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
+from zcompute.conductor.upkeep.service import Upkeep
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, OPERATIONS
 from zcompute.log import REPEATED
@@ -104,6 +105,7 @@ class RootRole:
             PurgeSettings(round_s=env.config.conductor.purge_every_s),
         )
         self._notifications = Notifications(env, env.config.notifications, usage=False)
+        self._upkeep = Upkeep(env)
         self._resumers: set[gevent.Greenlet] = set()
         self._running = False
 
@@ -125,6 +127,7 @@ class RootRole:
         return [
             *((method, unavailable_without_database(handler)) for method, handler in served),
             *self._notifications.handlers(),
+            *self._upkeep.handlers(),
         ]
 
     def start(self) -> None:
