@@ -82,10 +82,20 @@ def replica_rows(stat: ConductorStat) -> list[Row]:
             "reads": one.reads,
             "waits": one.waits,
             "failures": one.failures,
-            "reason": one.reason or one.trouble,
         }
         for one in stat.reads.replicas
     ]
+
+
+def reason_lines(stat: ConductorStat) -> list[str]:
+    """Why replicas take no reads, and what is wrong with those that do; a sentence each."""
+    lines = []
+    for one in stat.reads.replicas:
+        said = ": ".join(filter(None, [one.reason, one.trouble]))
+        if said:
+            verb = "takes reads, but" if one.state == "serving" else "takes no reads:"
+            lines.append(f"{one.name} at {stat.service_id} {verb} {said}")
+    return lines
 
 
 def read_text(stat: ConductorStat) -> str:
@@ -192,6 +202,8 @@ def _show(stat: ConductorStat) -> None:
     print_table(pool_rows(stat), "pool", ROWS_SHOWN)
     if stat.reads.replicas:
         print_table(replica_rows(stat), "replica", ROWS_SHOWN)
+        for line in reason_lines(stat):
+            click.echo(line)
 
 
 @conductor.command("advise")

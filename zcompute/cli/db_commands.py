@@ -3,7 +3,14 @@
 import click
 
 from zcompute.cli.bus_commands import end_with, print_json, print_table
-from zcompute.cli.conductor_commands import ROWS_SHOWN, ask_conductors, ask_options, read_text, replica_rows
+from zcompute.cli.conductor_commands import (
+    ROWS_SHOWN,
+    ask_conductors,
+    ask_options,
+    read_text,
+    reason_lines,
+    replica_rows,
+)
 from zcompute.cli.exits import FAILED, CommandError, UsageRefused
 from zcompute.cli.upkeep_commands import archive, migrate_data, purge
 from zcompute.config import Config, ConfigError, load
@@ -143,9 +150,9 @@ def db_replicas(
         print_table([row for stat in stats for row in replica_rows(stat)], "replica", ROWS_SHOWN)
         for stat in stats:
             click.echo(f"{stat.service_id}: reads {read_text(stat)}")
-    out = [f"{one.name} ({stat.service_id})" for stat in stats for one in stat.reads.replicas if one.state != "serving"]
-    if out and form != "json":
-        click.echo(f"take no reads: {', '.join(out)}", err=True)
+            for line in reason_lines(stat):
+                click.echo(line)
     end_with(missing)
+    out = {one.name for stat in stats for one in stat.reads.replicas if one.state != "serving"}
     if out:
-        raise CommandError(f"{len(out)} of the replicas take no reads")
+        raise CommandError(f"take no reads: {', '.join(sorted(out))}")

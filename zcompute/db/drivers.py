@@ -47,7 +47,9 @@ def open_reading(
             raise refuse(one, "expected a replica of a MariaDB, mysql://...")
         if target.secret is None and reread is not None:
             target = replace(target, secret=Secret(target.password, partial(_password_of, partial(_nth, reread, at))))
-        name = target.unix_socket or f"{target.host}:{target.port}"
+        name = f"{target.host}:{target.port}"
+        if name in targets and target.unix_socket is not None:
+            name = target.unix_socket
         if name in targets:
             raise refuse(one, "found this replica twice")
         targets[name] = target

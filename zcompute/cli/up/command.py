@@ -16,8 +16,10 @@ from zcompute.cli.exits import FAILED, CommandError
 from zcompute.cli.up import report, victims
 from zcompute.cli.up.boots import Boot, Booter, BootRun
 from zcompute.cli.up.databases import AUTO, MARIADB, SQLITE
+from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import DEFAULT_API_PORT, Region
 from zcompute.db.errors import StoreError
+from zcompute.db.private_replicas import REPLICAS_MAX
 
 BOOTS = 100
 CONCURRENCY = 20
@@ -204,6 +206,13 @@ def _until_stopped(up: Up, json_path: str | None, leave: bool) -> int:
     type=click.IntRange(0, 65535),
     help="Port of the API; 0 takes a free one.",
 )
+@click.option(
+    "--replicas",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, REPLICAS_MAX),
+    help="Replicas of each database (MariaDB); counts for a new state directory.",
+)
 def up(
     boot: int,
     concurrency: int,
@@ -213,6 +222,7 @@ def up(
     database: str,
     state_dir: str,
     api_port: int,
+    replicas: int,
 ) -> None:
     """Bring up an embedded region and boot servers in it.
 
@@ -220,7 +230,7 @@ def up(
     """
     if kill_conductor and not boot:
         raise click.UsageError("--kill-conductor kills in the middle of boots: it needs --boot above 0")
-    region = Region.create(state_dir, database, api_port=api_port)
+    region = Region.create(state_dir, database, api_port=api_port, shape=Shape(replicas=replicas))
     run = Up(region, Console(), boot, concurrency, kill_conductor)
     try:
         status = _until_stopped(run, json_path, leave)

@@ -1,14 +1,17 @@
 """The databases of an embedded region: a private MariaDB per cell, or a SQLite file per cell."""
 
+from collections.abc import Mapping
+
 from gevent.pool import Pool
 
 from zcompute.cli.exits import CommandError, ProgramMissing, UsageRefused
-from zcompute.cli.up.layout import Paths, cells_of
+from zcompute.cli.up.layout import Paths, cells_of, database_names
 from zcompute.cli.up.layout import Shape as RegionShape
 from zcompute.db import seed
 from zcompute.db.errors import StoreError
 from zcompute.db.migrate import upgrade
 from zcompute.db.private import PrivateMariaDB, find_programs
+from zcompute.db.private_replicas import PrivateReplicas
 from zcompute.db.schema import KIND_CELL, KIND_ROOT
 from zcompute.objects.cell import ROOT_CELL
 
@@ -44,9 +47,13 @@ def choose(asked: str, present: str | None) -> str:
 class Databases:
     """One database per cell, with schema and seeds; MariaDB servers live as long as start() to stop()."""
 
-    def __init__(self, kind: str, paths: Paths, shape: RegionShape) -> None:
+    def __init__(self, kind: str, paths: Paths, shape: RegionShape, ports: Mapping[str, int] | None = None) -> None:
+        """``ports``: by the names of layout.database_names, for databases with replicas."""
         self.kind = kind
         self._paths = paths
+        self._shape = shape
+        self._ports = ports or {}
+        self._replicated: dict[str, PrivateReplicas] = {}
         self._cells = cells_of(shape)
         self._servers: dict[str, PrivateMariaDB] = {}
         self.urls: dict[str, str] = {}
@@ -86,6 +93,13 @@ class Databases:
         return f"sqlite:///{directory / 'zcompute.db'}"
 
     def _mariadb(self, cell: str) -> str:
+        names = database_names(self._shape, cell)
+        if names:
+            servers = PrivateReplicas(self._paths.database(cell), [self._ports[name] for name in names])
+            self._replicated[cell] = servers
+            servers.start()
+            self._servers[cell] = servers.primary
+            return servers.primary.create_database(DATABASE_NAME)
         server = PrivateMariaDB(self._paths.database(cell))
         self._servers[cell] = server
         server.start(START_DEADLINE_S)
@@ -95,11 +109,29 @@ class Databases:
         """The cell's MariaDB. Raises KeyError for SQLite."""
         return self._servers[cell]
 
+    def replicated(self, cell: str) -> PrivateReplicas:
+        """The cell's primary with its replicas. Raises KeyError where there are none."""
+        return self._replicated[cell]
+
+    def replica_urls(self, cell: str) -> list[str]:
+        """Where the cell's replicas are; none where there are none."""
+        servers = self._replicated.get(cell)
+        return [] if servers is None else [replica.url(DATABASE_NAME) for replica in servers.replicas]
+
     def pids(self) -> dict[str, int]:
-        """Cell to the pid of its MariaDB; empty for SQLite."""
-        return {cell: server.pid for cell, server in self._servers.items() if server.pid}
+        """Cell to the pid of its MariaDB, and its replicas by their names; empty for SQLite."""
+        found = {cell: server.pid for cell, server in self._servers.items() if server.pid}
+        for cell, servers in self._replicated.items():
+            for name, replica in zip(database_names(self._shape, cell)[1:], servers.replicas, strict=True):
+                if replica.pid:
+                    found[name] = replica.pid
+        return found
 
     def stop(self) -> None:
         """Stop all servers together."""
-        Pool(len(self._cells)).map(lambda server: server.stop(STOP_DEADLINE_S), list(self._servers.values()))
+        replicas = [replica for servers in self._replicated.values() for replica in servers.replicas]
+        for servers in (replicas, list(self._servers.values())):
+            if servers:
+                Pool(len(servers)).map(lambda server: server.stop(STOP_DEADLINE_S), servers)
         self._servers.clear()
+        self._replicated.clear()

@@ -1,5 +1,6 @@
 """What an embedded region consists of: services, hosts, files and configuration. Pure: nothing is written here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Shape(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     host_disk_gb: int = 100
     build_ms: int = 0
     delete_ms: int = 0
+    replicas: int = 0  # of each cell's database, the root's too; MariaDB only
 
 
 class RegionFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +41,7 @@ class RegionFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     shape: Shape = Shape()
     api_port: int = 0
     bus_ports: dict[str, int] = {}
+    database_ports: dict[str, int] = {}  # of databases with replicas: these follow their primary over TCP
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ def services_of(shape: Shape) -> tuple[ServicePlan, ...]:
             plans.append(ServicePlan(f"{cell}-compute-{number}", COMPUTE, cell, hosts))
     plans.append(ServicePlan("api-1", API, ROOT_CELL))
     return tuple(sorted(plans, key=lambda plan: START_ORDER.index(plan.kind)))
+
+
+def database_names(shape: Shape, cell: str) -> list[str]:
+    """The servers of a cell's replicated database, the primary first; none where there are no replicas."""
+    if not shape.replicas:
+        return []
+    return [f"{cell}-primary", *(f"{cell}-replica-{number}" for number in range(1, shape.replicas + 1))]
 
 
 def cell_of_host(shape: Shape, host: str) -> str:
@@ -167,7 +177,12 @@ def operator_document(region: RegionFile, paths: Paths, keys: dict[str, KeyPair]
 
 
 def config_document(
-    plan: ServicePlan, region: RegionFile, paths: Paths, keys: dict[str, KeyPair], database_url: str
+    plan: ServicePlan,
+    region: RegionFile,
+    paths: Paths,
+    keys: dict[str, KeyPair],
+    database_url: str,
+    replica_urls: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The configuration file of one service, absolute paths throughout."""
     document: dict[str, Any] = {
@@ -178,6 +193,8 @@ def config_document(
     shape = region.shape
     if plan.kind == CONDUCTOR:
         document["database"] = {"url": database_url}
+        if replica_urls:
+            document["database"]["replicas"] = [{"url": url} for url in replica_urls]
         document["conductor"] = {"allow_beside_compute": True}
     elif plan.kind == COMPUTE:
         document["compute"] = {

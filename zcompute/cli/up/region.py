@@ -14,9 +14,9 @@ import gevent
 from gevent.pool import Pool
 
 from zcompute.cli.client import ApiClient, ApiFailed
-from zcompute.cli.exits import CommandError, TooLate
+from zcompute.cli.exits import CommandError, TooLate, UsageRefused
 from zcompute.cli.up import statedir
-from zcompute.cli.up.databases import AUTO, Databases, choose
+from zcompute.cli.up.databases import AUTO, SQLITE, Databases, choose
 from zcompute.cli.up.keys import KeyPair, key_pair, token, write_keyring, write_private
 from zcompute.cli.up.layout import (
     API_HOST,
@@ -30,11 +30,13 @@ from zcompute.cli.up.layout import (
     Shape,
     cells_of,
     config_document,
+    database_names,
     keyring_document,
     operator_document,
     services_of,
 )
 from zcompute.cli.up.process import ServiceProcess, cpu_ms, last_line
+from zcompute.db.private_replicas import PrivateReplicas
 
 READY_DEADLINE_S = 60.0
 READY_POLL_S = 0.1
@@ -59,7 +61,7 @@ class Region:
         self.processes: dict[str, ServiceProcess] = {}
         self.on_unexpected_end: Said = _silent
         self._lock = lock
-        self._databases = Databases(region.database, paths, region.shape)
+        self._databases = Databases(region.database, paths, region.shape, region.database_ports)
         self._watcher: gevent.Greenlet | None = None
 
     # -- making ---------------------------------------------------------------------------------------------------
@@ -84,10 +86,14 @@ class Region:
             known = statedir.read_region(paths) if paths.version.exists() else None
             kind = choose(database, known.database if known else None)
             region = known or RegionFile(database=kind, shape=shape or Shape())
+            if region.shape.replicas and region.database == SQLITE:
+                raise UsageRefused("SQLite has no replicas: use --database mariadb, or --replicas 0")
             if api_port:
                 statedir.require_free(api_port)
             names = [plan.id for plan in services_of(region.shape) if plan.kind == CONDUCTOR]
             region.bus_ports = statedir.free_ports(names, region.bus_ports)
+            servers = [name for cell in cells_of(region.shape) for name in database_names(region.shape, cell)]
+            region.database_ports = statedir.free_ports(servers, region.database_ports)
             region.api_port = api_port or statedir.free_ports(["api"], {"api": region.api_port})["api"]
             statedir.write_region(paths, region)
         except BaseException:
@@ -127,6 +133,10 @@ class Region:
         plan = next(plan for plan in self.plans.values() if plan.kind == CONDUCTOR and plan.cell == cell)
         document = tomllib.loads(self.paths.config(plan.id).read_text(encoding="utf-8"))
         return str(document["database"]["url"])
+
+    def database_servers(self, cell: str) -> PrivateReplicas:
+        """The cell's primary with its replicas, while the region runs. Raises KeyError where there are none."""
+        return self._databases.replicated(cell)
 
     def client(self, timeout_s: float = 30.0) -> ApiClient:
         """A new connection to the API with the administrator's token."""
@@ -185,7 +195,8 @@ class Region:
         for plan in self.plans.values():
             self.paths.service(plan.id).mkdir(parents=True, exist_ok=True)
             url = self._databases.urls[plan.cell] if plan.kind == CONDUCTOR else ""
-            document = config_document(plan, self.file, self.paths, keys, url)
+            replicas = self._databases.replica_urls(plan.cell) if plan.kind == CONDUCTOR else []
+            document = config_document(plan, self.file, self.paths, keys, url, replicas)
             write_private(self.paths.config(plan.id), document)
 
     def _start_process(self, plan: ServicePlan) -> None:
