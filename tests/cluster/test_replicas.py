@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
-import gevent
 import pytest
 
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, started, wait_until
+from tests.late_replica import late
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region
-from zcompute.db.private import PrivateMariaDB
 from zcompute.objects.conductor_stat import ConductorReadStat, ConductorStat
 from zcompute.objects.conductor_stat import ConductorStatRequest as StatRequest
 
@@ -52,23 +52,15 @@ def total(reads: list[ConductorReadStat]) -> tuple[int, int]:
     return sum(sum(one.by_need.values()) for one in reads), sum(sum(one.at_primary.values()) for one in reads)
 
 
-def late(replica: PrivateMariaDB, ended: list[bool]) -> None:
-    """Apply nothing for LAG_S, then all, again and again."""
-    while not ended:
-        replica.administer("STOP SLAVE SQL_THREAD")
-        gevent.sleep(LAG_S)
-        replica.administer("START SLAVE SQL_THREAD")
-        gevent.sleep(0.02)
-
-
 def test_clients_see_their_own_writes_with_all_replicas_500_ms_behind(region: Region) -> None:
     before = total([stat.reads for stat in stats(region)])
-    ended: list[bool] = []
-    replicas = [one for cell in region.cells for one in region.database_servers(cell).replicas]
-    delays = [gevent.spawn(late, one, ended) for one in replicas]
+    cells = [region.database_servers(cell) for cell in region.cells]
     misses = []
     client = region.client()
-    try:
+    with ExitStack() as held:
+        held.callback(client.close)
+        for servers in cells:
+            held.enter_context(late(servers, servers.replicas, LAG_S))
         for number in range(ROUNDS):
             body = {"server": {"name": f"own-{number}", "flavorRef": "1", "imageRef": "i", "networks": "auto"}}
             status, answer = client.repeated("POST", "/v2.1/servers", body, deadline=time.monotonic() + 30)
@@ -78,10 +70,6 @@ def test_clients_see_their_own_writes_with_all_replicas_500_ms_behind(region: Re
             listed = client.get("/v2.1/servers")["servers"]
             if status != 200 or uuid not in {each["id"] for each in listed}:
                 misses.append(uuid)
-    finally:
-        ended.append(True)
-        gevent.joinall(delays, raise_error=True)
-        client.close()
     assert not misses
     after = total([stat.reads for stat in stats(region)])
     reads, at_primary = after[0] - before[0], after[1] - before[1]

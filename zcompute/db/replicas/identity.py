@@ -24,7 +24,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class Identity:
-    """A server's, with its database's. ``cell`` is empty where the schema is missing; ``problem`` is why it could not
+    """A server's, with its database's. ``revision`` is all that is applied of the schema. ``cell`` is empty where the schema is missing; ``problem`` is why it could not
     be read."""
 
     server_id: int = 0
@@ -76,12 +76,12 @@ def identity_of(connection: Connection, *, replica: bool) -> Identity:
     try:
         server_id = int(connection.rows(b"SELECT @@server_id")[0][0])
         state = connection.rows(b"SELECT cell, kind FROM cell_state WHERE id = 1")
-        revision = connection.rows(b"SELECT version_num FROM alembic_version")
+        revisions = connection.rows(b"SELECT version_num FROM alembic_version ORDER BY version_num")
         followed = tuple(map(_followed, connection.named_rows(b"SHOW ALL SLAVES STATUS"))) if replica else ()
     except ServerError as error:
         return Identity(problem=_problem(error))
     cell, kind = state[0] if state else ("", "")
-    return Identity(server_id, cell, kind, revision[0][0] if revision else "", followed)
+    return Identity(server_id, cell, kind, " ".join(row[0] for row in revisions), followed)
 
 
 def _problem(error: ServerError) -> str:
