@@ -1,6 +1,7 @@
 """Reads from real replicas: what has committed is seen, the primary is left alone, whoever is away comes back."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -255,7 +256,7 @@ def test_a_replica_on_another_schema_revision_is_refused(scene: Scene) -> None:
     replica = scene.servers.replicas[0]
     replica.administer("SET sql_log_bin = 0", "INSERT INTO c1.alembic_version VALUES ('9999')")
     try:
-        assert "9999, the primary's at" in refused(scene, replica.url("c1"))
+        assert re.match("its schema is at .*9999.*, the primary's at ", refused(scene, replica.url("c1")))
     finally:
         replica.administer("SET sql_log_bin = 0", "DELETE FROM c1.alembic_version WHERE version_num = '9999'")
 

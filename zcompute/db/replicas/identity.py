@@ -24,8 +24,8 @@ class Followed:
 
 @dataclass(frozen=True)
 class Identity:
-    """A server's, with its database's. ``revision`` is all that is applied of the schema. ``cell`` is empty where the schema is missing; ``problem`` is why it could not
-    be read."""
+    """A server's, with its database's. ``revision`` is all that is applied of the schema; ``cell`` is empty where there
+    is none. ``problem`` is why it could not be read."""
 
     server_id: int = 0
     cell: str = ""
