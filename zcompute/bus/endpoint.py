@@ -111,6 +111,7 @@ class Endpoint:
         self.untold: Untold[Link] = Untold()
         self.blocked: set[Link] = set()  # links with a frame that the socket would not take
         self.up_links: dict[Link, None] = {}
+        self.up_of_role: dict[str, dict[Link, None]] = {}  # the same links
         self.closed = False
         self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._io_thread = IoThread(self.context, limits)
@@ -221,12 +222,10 @@ class Endpoint:
     def links(self, *, role: str | None = None, cell: str | None = None, service_id: str | None = None) -> list[Link]:
         """The links that are up, of this role, cell and service id where given."""
         found = []
-        for link in self.up_links:
+        for link in self.up_links if role is None else self.up_of_role.get(role, ()):
             peer = link.peer
             if peer is not None and (
-                (role is None or peer.role == role)
-                and (cell is None or peer.cell == cell)
-                and (service_id is None or peer.service_id == service_id)
+                (cell is None or peer.cell == cell) and (service_id is None or peer.service_id == service_id)
             ):
                 found.append(link)
         return found

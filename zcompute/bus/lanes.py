@@ -101,17 +101,20 @@ class ReceiverLanes:
 
     def __init__(self, limits: Limits) -> None:
         self._credit = limits.lane_credit
-        self.owed: Counter[int] = Counter()
+        self.owed: dict[int, int] = {}
 
     def admit(self, lane: int) -> bool:
         """Take one more report for this lane; False when so many are owed already: answer that it come later."""
-        if self._credit and self.owed[lane] >= self._credit:
+        owed = self.owed.get(lane, 0)
+        if self._credit and owed >= self._credit:
             return False
-        self.owed[lane] += 1
+        self.owed[lane] = owed + 1
         return True
 
     def settle(self, lane: int) -> None:
         """One that was admitted is answered, or will never be."""
-        self.owed[lane] -= 1
-        if self.owed[lane] <= 0:
-            del self.owed[lane]
+        left = self.owed.get(lane, 0) - 1
+        if left > 0:
+            self.owed[lane] = left
+        else:
+            self.owed.pop(lane, None)

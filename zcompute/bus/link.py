@@ -75,6 +75,7 @@ class Link:
         self._hub = gevent.get_hub()
         self._up = Flag()
         self.up_since = 0.0
+        self._role = ""  # of the peer, as it came up last
         self.sender = Sender(core, endpoint, lambda: endpoint.blocked.add(self), lambda: self.lose(UNREACHABLE))
         self.flush_soon = self.sender.flush_soon
         self._spoken: dict[int, PreparedMethod] = {}  # by id of the method, which the endpoint keeps alive
@@ -386,6 +387,8 @@ class Link:
         self._up.set()
         self.up_since = time.monotonic()
         self._endpoint.up_links[self] = None
+        self._role = peer.role
+        self._endpoint.up_of_role.setdefault(self._role, {})[self] = None
         self._endpoint.counters["links_up"] += 1
         log.info(
             "link up peer=%s incarnation=%s release=%s address=%s number=%d resent=%d",
@@ -397,6 +400,7 @@ class Link:
         self._up.clear()
         self.sender.drop_held()
         self._endpoint.up_links.pop(self, None)
+        self._endpoint.up_of_role.get(self._role, {}).pop(self, None)
         self._endpoint.counters["links_down"] += 1
         log.info("link down peer=%s reason=%s", self.name, happening.reason)
         self.inbox.put(happening)

@@ -60,6 +60,7 @@ class LinkHome(OwnerHome, Protocol):
     untold: "Untold[Link]"
     blocked: "set[Link]"
     up_links: "dict[Link, None]"
+    up_of_role: "dict[str, dict[Link, None]]"
     turn: Turn
     closed: bool
     lowering: Callable[[Mapping[str, Any]], Lower | None] | None
