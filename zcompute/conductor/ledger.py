@@ -30,6 +30,7 @@ from zcompute.conductor.errors import (
 )
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.loader import Loaded, Loader
+from zcompute.conductor.meter import LaneMeter
 from zcompute.conductor.rendering import render_put
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.db.store import Store
@@ -78,6 +79,7 @@ class Ledger:
         self._cache = RowCache(limits.cache_rows_max, limits.evict_scan_max)
         self._loader = Loader(store, limits, self._missing, self._loaded)
         self._held: dict[int, Held] = {}
+        self._meters: dict[int, LaneMeter] = {}  # by lane, of those on which something was gained
         self._waiting = 0
         self._deciding = False
         self._verdicts: deque[list[Ticket]] = deque()
@@ -117,6 +119,10 @@ class Ledger:
         """The number of the lane that writes the partition's changes, 0 when they are not decided here now."""
         held = self._held.get(partition)
         return 0 if held is None or held.leaving else held.lane.lane_id
+
+    def commit_ms(self) -> float:
+        """What the last batch of the slowest lane took; 0.0 before the first."""
+        return max([meter.last_ms() for meter in self._meters.values()], default=0.0)
 
     @property
     def waiting_decisions(self) -> int:
@@ -443,6 +449,7 @@ class Ledger:
         gained = []
         for partition, owner_epoch, lane, last_n in owned:
             lane.last_n[partition] = last_n
+            self._meters[lane.lane_id] = lane.meter
             self._held[partition] = Held(partition, owner_epoch, lane, self._cache)
             gained.append(partition)
         self._notify(self._gained, gained)

@@ -75,6 +75,10 @@ class LaneMeter:
         """For how long the database has been out of reach, as far as the batch under way knows; 0: it is not."""
         return int((time.monotonic() - self.lost_since_s) * 1000) if self.lost_since_s else 0
 
+    def last_ms(self) -> float:
+        """What the last batch took; 0.0 before the first."""
+        return self.recent[-1][2] if self.recent else 0.0
+
     def busy_until_s(self, now_s: float) -> float:
         """Seconds with a batch at the database, the one there now included."""
         return self.busy_s + (now_s - self.began_at_s if self.began_at_s else 0.0)

@@ -85,7 +85,7 @@ class Reports:
         self._settings = settings
         self._arrivals: Arrivals[Heard] = Arrivals(env.ledger, env.router, env.service_id, self._submit, self._not_ours)
         relay.answer = self._reply
-        self._acks = Acks()
+        self._acks = Acks(commit_ms=env.ledger.commit_ms)
         self._stopped = False
 
     def start(self) -> None:
