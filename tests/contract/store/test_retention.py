@@ -32,6 +32,9 @@ class Asking:
         self.sql, self.values = sql, values
         return []
 
+    def objects(self, table: TableCodec[Any], sql: str, **values: Any) -> list[Any]:
+        return self.select(sql, **values)
+
 
 def plan(url: str, asked: Asking) -> list[dict[str, Any]]:
     """How the database means to carry out what was asked."""
