@@ -22,7 +22,8 @@ from gevent.fileobject import FileObject  # noqa: E402
 
 from zcompute.bus import Endpoint, Identity, Limits, Link  # noqa: E402
 
-LIMITS = Limits(tick_ms=200, events_reread_ms=1_000)
+# Five thousand endpoints of one process share a context, so none has an I/O thread of its own to keep beside itself.
+LIMITS = Limits(tick_ms=200, events_reread_ms=1_000, io_beside_share_max=0)
 IO_THREADS = 4
 DIALS_PER_TURN = 10
 UP_S_MAX = 120.0

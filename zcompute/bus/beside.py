@@ -2,7 +2,8 @@
 
 Each frame has the loop wake the I/O thread, or the I/O thread wake the loop; one then mostly waits for the other. On
 two processors such a wake-up crosses to another one, and takes it from whoever works there; on one it is a switch (see
-docs/decisions/0006). An I/O thread that has a lot to do itself (large payloads, thousands of handshakes) is let go.
+docs/decisions/0006). An I/O thread that has a lot to do itself (large payloads, thousands of handshakes) is let go, and
+so is that of an endpoint with many peers: while one of them waits, it works for the others.
 """
 
 import ctypes
@@ -18,6 +19,9 @@ import zmq
 from zcompute.bus.limits import Limits
 
 log = logging.getLogger(__name__)
+
+CALM_LOOKS = 3  # in turn, before it is put beside the loop: whoever has just begun may have many handshakes to make
+FINDS_MAX = 60  # looks, one a second: the thread exists from the first socket on, which dialling or binding makes
 
 _TASKS = Path("/proc/self/task")
 _numbers = itertools.count(1)
@@ -37,11 +41,14 @@ class IoThread:
         context.set(zmq.THREAD_NAME_PREFIX, number)
         self._name = f"{number}/ZMQbg/IO/0"[:15]  # what the kernel keeps of it
         self._busy_max = limits.io_beside_share_max
+        self._peers_max = limits.io_beside_peers_max
         self._processor = _processor() if self._busy_max else None
         self._thread = 0
+        self._finds_left = FINDS_MAX
         self._at = -1  # the processor it was put on; -1: any
         self._allowed: set[int] = set()
         self._looked_at = 0.0
+        self._calm_looks = 0
         self._used_s = 0.0
 
     def tick(self) -> None:
@@ -51,8 +58,9 @@ class IoThread:
             if here != self._at:
                 self._put({here}, here)
 
-    def look(self, now: float) -> None:
-        """Once a second: find the thread; let it go while its own work is a large part of a processor's."""
+    def look(self, now: float, peers: int) -> None:
+        """Once a second: find the thread; let it go while its own work is a large part of a processor's, or there are
+        many peers."""
         if self._processor is None:
             return
         try:
@@ -66,15 +74,19 @@ class IoThread:
         used_s = (int(ran_ns) + int(waited_ns)) / 1e9  # what it had to wait for its processor is work, too
         share = (used_s - self._used_s) / max(now - self._looked_at, 1e-3)
         self._used_s, self._looked_at = used_s, now
-        if share > self._busy_max:
-            if self._at >= 0:
-                self._put(self._allowed, -1)
-        elif self._at < 0 and share < self._busy_max / 2:
+        crowded = peers > self._peers_max
+        self._calm_looks = self._calm_looks + 1 if share < self._busy_max / 2 and not crowded else 0
+        if self._at >= 0 and (crowded or share > self._busy_max):
+            self._put(self._allowed, -1)
+        elif self._at < 0 and self._calm_looks >= CALM_LOOKS:
             here = self._processor()
             self._put({here}, here)
 
     def _find(self) -> None:
-        """It exists from the first socket on."""
+        self._finds_left -= 1
+        if self._finds_left < 0:
+            self._give_up("no thread of its name")
+            return
         for task in _TASKS.iterdir():
             if (task / "comm").read_text().strip() == self._name:
                 self._allowed = os.sched_getaffinity(0)
@@ -88,7 +100,7 @@ class IoThread:
             return
         self._at = at
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: object) -> None:
         """A kernel or a sandbox without it: the thread runs where it is put."""
         log.info("io thread not kept beside its loop error=%s", error)
         self._processor = None

@@ -26,8 +26,9 @@ class Limits:
     state_events_max: int = 20_000  # distinct (topic, key) waiting; more resets the link, which then gets a snapshot
     held_frames_hwm: int = 64  # ZMQ_SNDHWM and ZMQ_RCVHWM, frames per peer
     held_bytes_max: int = 256 * 1024  # ZMQ_SNDBUF: in the kernel, where control overtakes nothing
-    io_beside_share_max: float = 0.0  # of a processor: while its own work is less, libzmq's I/O thread runs where the
-    # loop runs; 0: where the kernel puts it. For endpoints with few peers (docs/decisions/0006)
+    io_beside_share_max: float = 0.5  # of a processor: while its own work is less, libzmq's I/O thread runs where the
+    # loop runs; 0: where the kernel puts it (docs/decisions/0006)
+    io_beside_peers_max: int = 64  # with more, it runs where the kernel puts it
     inbox_max: int = 20_000  # reports and acks that arrived and were not handled; more resets the link
 
     # Reports
