@@ -4,7 +4,7 @@ PyMySQL makes an object per packet, a descriptor per column and a tuple per row;
 known needs the bytes only (https://mariadb.com/kb/en/result-set-packets/). docs/decisions/0017 has the figures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import methodcaller
 from typing import Any, TypeVar
 
@@ -28,55 +28,48 @@ _NULL, _TWO, _THREE, _EIGHT = 251, 252, 253, 254  # in place of a length
 Converter = Callable[[bytes], Any]
 
 
-class _Packets:
-    """The packets of one answer, read in large pieces."""
-
-    __slots__ = ("_at", "_data", "_number", "_read")
-
-    def __init__(self, raw: Any) -> None:
-        self._read = raw._rfile.read1
-        self._data = b""
-        self._at = 0
-        self._number = 1
-
-    def next(self) -> bytes:
-        """The next packet's payload. Raises MySQLError for an error packet or a stream that ends."""
-        payload, size = self._one()
-        while size == PACKET_BYTES_MAX:
-            more, size = self._one()
-            payload += more
-        if payload[:1] == b"\xff":
-            err.raise_mysql_exception(payload)
-        return payload
-
-    def _one(self) -> tuple[bytes, int]:
-        data, at = self._data, self._at
-        if len(data) - at < _HEADER:
-            data, at = self._more(_HEADER)
-        size = data[at] | data[at + 1] << 8 | data[at + 2] << 16
-        if data[at + 3] != self._number:
-            raise err.OperationalError(CR.CR_SERVER_LOST, f"packet {data[at + 3]} instead of {self._number}")
-        self._number = (self._number + 1) & 0xFF
+def _packets(raw: Any) -> Iterator[bytes]:
+    """The payloads of one answer, read in large pieces. Raises MySQLError for an error packet or a stream that ends."""
+    read = raw._rfile.read1
+    data, at, have, number = b"", 0, 0, 1
+    while True:
         start = at + _HEADER
+        if start > have:
+            data, at, start = _filled(read, data[at:], _HEADER), 0, _HEADER
+            have = len(data)
+        size = data[at] | data[at + 1] << 8 | data[at + 2] << 16
+        if data[at + 3] != number:
+            raise err.OperationalError(CR.CR_SERVER_LOST, f"packet {data[at + 3]} instead of {number}")
+        number = (number + 1) & 0xFF
         end = start + size
-        if len(data) < end:
-            data, at = self._more(_HEADER + size)
-            start, end = at + _HEADER, at + _HEADER + size
-        self._at = end
-        return data[start:end], size
+        if end > have:
+            data, start, end = _filled(read, data[start:], size), 0, size
+            have = len(data)
+        at = end
+        payload = data[start:end]
+        if size and data[start] == _ERROR:
+            err.raise_mysql_exception(payload)
+        yield payload
 
-    def _more(self, wanted: int) -> tuple[bytes, int]:
-        """At least ``wanted`` bytes from the present place on; returns data and place."""
-        pieces = [self._data[self._at :]]
-        have = len(pieces[0])
-        while have < wanted:
-            piece = self._read(max(CHUNK_BYTES, wanted - have))
-            if not piece:
-                raise err.OperationalError(CR.CR_SERVER_LOST, "the server closed the connection")
-            pieces.append(piece)
-            have += len(piece)
-        self._data, self._at = b"".join(pieces), 0
-        return self._data, 0
+
+def _filled(read: Callable[[int], bytes], data: bytes, wanted: int) -> bytes:
+    """``data`` and what comes behind it, ``wanted`` bytes at least."""
+    pieces, have = [data], len(data)
+    while have < wanted:
+        piece = read(max(CHUNK_BYTES, wanted - have))
+        if not piece:
+            raise err.OperationalError(CR.CR_SERVER_LOST, "the server closed the connection")
+        pieces.append(piece)
+        have += len(piece)
+    return b"".join(pieces)
+
+
+def _whole(packets: Iterator[bytes], payload: bytes) -> bytes:
+    """A payload that is continued in further packets."""
+    parts = [payload]
+    while len(parts[-1]) == PACKET_BYTES_MAX:
+        parts.append(next(packets))
+    return b"".join(parts)
 
 
 def select_packets(raw: Any, statement: bytes) -> list[bytes]:
@@ -86,19 +79,19 @@ def select_packets(raw: Any, statement: bytes) -> list[bytes]:
     if raw._current_timeout != raw._read_timeout:
         raw._sock.settimeout(raw._read_timeout)
         raw._current_timeout = raw._read_timeout
-    packets = _Packets(raw)
-    first = packets.next()
+    packets = _packets(raw)
+    first = next(packets)
     if first[0] in (_OK, _LOCAL_FILE):
         raise err.OperationalError(CR.CR_MALFORMED_PACKET, "expected rows, found none")
     columns = first[0] if first[0] < _NULL else int.from_bytes(first[1:3], "little")
     for _ in range(columns + 1):  # their descriptions, and the end of these
-        packets.next()
+        next(packets)
     rows: list[bytes] = []
-    while True:
-        payload = packets.next()
+    for payload in packets:
         if payload[0] == _EOF and len(payload) <= _EOF_BYTES_MAX:
-            return rows
-        rows.append(payload)
+            break
+        rows.append(payload if len(payload) < PACKET_BYTES_MAX else _whole(packets, payload))
+    return rows
 
 
 def cells(payload: bytes) -> list[bytes | None]:
