@@ -2,6 +2,7 @@
 
 import click
 
+from zcompute.cli.backup_commands import backup, restore
 from zcompute.cli.bus_commands import end_with, print_json, print_table
 from zcompute.cli.conductor_commands import (
     ROWS_SHOWN,
@@ -54,6 +55,8 @@ def db() -> None:
 db.add_command(archive)
 db.add_command(purge)
 db.add_command(migrate_data)
+db.add_command(backup)
+db.add_command(restore)
 
 
 @db.command()

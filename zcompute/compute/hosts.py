@@ -12,6 +12,7 @@ from zcompute.compute.backoff import Backoff
 from zcompute.compute.ending import end_all
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.settings import Settings
+from zcompute.objects.epochs import history_of
 from zcompute.objects.errors import EpochRefused, ServiceError
 from zcompute.objects.host import HostInventory
 from zcompute.objects.methods import HOST_BEAT, HOST_BEGIN, HostBeat, HostBeginReply, HostBeginRequest, HostEpoch
@@ -119,13 +120,16 @@ class Hosts:
         """A conductor does not accept a host's epoch, one of those ``sent`` to it.
 
         Superseded means another agent, unless a begin of our own whose answer was lost raised the epoch: then the
-        host begins once more. Any other refusal (the row is behind us) begins anew too.
+        host begins once more; so it does when the cell was restored from a backup, which began a new history. Any other
+        refusal (the row is behind us) begins anew too.
         """
         session = self._sessions.get(str(error.details.get("host", "")))
         if session is None or session.epoch is None or session.epoch != sent.get(session.name):
             log.info("refusal of an epoch that is not ours now: %s", error)
             return
-        if error.details.get("verdict") == "superseded" and not session.answers_lost:
+        committed = error.details.get("epoch")
+        restored = isinstance(committed, int) and history_of(committed) > history_of(session.epoch)
+        if error.details.get("verdict") == "superseded" and not session.answers_lost and not restored:
             session.superseded = True
             log.critical(
                 "ALARM another agent has taken the host, this one is silent for it host=%s agent_epoch=%d",

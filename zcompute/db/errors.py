@@ -70,5 +70,13 @@ class ContractRefused(StoreError):
     """Something may still need what a contract migration takes away."""
 
 
+class BackupInvalid(StoreError):
+    """The file is no backup, or a damaged one, or one that this release cannot restore."""
+
+
+class RestoreRefused(StoreError):
+    """The database into which to restore is not an empty one of this cell."""
+
+
 class PrivateServerFailed(StoreError):
     """The embedded database server cannot be found, initialised or started."""

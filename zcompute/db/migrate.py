@@ -74,9 +74,17 @@ class SchemaStatus(msgspec.Struct, frozen=True):
         return self.current is not None and not self.expand
 
 
-def upgrade(url: str, kind: str, cell: str, *, place: Path = MIGRATIONS, offline: bool = False) -> None:
+def upgrade(
+    url: str,
+    kind: str,
+    cell: str,
+    *,
+    place: Path = MIGRATIONS,
+    offline: bool = False,
+    contract_fresh: bool = True,
+) -> None:
     """Create the schema, or expand it to this release's; seed what every database holds. Safe to repeat, and to run
-    while the cell works. A database in which no conductor was ever registered is contracted too.
+    while the cell works. A database in which no conductor was ever registered is contracted too (``contract_fresh``).
 
     Raises SchemaMismatch when the database is of another kind or cell or of a newer release, ConnectionLost,
     DatabaseBusy when another upgrade runs or a lock is not to be had, MigrationBlocks, InvalidUrl.
@@ -84,7 +92,7 @@ def upgrade(url: str, kind: str, cell: str, *, place: Path = MIGRATIONS, offline
     with _at_work(url, kind, cell, place) as (connection, revisions, found):
         _run(connection, revisions, kind, found.expand, offline)
         _seed(connection, kind, cell)
-        if not connection.execute(sa.select(conductors.c.service_id)).first():
+        if contract_fresh and not connection.execute(sa.select(conductors.c.service_id)).first():
             _run(connection, revisions, kind, found.contract, offline)
 
 
@@ -199,6 +207,11 @@ def status(url: str, *, place: Path = MIGRATIONS) -> SchemaStatus:
         return _status(connection, revisions)
 
 
+def status_of(connection: sa.Connection, *, place: Path = MIGRATIONS) -> SchemaStatus:
+    """The same of an open connection, whose transaction goes on."""
+    return _status(connection, Revisions(place), keep=True)
+
+
 def check(url: str, kind: str, cell: str, *, place: Path = MIGRATIONS) -> None:
     """What a service asks before it starts. A schema that the next release has expanded is as good as our own.
 
@@ -235,18 +248,20 @@ def _check_home(found: SchemaStatus, kind: str, cell: str) -> None:
         )
 
 
-def _applied(connection: sa.Connection) -> list[str]:
+def _applied(connection: sa.Connection, *, keep: bool = False) -> list[str]:
     heads = list(MigrationContext.configure(connection).get_current_heads())
-    connection.rollback()
+    if not keep:
+        connection.rollback()
     return heads
 
 
-def _status(connection: sa.Connection, revisions: Revisions) -> SchemaStatus:
+def _status(connection: sa.Connection, revisions: Revisions, *, keep: bool = False) -> SchemaStatus:
     row = None
     if sa.inspect(connection).has_table(cell_state.name):
         row = connection.execute(sa.select(cell_state.c.kind, cell_state.c.cell, cell_state.c.release)).first()
-    connection.rollback()
-    return _found(revisions, _applied(connection), row)
+    if not keep:
+        connection.rollback()
+    return _found(revisions, _applied(connection, keep=keep), row)
 
 
 def _found(revisions: Revisions, applied: Sequence[str], row: Any) -> SchemaStatus:

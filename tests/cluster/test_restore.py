@@ -1,0 +1,110 @@
+"""A cell's database is lost, and an older backup restored: what only hosts know is said, and nothing is destroyed."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from tests.cluster.conftest import require_mariadb
+from tests.cluster.region import (
+    assert_all_active,
+    boot,
+    command,
+    delete_all,
+    started,
+    wait_until,
+)
+from tests.cluster.test_faults import store_of
+from zcompute.cli.audit_kinds import ORPHAN_DOMAIN, SERVER_ON_NO_HOST
+from zcompute.cli.audit_reading import read_host
+from zcompute.cli.up.databases import MARIADB
+from zcompute.cli.up.layout import CONDUCTOR, Shape
+from zcompute.cli.up.region import Region
+from zcompute.db import migrate
+from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.objects.epochs import history_of
+
+
+@pytest.fixture
+def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
+    require_mariadb()
+    with started(tmp_path_factory.mktemp("r") / "s", MARIADB, Shape(cells=("c1",), computes=2)) as region:
+        yield region
+
+
+def running(region: Region) -> set[str]:
+    """What the hosts run, by their own word."""
+    found = (read_host(region.paths.hosts, host).running() for host in region.hosts)
+    return set().union(*found)
+
+
+def lose_database(region: Region) -> None:
+    """An empty one in its place."""
+    with migrate.connected(region.database_url("c1")) as connection:
+        connection.execute(sa.text("DROP DATABASE zcompute"))
+        connection.execute(sa.text("CREATE DATABASE zcompute"))
+        connection.commit()
+
+
+def test_an_older_backup_is_restored_and_the_audit_says_what_only_hosts_know(region: Region) -> None:
+    kept = boot(region, 6)
+    assert_all_active(kept)
+    conductors = [plan.id for plan in region.plans.values() if plan.kind == CONDUCTOR and plan.cell == "c1"]
+    config = str(region.paths.config(conductors[0]))
+    file = region.paths.state_dir / "c1.backup"
+    done = command("db", "backup", "--config", config, str(file))
+    assert done.returncode == 0, done.stderr
+
+    later = boot(region, 4)
+    assert_all_active(later)
+    new = {each.uuid for each in later.boots}
+    gone = [each.uuid for each in kept.boots[:2]]
+    delete_all(region, gone)
+    wait_until(lambda: not running(region) & set(gone), "they are destroyed")
+    before = running(region)
+    with store_of(region, "c1") as store:
+        former = store.read_map()
+        epochs = {host.name: host.agent_epoch for host in store.scan(HOSTS, limit=10)}
+
+    refused = command("db", "restore", "--config", config, str(file))
+    assert refused.returncode == 1
+    assert "has been a cell's" in refused.stderr
+    for service_id in conductors:
+        region.kill(service_id)
+    lose_database(region)
+    done = command("db", "restore", "--config", config, str(file))
+    assert done.returncode == 0, done.stderr
+    for service_id in conductors:
+        region.restart(service_id)
+    region.wait_ready()
+
+    with store_of(region, "c1") as store:
+
+        def begun() -> bool:
+            rows = store.scan(HOSTS, limit=10)
+            return all(history_of(row.agent_epoch) and row.agent_epoch & 0xFFFF > epochs[row.name] for row in rows)
+
+        rows = store.read_map()
+        assert (rows.term, rows.map_version) > (former.term, former.map_version)
+        assert min(row.owner_epoch for row in rows.partitions) > max(row.owner_epoch for row in former.partitions)
+        wait_until(begun, "every agent has begun its hosts anew", found=lambda: store.scan(HOSTS, limit=10))
+        wait_until(
+            lambda: all(
+                history_of(row.agent_epoch)
+                for row in store.fetch(INSTANCES, [(each.uuid,) for each in kept.boots[2:]]).values()
+            ),
+            "the agents have reported all they have",
+        )
+        assert all(process.alive for process in region.processes.values()), "no agent took this for another's host"
+    assert running(region) == before, "nothing is destroyed by itself"
+
+    done = command("audit", "--state-dir", str(region.paths.state_dir), "--format", "json", timeout_s=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    assert {each["subject"] for each in findings if each["kind"] == ORPHAN_DOMAIN} == new
+    assert {each["subject"] for each in findings if each["kind"] == SERVER_ON_NO_HOST} == set(gone)
+
+    more = boot(region, 3)
+    assert_all_active(more)
+    assert running(region) == before | {each.uuid for each in more.boots}, "the cell works on"
