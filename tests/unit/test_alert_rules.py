@@ -10,9 +10,10 @@ from tests.unit.conductor.test_stat import exposition
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "etc" / "prometheus" / "conductors.rules.yml"
+RULES = [ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("conductors", "replicas")]
 DOCUMENTS = "\n".join(
-    (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8") for name in ("conductors.md", "database.md")
+    (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8")
+    for name in ("conductors.md", "database.md", "replicas.md")
 )
 Rule = dict[str, str]
 
@@ -41,7 +42,7 @@ def parsed(text: str) -> Iterator[Rule]:
     yield rule
 
 
-ALERTS = list(parsed(RULES.read_text(encoding="utf-8")))
+ALERTS = [rule for file in RULES for rule in parsed(file.read_text(encoding="utf-8"))]
 NAMES = {line.split(" ")[0].split("{")[0] for line in exposition().splitlines() if not line.startswith("#")}
 
 

@@ -12,7 +12,14 @@ from zcompute.conductor.meter import BATCHES_KEPT, LaneMeter, percentile
 from zcompute.conductor.settings import LedgerLimits
 from zcompute.conductor.stat import Look, Looks, lane_stat, share
 from zcompute.conductor.stat_metrics import conductor_families
-from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS, WINDOW_S_MAX, ConductorLaneStat, ConductorStat
+from zcompute.objects.conductor_stat import (
+    COMMIT_MS_BOUNDS,
+    WINDOW_S_MAX,
+    ConductorLaneStat,
+    ConductorReadStat,
+    ConductorReplicaStat,
+    ConductorStat,
+)
 
 
 def look(at_s: float, cpu_s: float = 0.0) -> Look:
@@ -65,8 +72,15 @@ def test_percentiles_of_nothing_and_of_something() -> None:
 def sample_stat() -> ConductorStat:
     lane = ConductorLaneStat(lane=12, number=1, batches=5, commits_by_ms=[0] * (len(COMMIT_MS_BOUNDS) + 1))
     lane.commits_by_ms[2], lane.commits_by_ms[-1], lane.commit_ms_sum = 4, 1, 12_500
+    replica = ConductorReplicaStat(name="10.0.0.2:3306", state="serving", behind_ms=250)
     return ConductorStat(
-        service_id="c1-conductor-1", cell="c1", incarnation="abc", state="ready", lanes=[lane], refused={"away": 3}
+        service_id="c1-conductor-1",
+        cell="c1",
+        incarnation="abc",
+        state="ready",
+        lanes=[lane],
+        refused={"away": 3},
+        reads=ConductorReadStat(by_need={"current": 20}, at_primary={"current": 1}, replicas=[replica]),
     )
 
 
@@ -89,6 +103,9 @@ def test_the_metrics_are_parsable_and_lanes_go_by_number() -> None:
     assert found["zcompute_conductor_lane_commit_seconds_bucket", "1", "+Inf"] == 5
     assert found["zcompute_conductor_lane_commit_seconds_sum", "1", ""] == 12.5
     assert found["zcompute_conductor_refused_total", "", ""] == 3
+    assert found["zcompute_conductor_reads_total", "", ""] == 20
+    assert found["zcompute_conductor_reads_at_primary_total", "", ""] == 1
+    assert found["zcompute_conductor_replica_behind_seconds", "", ""] == 0.25
 
 
 def test_ages_of_what_waits_are_seen(world: World) -> None:
