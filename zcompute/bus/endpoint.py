@@ -407,7 +407,7 @@ class Endpoint:
                 for link in list(self.active):
                     link.tick(now)
             for link in self.untold.take(now):
-                link.tick(now)
+                link.look_at_untold(now)
             self.retry_all_blocked()
             for listener in list(self._listeners):
                 listener.tick(now)

@@ -283,7 +283,10 @@ class Link:
         core = self.core
         happenings: list[Any] = core.receive(frame, now)
         if core.stirred:
-            self.happen(happenings, now)
+            if core.reports_only and len(happenings) == 1 and type(happenings[0]) is ReportsArrived:
+                self._reported(happenings[0])
+            else:
+                self.happen(happenings, now)
             return
         serving = self._endpoint.serving
         answered: list[OpenCall] = []
@@ -347,8 +350,27 @@ class Link:
         core = self.core
         if core.active:
             endpoint.active.add(self)
+        self._owe_word()
+
+    def _reported(self, arrived: ReportsArrived) -> None:
+        """A frame with nothing but new reports, which are most frames of a listener: little of `happen` is due."""
+        self.inbox.put(arrived)
+        self._owe_word()
+        if self.core.outgoing.queued_control:
+            self._settle_queue()
+
+    def _owe_word(self) -> None:
+        """Have the link looked at when its peer has waited for too long to hear what was received."""
+        core = self.core
         if core.reports_in.untold and core.state is State.UP:
-            endpoint.untold.add(self, core.reports_in.credit_due_at)
+            self._endpoint.untold.add(self, core.reports_in.credit_due_at)
+
+    def look_at_untold(self, now: float) -> None:
+        """It is time, unless an ack has brought the word meanwhile."""
+        if self.core.reports_in.credit_due(now):
+            self.tick(now)
+        else:
+            self._owe_word()
 
     def _settle_queue(self) -> None:
         if self.core.outgoing.control_full:

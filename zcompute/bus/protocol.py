@@ -94,6 +94,7 @@ class LinkCore(Calls):
         self.streams_out = streams_out
         self.streams_in = StreamReceiver(limits)
         self.bytes_received = 0
+        self.reports_only = False  # the last frame had one envelope, of reports
         self.lost_at = 0.0
         self.hello_at = 0.0
         self._verify = verify
@@ -227,6 +228,7 @@ class LinkCore(Calls):
             return [Refused(str(error.details.get("reason", "malformed")), str(error))]
         happenings: list[Happening] = []
         self.stirred = self.state is not UP
+        self.reports_only = len(envelopes) == 1 and type(envelopes[0]) is ReportBatch
         for envelope in envelopes:
             kind = type(envelope)
             if self.state is not UP and kind not in _BEFORE_UP:

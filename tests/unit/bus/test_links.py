@@ -280,6 +280,33 @@ def test_reports_are_acknowledged_durably_and_credit_returns(bus: Bus) -> None:
     assert link.report_credit == 20
 
 
+def test_reports_are_confirmed_as_received_in_time_though_no_ack_comes(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    conductor = Conductor(server, acks=False)
+    client = bus.endpoint("compute", "compute-1")
+    link = connect(server, client)
+    for number in range(3):  # also after the first word of it
+        link.report([Report("i1", number, b"")])
+        wait_until(lambda: not link.core.reports_out.ready and not link.core.reports_out.waiting)
+    assert len(conductor.seen) == 3
+    assert len(link.core.reports_out.unacked) == 3
+    assert not server.links()[0].core.reports_in.untold
+    assert server.counters["reports_repeated"] == 0
+
+
+def test_links_are_found_by_role_while_they_are_up(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1")
+    client, other = bus.endpoint("compute", "compute-1"), bus.endpoint("scheduler", "scheduler-1")
+    for endpoint in (client, other):
+        connect(server, endpoint)
+    assert [link.peer.role for link in server.links(role="compute") if link.peer] == ["compute"]
+    assert len(server.links()) == 2
+    client.close()
+    wait_until(lambda: not server.links(role="compute"))
+    assert len(server.links(role="scheduler")) == 1
+    assert server.links(role="api") == []
+
+
 def test_unacknowledged_reports_go_out_again_over_a_new_hello(bus: Bus) -> None:
     server = bus.endpoint("conductor", "conductor-1")
     conductor = Conductor(server, acks=False)
