@@ -6,7 +6,8 @@ from pathlib import Path
 from loadtest.chaos.history import Event, Fault
 from loadtest.chaos.measure import acknowledged, throughput
 
-BIN_S = 0.2
+BINS_MAX = 500
+BIN_S_MIN = 0.2
 COLOURS = tuple(f"C{number}" for number in range(1, 10))
 
 
@@ -26,8 +27,8 @@ def draw(events: Sequence[Event], path: Path, say: Callable[[str], None]) -> Non
         return
     faults = [event for event in events if isinstance(event, Fault)]
     colours = dict(zip(dict.fromkeys(fault.name for fault in faults), COLOURS, strict=False))
-    figure, axes = pyplot.subplots(figsize=(12, 5), dpi=110)
-    axes.plot(*throughput(times, BIN_S), linewidth=0.8)
+    figure, axes = pyplot.subplots(figsize=(11, 4), dpi=80)
+    axes.plot(*throughput(times, max(BIN_S_MIN, (times[-1] - times[0]) / BINS_MAX)), linewidth=0.8)
     for fault in faults:
         axes.axvspan(fault.t - times[0], fault.over - times[0], color=colours[fault.name], alpha=0.12, linewidth=0)
         axes.axvline(fault.t - times[0], color=colours[fault.name], linewidth=1)

@@ -122,9 +122,12 @@ class Incarnation:
             self._keeper.wake()
 
     def link_ended(self, service_id: str) -> None:
-        """Our link with this conductor has ended: its process may have. Have the watch look at once, and often."""
+        """Our link with this conductor has ended: its process may have. Have the watch look at once, and often.
+
+        Who owns nothing (it leaves, or has just come) has nothing that waits for a heir.
+        """
         info = self.ledger.map.conductors.get(service_id)
-        if info is not None and info.incarnation != self.id:
+        if info is not None and info.incarnation != self.id and service_id in self.ledger.map.owners:
             self._watch.doubt(info.incarnation, time.monotonic())
             self._hurry.set()
 

@@ -156,6 +156,17 @@ def test_sessions_that_end_around_a_disturbance_of_the_watcher_say_nothing() -> 
     assert not watch.dead()
 
 
+def test_who_was_taken_over_is_not_dead_a_second_time() -> None:
+    """The beats are read again later than the keeper looks: it would take over twice."""
+    watch = LeaseWatch(LeaseSettings(), "me")
+    run_watch(watch, silent(700))
+    assert list(watch.dead()) == ["peer"]
+    watch.forget(watch.dead())
+    assert not watch.dead()
+    run_watch(watch, {10.72: {"me": 1, "peer": 7}})  # a read that was sent before
+    assert not watch.dead()
+
+
 def test_doubts_end_with_the_lease() -> None:
     watch = LeaseWatch(LeaseSettings(), "me")
     beaten(watch)
