@@ -21,6 +21,7 @@ from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 import msgspec  # noqa: E402
+from gevent import Timeout  # noqa: E402
 from gevent.event import Event  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
@@ -158,8 +159,14 @@ def redirect(path: Path) -> None:
     table = json.loads(path.read_text(encoding="utf-8"))
 
     def knock(door: tuple[str, int], timeout: float) -> Any:
+        """A wire accepts before it knows whether its target does: a listener greets, and who hangs up has refused."""
         address = f"tcp://{door[0]}:{door[1]}"
-        return create_connection(place(table.get(address, address))[1], timeout)
+        visitor = create_connection(place(table.get(address, address))[1], timeout)
+        with Timeout(timeout, False):
+            if not visitor.recv(1):
+                visitor.close()
+                raise ConnectionRefusedError(address)
+        return visitor
 
     vars(lease)["socket"] = SimpleNamespace(create_connection=knock)
     plain = Endpoint.dial
