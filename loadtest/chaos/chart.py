@@ -39,7 +39,7 @@ def draw(events: Sequence[Event], path: Path, say: Callable[[str], None]) -> Non
     axes.set_title("faults (lines), and until all is whole again (bands)")
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, bbox_inches="tight")
     pyplot.close(figure)
     say(f"chart: {path}")
