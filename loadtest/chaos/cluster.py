@@ -35,7 +35,6 @@ POLL_S = 0.02
 STOPPED_S = 10.0
 HOLD_S = 1.0
 MAP_TRIES_MAX = 10
-PAUSED_S = 0.3
 AGENT_BEAT_MS = 500
 
 
@@ -143,12 +142,12 @@ class Cluster(Region):
         (self.history / QUIET_FILE).touch()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, no agent changes anything, and what they owed is answered."""
+    def paused(self, settled_s: float) -> Iterator[None]:
+        """Inside, no agent changes anything; after ``settled_s`` what they owed is answered, when nothing holds it."""
         pause = self.history / PAUSE_FILE
         pause.touch()
         try:
-            gevent.sleep(PAUSED_S)
+            gevent.sleep(settled_s)
             yield
         finally:
             pause.unlink()

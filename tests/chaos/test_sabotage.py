@@ -25,10 +25,12 @@ from zcompute.cli.up.layout import CONDUCTOR, Shape
 
 SEEDS_SHORT = 1
 SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
-DATABASE_HELD_S = 0.2  # a batch must be in flight when it dies
+DATABASE_KILLS, DATABASE_HELD_S = 2, 0.04  # a batch must be in flight when it dies
+PAUSED_S, SETTLED_S = 0.02, 0.3
 ZOMBIE_HELD_S = 0.08  # batches gather for so long before one is decided and not sent
 ZOMBIE_NEWER_S = 0.5  # the new owner takes newer reports for so long before the old one goes on
 ZOMBIE_S = 10.0
+NO_FAULT_S = 2.5  # late repeats come all the time
 AFTER_S = 1.0  # what a fault has done shows within this: five looks of a reader
 KEPT = 40
 SHAPE = Shape(cells=("c1",), computes=1, hosts_per_compute=2, build_ms=200, delete_ms=50)
@@ -52,21 +54,23 @@ def zombie(cluster: Cluster, victim: str) -> None:
     wait_until(lambda: not stop.exists(), f"{victim} has stopped itself", ZOMBIE_S)
     wait_until(lambda: former not in cluster.incarnations().values(), "others have taken over", ZOMBIE_S)
     gevent.sleep(ZOMBIE_NEWER_S)
-    with cluster.paused():
+    with cluster.paused(SETTLED_S):
         cluster.kill(victim, signal.SIGCONT)
         gevent.sleep(AFTER_S)
     cluster.wait_whole(WHOLE_S)
 
 
 def database_away(cluster: Cluster, victim: str) -> None:
-    """The database is killed with batches in flight, and nothing newer comes while what they have left is looked at."""
-    with ExitStack() as pausing:
-        with cluster.batches_held(victim, DATABASE_HELD_S):
-            pausing.enter_context(cluster.paused())
-            cluster.kill_database(CELL)
-        cluster.start_database(CELL)
-        cluster.wait_whole(WHOLE_S)
-        gevent.sleep(AFTER_S)
+    """The database is killed with batches in flight, and hardly anything newer comes while what they have left is looked
+    at: what an agent has to say of the same instance meanwhile would cover it."""
+    for _ in range(DATABASE_KILLS):
+        with ExitStack() as pausing:
+            with cluster.batches_held(victim, DATABASE_HELD_S):
+                pausing.enter_context(cluster.paused(PAUSED_S))
+                cluster.kill_database(CELL)
+            cluster.start_database(CELL)
+            cluster.wait_whole(WHOLE_S)
+            gevent.sleep(AFTER_S)
 
 
 OWN_FAULTS = {"zombie": zombie, "database": database_away}
@@ -80,6 +84,8 @@ def fault_of(cluster: Cluster, name: str, seed: int) -> None:
             OWN_FAULTS[name](cluster, random.Random(seed).choice(cluster.members(CONDUCTOR, CELL)))
         elif name:
             faults.once(name)
+        else:
+            gevent.sleep(NO_FAULT_S)
     except CommandError as error:  # without the safeguard a cluster may well not get whole again
         print(f"seed {seed}: {error}")
     finally:
