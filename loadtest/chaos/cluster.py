@@ -141,16 +141,13 @@ class Cluster(Region):
         """No agent changes anything any more."""
         (self.history / QUIET_FILE).touch()
 
-    @contextmanager
-    def paused(self, settled_s: float) -> Iterator[None]:
-        """Inside, no agent changes anything; after ``settled_s`` what they owed is answered, when nothing holds it."""
-        pause = self.history / PAUSE_FILE
-        pause.touch()
-        try:
-            gevent.sleep(settled_s)
-            yield
-        finally:
-            pause.unlink()
+    def pause(self) -> None:
+        """No agent changes anything until ``go_on``; what they owe is still answered."""
+        (self.history / PAUSE_FILE).touch()
+
+    def go_on(self) -> None:
+        """They do again."""
+        (self.history / PAUSE_FILE).unlink(missing_ok=True)
 
     # -- hurting ------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import time
-from contextlib import ExitStack
 
 import gevent
 import pytest
@@ -25,8 +24,9 @@ from zcompute.cli.up.layout import CONDUCTOR, Shape
 
 SEEDS_SHORT = 1
 SEEDS = range(1, 1 + int(os.environ.get("ZCOMPUTE_SABOTAGE_SEEDS", str(SEEDS_SHORT))))
-DATABASE_KILLS, DATABASE_HELD_S = 2, 0.04  # a batch must be in flight when it dies
-PAUSED_S, SETTLED_S = 0.02, 0.3
+DATABASE_KILLS = 2
+BURST_S = 0.15  # the agents speak for so long, meanwhile batches are held
+SETTLED_S = 0.3
 ZOMBIE_HELD_S = 0.08  # batches gather for so long before one is decided and not sent
 ZOMBIE_NEWER_S = 0.5  # the new owner takes newer reports for so long before the old one goes on
 ZOMBIE_S = 10.0
@@ -54,23 +54,28 @@ def zombie(cluster: Cluster, victim: str) -> None:
     wait_until(lambda: not stop.exists(), f"{victim} has stopped itself", ZOMBIE_S)
     wait_until(lambda: former not in cluster.incarnations().values(), "others have taken over", ZOMBIE_S)
     gevent.sleep(ZOMBIE_NEWER_S)
-    with cluster.paused(SETTLED_S):
-        cluster.kill(victim, signal.SIGCONT)
-        gevent.sleep(AFTER_S)
+    cluster.pause()
+    gevent.sleep(SETTLED_S)
+    cluster.kill(victim, signal.SIGCONT)
+    gevent.sleep(AFTER_S)
+    cluster.go_on()
     cluster.wait_whole(WHOLE_S)
 
 
 def database_away(cluster: Cluster, victim: str) -> None:
-    """The database is killed with batches in flight, and hardly anything newer comes while what they have left is looked
-    at: what an agent has to say of the same instance meanwhile would cover it."""
+    """The database is killed with batches in flight that are the last word on their instances: the agents had said
+    nothing for a while, and say nothing more once these are on their way. Anything newer would cover what is lost."""
     for _ in range(DATABASE_KILLS):
-        with ExitStack() as pausing:
-            with cluster.batches_held(victim, DATABASE_HELD_S):
-                pausing.enter_context(cluster.paused(PAUSED_S))
-                cluster.kill_database(CELL)
-            cluster.start_database(CELL)
-            cluster.wait_whole(WHOLE_S)
-            gevent.sleep(AFTER_S)
+        cluster.pause()
+        gevent.sleep(SETTLED_S)
+        gevent.spawn_later(BURST_S, cluster.pause)
+        cluster.go_on()
+        with cluster.batches_held(victim, BURST_S):
+            cluster.kill_database(CELL)
+        cluster.start_database(CELL)
+        cluster.wait_whole(WHOLE_S)
+        gevent.sleep(AFTER_S)
+        cluster.go_on()
 
 
 OWN_FAULTS = {"zombie": zombie, "database": database_away}
@@ -90,6 +95,7 @@ def fault_of(cluster: Cluster, name: str, seed: int) -> None:
         print(f"seed {seed}: {error}")
     finally:
         faults.close()
+        cluster.go_on()
     gevent.sleep(AFTER_S)
 
 
