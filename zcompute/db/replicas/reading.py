@@ -104,48 +104,59 @@ class Reading:
             raise DatabaseBusy(f"the database has not answered in time: {error}") from error
 
     def _try_replicas(self, need: Need, ends_at_s: float, attempt: Attempt[R]) -> tuple[R] | None:
-        """The answer of a replica, None when no replica can give it."""
-        positions = self._positions
-        if positions is None or need.kind is Kind.PRIMARY:
-            return None
-        position: Position | None = None
+        """The answer of a replica, None when no replica takes reads. Raises DatabaseBusy where they do, but have no
+        room: the primary is not to be flooded with what was too much for them."""
         tried: list[Replica] = []
+        busy: DatabaseBusy | None = None
+        position: Position | None = None
         while len(tried) < TRIES_MAX:
-            now_s = time.monotonic()
-            replica = self._fresh(need, now_s, tried)
+            replica = self._fresh(need, time.monotonic(), tried)
             if replica is None:
-                if not any(self._candidates(tried)):
-                    return None
-                if position is None:
-                    position = positions.position(max(0.0, ends_at_s - now_s))
-                    if not position.domains:
-                        return None  # the primary writes no log
-                replica = self._chosen(self._candidates(tried))
-                if replica is None:
-                    return None
+                position = position or self._position(need, ends_at_s, tried)
+                replica = None if position is None else self._chosen(self._candidates(tried))
+            if replica is None:
+                break
             tried.append(replica)
             self.second_tries += len(tried) > 1
-            answer = self._attempt(replica, position, TRY_SHARE * (ends_at_s - time.monotonic()), attempt)
+            try:
+                answer = self._attempt(replica, position, TRY_SHARE * (ends_at_s - time.monotonic()), attempt)
+            except DatabaseBusy as error:
+                busy = error
+                continue
             if answer is not None:
                 return answer
+        if busy is not None:
+            raise busy
         return None
+
+    def _position(self, need: Need, ends_at_s: float, tried: Sequence[Replica]) -> Position | None:
+        """Where the primary's log is; None where no replica can use it, or it writes none."""
+        if self._positions is None or need.kind is Kind.PRIMARY or not self._candidates(tried):
+            return None
+        position = self._positions.position(max(0.0, ends_at_s - time.monotonic()))
+        return position if position.domains else None
 
     def _attempt(
         self, replica: Replica, position: Position | None, left_s: float, attempt: Attempt[R]
     ) -> tuple[R] | None:
+        """The answer of this replica, None when it has none in time. Raises DatabaseBusy.
+
+        One that is only late stays: its lag, and whether it answers at all, is for its watch to judge. A single heavy
+        read must not cost the others their replica.
+        """
         ends_at_s = time.monotonic() + left_s
         try:
             if position is not None:
                 replica.wait(position, left_s)
-        except (gevent.Timeout, ConnectionLost, DatabaseBusy):
-            return None  # that it is late is for its watch to judge
+        except (gevent.Timeout, ConnectionLost):
+            return None
         try:
             answer = attempt(replica, max(0.0, ends_at_s - time.monotonic()))
-        except (ConnectionLost, DatabaseBusy) as error:
+        except ConnectionLost as error:
             replica.fell_short(str(error))
             return None
         except gevent.Timeout:
-            replica.fell_short(f"a read did not end within {left_s * 1000:.0f} ms")
+            replica.failures += 1
             return None
         replica.reads += 1
         return (answer,)

@@ -29,7 +29,7 @@ class Played:
         self.in_flight = 0
         self.behind_s = 0.0
         self.age: float | None = 0.0
-        self.reads = 0
+        self.reads = self.failures = 0
         self.waited: list[Position] = []
         self.short: list[str] = []
 
@@ -125,6 +125,32 @@ def test_a_read_that_waits_half_its_time_goes_elsewhere_and_blames_nobody() -> N
     assert get(reads, time_s=0.4) == "two"
     assert 0.15 <= time.monotonic() - begun_s < 0.4
     assert one.short == []  # that it is late is for its watch to judge
+
+
+def test_replicas_without_room_do_not_send_their_reads_to_the_primary() -> None:
+    one, two = (Played(name, DatabaseBusy("all 8 connections in use")) for name in ("one", "two"))
+    reads = reading(one, two)
+    with pytest.raises(DatabaseBusy, match="in use"):
+        get(reads)
+    assert sum(reads.at_primary.values()) == 0
+    assert one.short == two.short == []
+    two.fails = None
+    assert get(reads) == "two"
+
+
+def test_a_heavy_read_costs_nobody_else_the_replica() -> None:
+    one = Played("one")
+    slow: Joined[str, str] = Joined("slow", lambda view, keys: dict.fromkeys(keys, view.name))  # type: ignore[attr-defined]
+
+    def get_slowly(joined: Joined[str, str], key: str, timeout_s: float) -> str | None:
+        gevent.sleep(timeout_s)
+        raise gevent.Timeout(timeout_s)
+
+    one.get = get_slowly  # type: ignore[method-assign]
+    reads = reading(one)
+    assert reads.get(CURRENT, soon(0.2), slow, "a") == "primary"
+    assert one.takes_reads
+    assert one.failures == 1
 
 
 def test_the_primary_answers_when_no_replica_takes_reads_and_asks_no_position() -> None:
