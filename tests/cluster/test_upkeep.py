@@ -128,3 +128,22 @@ def test_bad_input_is_refused_in_a_sentence(region: Region) -> None:
     done = command("db", "archive", "--cell", "c9", "--before", "2026-01-01", *where)
     assert done.returncode == 1
     assert "no conductor of cell c9" in done.stderr
+
+
+def test_the_level_is_raised_once_everything_speaks_it(region: Region) -> None:
+    where = ("--config", str(region.paths.config(CONDUCTORS[0])), "--state-dir", str(region.paths.state_dir))
+    done = command("upgrade", "check", *where)
+    assert (done.returncode, done.stdout) == (0, "everything is of this release\n")
+    done = command("upgrade", "finalize", *where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "as before" in done.stdout
+    with migrate.connected(region.database_url("c1")) as connection:
+        row = connection.execute(sa.text("SELECT * FROM conductor_releases LIMIT 1")).one()
+        connection.execute(sa.text("DELETE FROM conductor_releases WHERE service_id = :id"), {"id": row.service_id})
+        connection.commit()
+        done = command("upgrade", "finalize", *where)
+        assert done.returncode == 1
+        assert f"conductor {row.service_id} does not speak level 1" in done.stdout
+        connection.execute(sa.text("INSERT INTO conductor_releases VALUES (:a, :b, :c, :d)"),
+                           dict(zip("abcd", row, strict=True)))  # fmt: skip
+        connection.commit()

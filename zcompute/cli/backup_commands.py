@@ -15,7 +15,7 @@ from zcompute.objects.cell import ROOT_CELL
 _config_option = click.option("--config", "config_path", required=True, metavar="FILE", help="A conductor's file.")
 
 
-def _place(config_path: str) -> tuple[str, str, str]:
+def place_of(config_path: str) -> tuple[str, str, str]:
     """The database's URL, its kind and its cell. Raises UsageRefused."""
     try:
         config = load(config_path)
@@ -34,7 +34,7 @@ def backup(config_path: str, file: Path) -> None:
     """Write a backup of the cell's database, as of one moment, to FILE (new). The cell works on meanwhile."""
     from zcompute.db import backup as backups
 
-    url, kind, cell = _place(config_path)
+    url, kind, cell = place_of(config_path)
     if file.exists():
         raise UsageRefused(f"{file} is there already: name a new file")
     try:
@@ -55,7 +55,7 @@ def restore(config_path: str, file: Path) -> None:
     """
     from zcompute.db import backup as backups
 
-    url, kind, cell = _place(config_path)
+    url, kind, cell = place_of(config_path)
     try:
         done = backups.restore(url, kind, cell, file)
     except (StoreError, OSError) as error:

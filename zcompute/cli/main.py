@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "server": ("zcompute.cli.listings:server", "Look at servers."),
     "service": ("zcompute.cli.listings:service", "Look at services."),
     "up": ("zcompute.cli.up.command:up", "Bring up an embedded region and boot servers in it."),
+    "upgrade": ("zcompute.cli.upgrade_commands:upgrade", "Check an upgrade, and end it: raise the release level."),
     "version": ("zcompute.cli.version:version", "Print the version."),
 }
 

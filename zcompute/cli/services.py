@@ -20,6 +20,7 @@ from zcompute.measure import Measured
 log = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 4.0
+SCHEMA_CHECK_S = 5.0
 
 
 class Service(Protocol):
@@ -117,9 +118,30 @@ def run_conductor(config_path: str) -> None:
             f"{config.service.id}: a compute runs on this host, and a conductor holds the database's credentials: "
             "run it elsewhere, or set allow_beside_compute = true in [conductor]"
         )
+    _check_schema(config)
     from zcompute.conductor.service import ConductorService
 
     run("conductor", config, lambda given: ConductorService(given, lambda: load(config_path)))
+
+
+def _check_schema(config: Config) -> None:
+    """A schema that this release cannot work on is refused; a database that is away is waited for by the service."""
+    if config.database is None:
+        return
+    from zcompute.db import migrate
+    from zcompute.db.errors import SchemaMismatch, StoreError
+    from zcompute.db.schema import KIND_CELL, KIND_ROOT
+    from zcompute.db.url import configured_url
+    from zcompute.objects.cell import ROOT_CELL
+
+    cell = config.service.cell
+    try:
+        with gevent.Timeout(SCHEMA_CHECK_S, False):  # one that hangs is waited for by the service too
+            migrate.check(configured_url(config.database), KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell)
+    except SchemaMismatch as error:
+        raise CommandError(f"{config.service.id}: {error}") from error
+    except StoreError as error:
+        log.info("schema not checked error=%s", error)
 
 
 @click.command()

@@ -126,7 +126,7 @@ def _rows(
     connection: sa.Connection, table: str, columns: Sequence[str], keys: Sequence[str]
 ) -> Iterator[list[list[Any]]]:
     """All rows in the order of the key, in bounded pages."""
-    what: sa.Select[Any] = sa.select(*(sa.column(name) for name in columns)).select_from(sa.table(table))
+    what: Any = sa.select(*(sa.column(name) for name in columns)).select_from(sa.table(table))
     ordered = what.order_by(*(sa.column(name) for name in keys))
     page: list[list[Any]] = []
     size_bytes = 0

@@ -70,6 +70,10 @@ class ContractRefused(StoreError):
     """Something may still need what a contract migration takes away."""
 
 
+class LevelRefused(StoreError):
+    """The release level cannot be raised: something in use does not speak it."""
+
+
 class BackupInvalid(StoreError):
     """The file is no backup, or a damaged one, or one that this release cannot restore."""
 
