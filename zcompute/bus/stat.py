@@ -235,7 +235,10 @@ def lane_stats(link: "Link") -> list[LaneStat]:
     owed = link.core.reports_in.lanes.owed
     return [
         LaneStat(
-            lane=lane, unacked=unacked[lane], credit=link.lane_room(lane) if lane in unacked else 0, owed=owed[lane]
+            lane=lane,
+            unacked=unacked[lane],
+            credit=link.lane_room(lane) if lane in unacked else 0,
+            owed=owed.get(lane, 0),
         )
         for lane in sorted({*unacked, *owed})
     ]

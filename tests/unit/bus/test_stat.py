@@ -150,6 +150,22 @@ def test_reports_show_their_credit_and_what_is_owed(bus: Bus) -> None:
     assert only_link(server.stat()).reports_owed == 1
 
 
+def test_a_lane_is_shown_on_both_sides_whoever_owes_in_it(bus: Bus) -> None:
+    server = bus.endpoint("conductor", "conductor-1", limits=Limits(lane_credit=4))
+    server.on_reports(lambda link, reports: None)
+    client = bus.endpoint("compute", "compute-1")
+    link = connect(server, client)
+    assert link.report([Report("k", 1, b"")]) == 1
+    wait_until(lambda: only_link(server.stat()).reports_owed == 1)
+    assert server.links()[0].admit_report(7)
+    (taken,) = only_link(server.stat()).lanes
+    assert (taken.lane, taken.owed, taken.unacked) == (7, 1, 0)
+    (sent,) = only_link(client.stat()).lanes
+    assert (sent.lane, sent.owed, sent.unacked) == (0, 0, 1)
+    server.links()[0].settle_report(7)
+    assert only_link(server.stat()).lanes == []
+
+
 def test_an_operator_pings_and_asks_a_service_and_those_behind_it(bus: Bus) -> None:
     conductor = bus.endpoint("conductor", "conductor-1")
     address = conductor.bind("tcp://127.0.0.1:0")
