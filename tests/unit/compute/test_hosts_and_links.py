@@ -7,6 +7,7 @@ import pytest
 from zcompute.compute.hosts import Hosts
 from zcompute.compute.links import ConductorLinks, is_sound, plan_dials
 from zcompute.compute.settings import Settings
+from zcompute.objects.epochs import in_history
 from zcompute.objects.errors import EpochRefused
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
@@ -64,6 +65,18 @@ def test_an_epoch_above_the_row_begins_again(monkeypatch: pytest.MonkeyPatch) ->
     hosts.refused(refusal(host="node1", epoch=3, verdict="invalid"), {"node1": 4})
     assert begun == ["node1"]
     assert hosts.epochs() == {"node2": 4}
+
+
+def test_a_restored_cell_is_begun_anew_and_not_taken_for_another_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts, silent, begun = made(monkeypatch)
+    session = hosts.get("node1")
+    assert session is not None
+    session.epoch = 4
+    hosts.refused(refusal(host="node1", epoch=in_history(2, 7), verdict="superseded"), {"node1": 4})
+    assert (silent, begun, session.epoch, session.superseded) == (["node1"], ["node1"], None, False)
+    session.epoch = in_history(3, 7)
+    hosts.refused(refusal(host="node1", epoch=in_history(3, 8), verdict="superseded"), {"node1": session.epoch})
+    assert session.superseded, "in one history it is another agent"
 
 
 @pytest.mark.parametrize("details", [{}, {"host": "elsewhere"}, {"host": "node1", "epoch": 4, "verdict": "superseded"}])
