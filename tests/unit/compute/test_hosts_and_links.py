@@ -72,10 +72,10 @@ def test_a_restored_cell_is_begun_anew_and_not_taken_for_another_agent(monkeypat
     session = hosts.get("node1")
     assert session is not None
     session.epoch = 4
-    hosts.refused(refusal(host="node1", epoch=in_history(2, 7), verdict="superseded"), {"node1": 4})
+    hosts.refused(refusal(host="node1", epoch=in_history(7, 2), verdict="superseded"), {"node1": 4})
     assert (silent, begun, session.epoch, session.superseded) == (["node1"], ["node1"], None, False)
-    session.epoch = in_history(3, 7)
-    hosts.refused(refusal(host="node1", epoch=in_history(3, 8), verdict="superseded"), {"node1": session.epoch})
+    session.epoch = in_history(7, 3)
+    hosts.refused(refusal(host="node1", epoch=in_history(8, 3), verdict="superseded"), {"node1": session.epoch})
     assert session.superseded, "in one history it is another agent"
 
 
