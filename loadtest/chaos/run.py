@@ -27,7 +27,7 @@ PER_SECOND = 200.0  # of each of the two agents
 CLIENTS_S = 70.0
 SABOTAGED_S = 5.0
 AUDIT_S = 90.0
-WARM_UP_S = 1.5
+WARM_UP_S, SABOTAGED_WARM_UP_S = 1.5, 0.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _live(
     said(f"booting {plan.kept} servers that stay")
     clients.keep(plan.kept, KEPT_IN_FLIGHT)
     clients.start(plan.booters, READERS)
-    time.sleep(WARM_UP_S)
+    time.sleep(SABOTAGED_WARM_UP_S if plan.sabotaged else WARM_UP_S)
     if act is None:
         faults.run(time.monotonic() + plan.seconds, plan.kills_max)
     else:

@@ -16,7 +16,7 @@ from zcompute.cli.up.layout import CONDUCTOR, SCHEDULER, Shape
 from zcompute.cli.up.region import Region
 from zcompute.db.drivers import open_store
 
-CHAOS_S = 12.0  # tests/chaos/test_robustness.py is the long one
+CHAOS_S = 8.0  # tests/chaos/test_robustness.py is the long one
 BURST = 30
 IN_FLIGHT = 10
 PAUSE_S = (0.3, 2.0)
@@ -104,5 +104,5 @@ def test_faults_lose_no_server_and_make_none_twice(tmp_path: Path) -> None:
         wait_until(lambda: not deleted & set(shown(region)), "the deleted servers are gone")
         assert shown(region) == dict.fromkeys(living, "ACTIVE")
         print(f"{len(hurt)} faults, {len(living) + len(deleted)} boots, {len(deleted)} deletes")
-        assert len(hurt) >= 3
+        assert len(hurt) >= 2
         assert_audit_holds(region)
