@@ -3,7 +3,8 @@
 Each frame has the loop wake the I/O thread, or the I/O thread wake the loop; one then mostly waits for the other. On
 two processors such a wake-up crosses to another one, and takes it from whoever works there; on one it is a switch (see
 docs/decisions/0006). An I/O thread that has a lot to do itself (large payloads, thousands of handshakes) is let go, and
-so is that of an endpoint with many peers: while one of them waits, it works for the others.
+so is that of an endpoint with many peers (while one of them waits, it works for the others) or with one that floods it
+with what is refused: the loop would keep the thread from the neighbours' frames.
 """
 
 import ctypes
@@ -42,6 +43,8 @@ class IoThread:
         self._name = f"{number}/ZMQbg/IO/0"[:15]  # what the kernel keeps of it
         self._busy_max = limits.io_beside_share_max
         self._peers_max = limits.io_beside_peers_max
+        self._refusals_max = limits.io_beside_refusals_max
+        self._refused = 0
         self._processor = _processor() if self._busy_max else None
         self._thread = 0
         self._finds_left = FINDS_MAX
@@ -58,9 +61,10 @@ class IoThread:
             if here != self._at:
                 self._put({here}, here)
 
-    def look(self, now: float, peers: int) -> None:
-        """Once a second: find the thread; let it go while its own work is a large part of a processor's, or there are
-        many peers."""
+    def look(self, now: float, peers: int, refused: int) -> None:
+        """Once a second: find the thread; let it go while its own work is a large part of a processor's, there are many
+        peers, or much is refused (``refused``: in all until now)."""
+        flooded, self._refused = refused - self._refused > self._refusals_max, refused
         if self._processor is None:
             return
         try:
@@ -74,7 +78,7 @@ class IoThread:
         used_s = (int(ran_ns) + int(waited_ns)) / 1e9  # what it had to wait for its processor is work, too
         share = (used_s - self._used_s) / max(now - self._looked_at, 1e-3)
         self._used_s, self._looked_at = used_s, now
-        crowded = peers > self._peers_max
+        crowded = flooded or peers > self._peers_max
         self._calm_looks = self._calm_looks + 1 if share < self._busy_max / 2 and not crowded else 0
         if self._at >= 0 and (crowded or share > self._busy_max):
             self._put(self._allowed, -1)

@@ -25,6 +25,7 @@ class Refusals:
     """
 
     def __init__(self, counters: Counters) -> None:
+        self.total = 0
         self._counters = counters
         self._next_log: dict[tuple[str, int], float] = {}
         self._by_peer: dict[str, Counters] = {}
@@ -32,6 +33,7 @@ class Refusals:
     def count(self, reason: str, peer: str, detail: str = "", level: int = logging.WARNING) -> None:
         """Count one refusal. `reason` comes from our code, never from the wire (it bounds the number of counters)."""
         name = f"refused_{reason}"
+        self.total += 1
         self._counters[name] += 1
         self._of(peer)[reason] += 1
         now = time.monotonic()

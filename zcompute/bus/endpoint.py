@@ -431,7 +431,7 @@ class Endpoint:
             self._zap.watch.poke()
 
     def _keep_house(self, now: float) -> None:
-        self._io_thread.look(now, len(self._diallers) + len(self.sessions.all()))
+        self._io_thread.look(now, len(self._diallers) + len(self.sessions.all()), self.refusals.total)
         for link in self.sessions.expired(now):
             link.close("lost for too long")
         if self.keyring is not None and self.keyring.version != self._keyring_version:

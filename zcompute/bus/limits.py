@@ -29,6 +29,7 @@ class Limits:
     io_beside_share_max: float = 0.5  # of a processor: while its own work is less, libzmq's I/O thread runs where the
     # loop runs; 0: where the kernel puts it (docs/decisions/0006)
     io_beside_peers_max: int = 64  # with more, it runs where the kernel puts it
+    io_beside_refusals_max: int = 100  # in a second: with more, too, since somebody floods the others
     inbox_max: int = 20_000  # reports and acks that arrived and were not handled; more resets the link
 
     # Reports
