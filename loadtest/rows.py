@@ -36,7 +36,7 @@ from zcompute.db.url import MariaDbTarget, parse_url  # noqa: E402
 from zcompute.db.view import SessionView, by_key  # noqa: E402
 from zcompute.objects.flavor import Flavor  # noqa: E402
 from zcompute.objects.instance import Instance, ServerSpec  # noqa: E402
-from zcompute.objects.methods import InstanceQuery  # noqa: E402
+from zcompute.objects.messages.instances import InstanceQuery  # noqa: E402
 
 ROWS = 10_000
 STATEMENT_ROWS = 500

@@ -15,16 +15,9 @@ from zcompute.bus.protocol import LinkCore, State
 from zcompute.bus.sockets import open_dealer
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
-from zcompute.objects.methods import (
-    HOST_ATTACH,
-    HOST_BEAT,
-    HOST_BEGIN,
-    HostAttachRequest,
-    HostBeat,
-    HostBeginReply,
-    HostBeginRequest,
-    Method,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.hosts import HostAttachRequest, HostBeat, HostBeginReply, HostBeginRequest
+from zcompute.objects.methods import HOST_ATTACH, HOST_BEAT, HOST_BEGIN
 
 HELLO_AGAIN_S = 2.0
 CALL_S = 30.0

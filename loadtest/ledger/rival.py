@@ -28,16 +28,9 @@ from loadtest.ledger.world import CELL  # noqa: E402
 from zcompute.bus import Ack, Endpoint, Identity, Link, Report  # noqa: E402
 from zcompute.db.url import MariaDbTarget, parse_url  # noqa: E402
 from zcompute.keys import read_keyring  # noqa: E402
-from zcompute.objects.methods import (  # noqa: E402
-    HOST_ATTACH,
-    HOST_BEAT,
-    HOST_BEGIN,
-    Empty,
-    HostAttachRequest,
-    HostBeat,
-    HostBeginReply,
-    HostBeginRequest,
-)
+from zcompute.objects.messages.cluster import Empty  # noqa: E402
+from zcompute.objects.messages.hosts import HostAttachRequest, HostBeat, HostBeginReply, HostBeginRequest  # noqa: E402
+from zcompute.objects.methods import HOST_ATTACH, HOST_BEAT, HOST_BEGIN  # noqa: E402
 from zcompute.objects.report import VERDICT_INVALID, Observation, ReportBody  # noqa: E402
 
 WRITERS: dict[str, type[Writer]] = {"single_update": SingleWriter, "orm": OrmWriter}

@@ -14,7 +14,7 @@ from zcompute.db.tables import HOSTS, INSTANCE_ACTION_EVENTS, INSTANCES
 from zcompute.db.url import MariaDbTarget
 from zcompute.objects.base import pack
 from zcompute.objects.instance import VM_DELETED, Instance
-from zcompute.objects.methods import HostBeginRequest
+from zcompute.objects.messages.hosts import HostBeginRequest
 from zcompute.objects.notification import Notification
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import VERDICT_APPLIED, Observation

@@ -20,6 +20,16 @@ from zcompute.bus import Ack, Endpoint, Identity, KeyEntry, Keyring, Link, NotOw
 from zcompute.compute.virt.fake_log import domain_log_path, read_domain_log
 from zcompute.objects.command import CommandReply, Order, SpawnRequest
 from zcompute.objects.errors import SERVICE_ERRORS, EpochRefused
+from zcompute.objects.messages.cluster import Empty, HostEpoch, MapReply
+from zcompute.objects.messages.hosts import (
+    Grant,
+    HostAttachRequest,
+    HostBeat,
+    HostBeginReply,
+    HostBeginRequest,
+    HostGrantsReply,
+    HostGrantsRequest,
+)
 from zcompute.objects.methods import (
     HOST_ATTACH,
     HOST_BEAT,
@@ -29,16 +39,6 @@ from zcompute.objects.methods import (
     TOPIC_EPOCHS,
     TOPIC_MAP,
     TOPIC_MAP_DELTAS,
-    Empty,
-    Grant,
-    HostAttachRequest,
-    HostBeat,
-    HostBeginReply,
-    HostBeginRequest,
-    HostEpoch,
-    HostGrantsReply,
-    HostGrantsRequest,
-    MapReply,
 )
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap, map_delta, partition_of
 from zcompute.objects.report import (

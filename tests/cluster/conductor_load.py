@@ -21,7 +21,8 @@ import gevent  # noqa: E402
 from zcompute.bus import Endpoint, Identity  # noqa: E402
 from zcompute.bus.errors import BusError  # noqa: E402
 from zcompute.objects.flavor import Amounts  # noqa: E402
-from zcompute.objects.methods import CLAIM, ClaimRequest  # noqa: E402
+from zcompute.objects.messages.hosts import ClaimRequest  # noqa: E402
+from zcompute.objects.methods import CLAIM  # noqa: E402
 
 CALL_MS = 30_000
 REFUSED_S = 0.05

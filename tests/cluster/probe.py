@@ -11,7 +11,9 @@ from zcompute.bus import Endpoint, Identity
 from zcompute.bus.errors import BusError
 from zcompute.cli.up.region import Region
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.methods import CLAIM, INSTANCE_DELETE, ClaimRequest, InstanceDeleteRequest
+from zcompute.objects.messages.hosts import ClaimRequest
+from zcompute.objects.messages.instances import InstanceDeleteRequest
+from zcompute.objects.methods import CLAIM, INSTANCE_DELETE
 
 CALL_S = 40.0
 # Never sent again after a reconnect, so that only the process that was stopped can answer.

@@ -7,12 +7,7 @@ from tests.orders import fresh, make_order
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest
 from zcompute.objects.errors import CommandRefused, HostNotFound
 from zcompute.objects.instance import POWER_RUNNING
-from zcompute.objects.methods import (
-    ADOPT,
-    DESTROY,
-    FORGET,
-    SPAWN,
-)
+from zcompute.objects.methods import ADOPT, DESTROY, FORGET, SPAWN
 from zcompute.objects.partition import PARTITIONS
 from zcompute.objects.report import (
     OUTCOME_DONE,

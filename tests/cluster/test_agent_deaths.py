@@ -21,10 +21,7 @@ from tests.orders import fresh, make_order
 from zcompute.bus import BusError
 from zcompute.compute.virt.fake_log import DomainLine, domain_log_path
 from zcompute.objects.command import DestroyRequest
-from zcompute.objects.methods import (
-    DESTROY,
-    SPAWN,
-)
+from zcompute.objects.methods import DESTROY, SPAWN
 from zcompute.objects.report import (
     OUTCOME_DONE,
     OUTCOME_FAILED,

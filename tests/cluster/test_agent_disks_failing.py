@@ -18,7 +18,8 @@ from tests.cluster.test_agent_disks import obeyed, spawned
 from tests.orders import fresh, make_order
 from zcompute.bus import Busy, Link
 from zcompute.objects.command import AdoptRequest, DestroyRequest
-from zcompute.objects.methods import ADOPT, DESTROY, SPAWN, Grant
+from zcompute.objects.messages.hosts import Grant
+from zcompute.objects.methods import ADOPT, DESTROY, SPAWN
 from zcompute.objects.report import OUTCOME_DONE, VERDICT_APPLIED
 
 NO_BYTE = (0, resource.RLIM_INFINITY)

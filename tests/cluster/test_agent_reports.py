@@ -9,9 +9,7 @@ import pytest
 from tests.cluster.agent_cell import HOSTS, Cell, call, eventually, kill, spawn_request
 from tests.orders import fresh, make_order
 from zcompute.objects.errors import CommandRefused
-from zcompute.objects.methods import (
-    SPAWN,
-)
+from zcompute.objects.methods import SPAWN
 from zcompute.objects.partition import PARTITIONS
 from zcompute.objects.report import (
     VERDICT_APPLIED,

@@ -13,7 +13,8 @@ from zcompute.bus import Busy
 from zcompute.objects.command import AdoptRequest, DestroyRequest
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.instance import POWER_NOSTATE, POWER_RUNNING
-from zcompute.objects.methods import ADOPT, DESTROY, SPAWN, Grant
+from zcompute.objects.messages.hosts import Grant
+from zcompute.objects.methods import ADOPT, DESTROY, SPAWN
 from zcompute.objects.partition import PARTITIONS
 
 

@@ -24,6 +24,9 @@ from zcompute.objects.command import AdoptRequest, DestroyRequest
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty, HostEpoch
+from zcompute.objects.messages.hosts import HostAttachRequest, HostBeat, HostBeginRequest, HostGrantsRequest
 from zcompute.objects.methods import (
     HOST_ATTACH,
     HOST_BEAT,
@@ -37,18 +40,9 @@ from zcompute.objects.methods import (
     TOPIC_EPOCHS,
     TOPIC_MAP,
     TOPIC_ROLES,
-    Empty,
-    FindRequest,
-    HostAttachRequest,
-    HostBeat,
-    HostBeginRequest,
-    HostEpoch,
-    HostGrantsRequest,
-    Method,
-    RelayedBeat,
-    RelayedReport,
 )
 from zcompute.objects.partition import PARTITIONS, PartitionMap
+from zcompute.objects.relay import FindRequest, RelayedBeat, RelayedReport
 from zcompute.objects.report import VERDICT_APPLIED, VERDICT_INVALID, VERDICT_NOT_OWNER, Observation
 
 STOLEN, VICTIM = "c1-compute-1", "c1-compute-2"

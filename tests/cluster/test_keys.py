@@ -16,7 +16,8 @@ from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region
 from zcompute.cli.up.statedir import free_ports
 from zcompute.keys import read_keys
-from zcompute.objects.methods import MAP_GET, Empty, MapReply
+from zcompute.objects.messages.cluster import Empty, MapReply
+from zcompute.objects.methods import MAP_GET
 from zcompute.objects.partition import PartitionMap
 
 REVOKED_S_MAX = 5.0

@@ -8,6 +8,7 @@ import pytest
 
 from zcompute.bus import envelope, errors
 from zcompute.objects import command, flavor, host, methods, partition, report
+from zcompute.objects.interface import Method
 
 TEXT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 STRUCTS = {
@@ -98,7 +99,7 @@ def test_a_method_of_the_appendix_has_the_declared_fields(row: list[str]) -> Non
     method = next(
         value
         for value in vars(methods).values()
-        if isinstance(value, methods.Method) and f"{value.interface}.{value.name}" == full_name
+        if isinstance(value, Method) and f"{value.interface}.{value.name}" == full_name
     )
     assert named(row[2]) == declared(method.request)
     if row[3] and not row[3].startswith("as "):

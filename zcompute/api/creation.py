@@ -12,7 +12,7 @@ from zcompute.api.auth import Caller
 from zcompute.api.errors import BadRequest, Forbidden
 from zcompute.api.schemas import BlockDevice, CreateServer, CreateServerBody, Network
 from zcompute.objects.instance import ServerSpec
-from zcompute.objects.methods import ServersCreateRequest
+from zcompute.objects.messages.region import ServersCreateRequest
 
 COUNT_MAX = 100  # servers of one request: one commit at the root holds them all
 METADATA_ITEMS_MAX = 128

@@ -16,7 +16,9 @@ from zcompute.config import ApiConfig
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import FlavorNotFound
 from zcompute.objects.flavor import Flavor
-from zcompute.objects.methods import FLAVOR_GET, FLAVOR_LIST, Empty, FlavorGetRequest, FlavorListReply, FlavorReply
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.region import FlavorGetRequest, FlavorListReply, FlavorReply
+from zcompute.objects.methods import FLAVOR_GET, FLAVOR_LIST
 
 FLAVOR_ID_CHARS_MAX = 255
 

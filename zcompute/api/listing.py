@@ -21,14 +21,10 @@ from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceNotFound, ServiceError
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import (
-    INSTANCE_LIST,
-    SERVERS_PENDING,
-    InstanceListReply,
-    InstanceQuery,
-    Method,
-    PendingReply,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.instances import InstanceListReply, InstanceQuery
+from zcompute.objects.messages.region import PendingReply
+from zcompute.objects.methods import INSTANCE_LIST, SERVERS_PENDING
 
 log = logging.getLogger(__name__)
 

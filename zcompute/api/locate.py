@@ -21,19 +21,9 @@ from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import (
-    INSTANCE_DELETE,
-    INSTANCE_GET,
-    SERVERS_DELETE,
-    SERVERS_LOCATE,
-    InstanceDeleteRequest,
-    InstanceGetRequest,
-    InstanceReply,
-    LocateReply,
-    LocateRequest,
-    ServerDeleteReply,
-    ServerDeleteRequest,
-)
+from zcompute.objects.messages.instances import InstanceDeleteRequest, InstanceGetRequest, InstanceReply
+from zcompute.objects.messages.region import LocateReply, LocateRequest, ServerDeleteReply, ServerDeleteRequest
+from zcompute.objects.methods import INSTANCE_DELETE, INSTANCE_GET, SERVERS_DELETE, SERVERS_LOCATE
 
 log = logging.getLogger(__name__)
 

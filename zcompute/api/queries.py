@@ -8,7 +8,7 @@ from zcompute.api.auth import Caller
 from zcompute.api.creation import boolean
 from zcompute.api.errors import BadRequest, Forbidden
 from zcompute.api.settings import LIMITS
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 
 Query = list[tuple[str, str]]
 

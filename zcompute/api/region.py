@@ -12,8 +12,10 @@ from zcompute.cells.directory import CellDirectory
 from zcompute.config import Config
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.interface import Method
 from zcompute.objects.lowering import attributes, lowering_for
-from zcompute.objects.methods import CELL_LIST, TOPIC_CELLS, TOPIC_MAP, Empty, Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.methods import CELL_LIST, TOPIC_CELLS, TOPIC_MAP
 from zcompute.objects.partition import ConductorInfo
 
 log = logging.getLogger(__name__)

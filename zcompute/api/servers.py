@@ -19,7 +19,8 @@ from zcompute.api.settings import LIMITS
 from zcompute.api.views import server_summary, server_view
 from zcompute.config import ApiConfig
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound
-from zcompute.objects.methods import SERVERS_CREATE, ServersCreateReply
+from zcompute.objects.messages.region import ServersCreateReply
+from zcompute.objects.methods import SERVERS_CREATE
 
 log = logging.getLogger(__name__)
 

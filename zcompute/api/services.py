@@ -15,7 +15,9 @@ from zcompute.api.servers import MISSING_HEADER
 from zcompute.api.settings import LIMITS
 from zcompute.cells.gather import Gathered
 from zcompute.objects.cell import ROOT_CELL, ServiceInfo
-from zcompute.objects.methods import SERVICE_LIST, Empty, ServiceListReply
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import ServiceListReply
+from zcompute.objects.methods import SERVICE_LIST
 
 
 class ServiceView(msgspec.Struct):

@@ -17,16 +17,9 @@ from gevent.lock import BoundedSemaphore
 from zcompute.bus import Endpoint, Event, Link
 from zcompute.bus.errors import BusError, LinkDown
 from zcompute.bus.following import StreamEvents, StreamSkip
-from zcompute.objects.methods import (
-    NOTIFICATION_HEADS,
-    NOTIFICATION_READ,
-    STREAM_NOTIFICATIONS,
-    TOPIC_MAP,
-    Empty,
-    NotificationHeadsReply,
-    NotificationsReply,
-    NotificationsRequest,
-)
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import NotificationHeadsReply, NotificationsReply, NotificationsRequest
+from zcompute.objects.methods import NOTIFICATION_HEADS, NOTIFICATION_READ, STREAM_NOTIFICATIONS, TOPIC_MAP
 from zcompute.objects.partition import PARTITIONS, PartitionMap
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from zcompute.bus.errors import (
     Unavailable,
     UnknownMethod,
 )
-from zcompute.objects.methods import MAP_GET, TOPIC_MAP, Empty
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.methods import MAP_GET, TOPIC_MAP
 from zcompute.objects.partition import PARTITIONS, PartitionMap, partition_of
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from zcompute.cli.exits import CommandError
 from zcompute.cli.operator import Operator, operator_config
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS, HostNotFound
-from zcompute.objects.methods import HOST_FORCE_DOWN, HostForceDownReply, HostForceDownRequest
+from zcompute.objects.messages.hosts import HostForceDownReply, HostForceDownRequest
+from zcompute.objects.methods import HOST_FORCE_DOWN
 
 TIMEOUT_MS = 10_000
 LINK_WAIT_MS = 1_000

@@ -12,16 +12,9 @@ from zcompute.bus import register_error
 from zcompute.cli.exits import FAILED, MORE_LEFT, CommandError, UsageRefused
 from zcompute.cli.operator import Missing, Operator, operator_config
 from zcompute.objects.errors import SERVICE_ERRORS
-from zcompute.objects.methods import (
-    UPKEEP_ARCHIVE,
-    UPKEEP_MIGRATE_DATA,
-    UPKEEP_PURGE,
-    Method,
-    MigrateDataReply,
-    MigrationProgress,
-    UpkeepReply,
-    UpkeepRequest,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.upkeep import MigrateDataReply, MigrationProgress, UpkeepReply, UpkeepRequest
+from zcompute.objects.methods import UPKEEP_ARCHIVE, UPKEEP_MIGRATE_DATA, UPKEEP_PURGE
 from zcompute.objects.partition import PARTITIONS
 
 TIMEOUT_MS = 600_000

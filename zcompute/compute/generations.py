@@ -15,7 +15,7 @@ from zcompute.compute.errors import CommandsFull, RecordInvalid
 from zcompute.compute.journal import Journal
 from zcompute.compute.settings import Settings
 from zcompute.objects.command import Order
-from zcompute.objects.methods import Grant
+from zcompute.objects.messages.hosts import Grant
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,9 @@ from zcompute.compute.settings import Settings
 from zcompute.objects.epochs import history_of
 from zcompute.objects.errors import EpochRefused, ServiceError
 from zcompute.objects.host import HostInventory
-from zcompute.objects.methods import HOST_BEAT, HOST_BEGIN, HostBeat, HostBeginReply, HostBeginRequest, HostEpoch
+from zcompute.objects.messages.cluster import HostEpoch
+from zcompute.objects.messages.hosts import HostBeat, HostBeginReply, HostBeginRequest
+from zcompute.objects.methods import HOST_BEAT, HOST_BEGIN
 from zcompute.objects.partition import PARTITIONS
 
 log = logging.getLogger(__name__)

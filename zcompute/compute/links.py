@@ -17,16 +17,9 @@ from zcompute.compute.settings import Settings
 from zcompute.compute.ways import Ways
 from zcompute.config import PeerConfig
 from zcompute.objects.errors import EpochRefused, ServiceError
-from zcompute.objects.methods import (
-    HOST_ATTACH,
-    MAP_GET,
-    RELAY_INTERFACE,
-    TOPIC_MAP,
-    TOPIC_MAP_DELTAS,
-    Empty,
-    HostAttachRequest,
-    MapReply,
-)
+from zcompute.objects.messages.cluster import Empty, MapReply
+from zcompute.objects.messages.hosts import HostAttachRequest
+from zcompute.objects.methods import HOST_ATTACH, MAP_GET, RELAY_INTERFACE, TOPIC_MAP, TOPIC_MAP_DELTAS
 from zcompute.objects.partition import PARTITIONS, PartitionMap, PartitionMapDelta, patched
 
 log = logging.getLogger(__name__)

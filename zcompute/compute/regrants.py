@@ -19,7 +19,8 @@ from zcompute.compute.links import ConductorLinks
 from zcompute.compute.observer import Observer
 from zcompute.compute.settings import Settings
 from zcompute.objects.errors import ServiceError
-from zcompute.objects.methods import HOST_GRANTS, HostGrantsReply, HostGrantsRequest
+from zcompute.objects.messages.hosts import HostGrantsReply, HostGrantsRequest
+from zcompute.objects.methods import HOST_GRANTS
 from zcompute.objects.partition import PARTITIONS, PartitionMap, partition_of
 
 log = logging.getLogger(__name__)

@@ -32,7 +32,8 @@ from zcompute.keys import load_identity
 from zcompute.measure import Measure
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.lowering import attributes, lowering_for
-from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP, TOPIC_MAP_DELTAS, HostEpoch
+from zcompute.objects.messages.cluster import HostEpoch
+from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP, TOPIC_MAP_DELTAS
 from zcompute.objects.partition import PartitionMap
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from zcompute.conductor.ledger import Ledger
 from zcompute.conductor.ways import Ways
 from zcompute.objects.command import Order
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import ADOPT, DESTROY, FORGET, Method
+from zcompute.objects.interface import Method
+from zcompute.objects.methods import ADOPT, DESTROY, FORGET
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import Task
 

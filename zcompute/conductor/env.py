@@ -13,7 +13,7 @@ from zcompute.config import Config
 from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
 from zcompute.measure import Measure
-from zcompute.objects.methods import Method
+from zcompute.objects.interface import Method
 
 Handler = Callable[[Any, Any], Any]  # (request, bus.CallContext or the router's local one) -> reply
 

@@ -8,7 +8,7 @@ from gevent.lock import BoundedSemaphore
 
 from zcompute.bus.errors import Busy
 from zcompute.cells.router import PartitionRouter
-from zcompute.objects.methods import Method
+from zcompute.objects.interface import Method
 from zcompute.objects.partition import partition_of
 
 

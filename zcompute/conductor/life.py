@@ -29,18 +29,10 @@ from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
 from zcompute.measure import Measure
 from zcompute.objects.cell import ROOT_CELL
-from zcompute.objects.methods import (
-    CONDUCTOR_STAT,
-    MAP_GET,
-    SERVICE_LIST,
-    TOPIC_MAP,
-    TOPIC_MAP_DELTAS,
-    TOPIC_ROLES,
-    Empty,
-    MapReply,
-    Method,
-    ServiceListReply,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty, MapReply
+from zcompute.objects.messages.instances import ServiceListReply
+from zcompute.objects.methods import CONDUCTOR_STAT, MAP_GET, SERVICE_LIST, TOPIC_MAP, TOPIC_MAP_DELTAS, TOPIC_ROLES
 from zcompute.objects.partition import PartitionMap, map_delta
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from collections import Counter
 from zcompute.bus import Endpoint, Link
 from zcompute.bus.errors import BusError, Unavailable
 from zcompute.objects.errors import SchedulerStale
-from zcompute.objects.methods import SELECT_DESTINATIONS, SelectReply, SelectRequest
+from zcompute.objects.messages.hosts import SelectReply, SelectRequest
+from zcompute.objects.methods import SELECT_DESTINATIONS
 
 log = logging.getLogger(__name__)
 

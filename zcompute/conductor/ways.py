@@ -13,7 +13,9 @@ from gevent.event import Event
 from zcompute.bus import BusError, Link
 from zcompute.bus.errors import LinkDown, UnknownMethod
 from zcompute.conductor.fellows import Fellows
-from zcompute.objects.methods import RELAY_FIND, RELAYED_COMMANDS, FindReply, FindRequest, Method
+from zcompute.objects.interface import Method
+from zcompute.objects.methods import RELAY_FIND, RELAYED_COMMANDS
+from zcompute.objects.relay import FindReply, FindRequest
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from zcompute.db.tables import BUILD_REQUESTS, INSTANCES, PARTITION_COLUMN, Key,
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest
 from zcompute.objects.instance import VM_ACTIVE, VM_BUILDING, VM_DELETED, VM_ERROR, Instance
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 
 T = TypeVar("T", bound=VersionedObject)
 

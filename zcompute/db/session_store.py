@@ -10,7 +10,7 @@ from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 
 T = TypeVar("T", bound=VersionedObject)
 

@@ -14,7 +14,7 @@ from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 
 T = TypeVar("T", bound=VersionedObject)

@@ -8,25 +8,58 @@ interface's minor version; one that an older peer would misread and no rule can 
 its major. Objects inside have versions of their own. tests/upgrade/fingerprints.json holds all to it.
 """
 
-import msgspec
-
-from zcompute.objects.build_request import BuildRequest, InstanceMapping
-from zcompute.objects.cell import CellCapacity, CellInfo, ServiceInfo
+from zcompute.objects.cell import CellCapacity, CellInfo
 from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
-from zcompute.objects.conductor_stat import ConductorStat as ConductorStat
-from zcompute.objects.conductor_stat import ConductorStatRequest as ConductorStatRequest
-from zcompute.objects.flavor import Amounts, Flavor
-from zcompute.objects.history import InstanceAction, InstanceActionEvent
-from zcompute.objects.host import Host, HostInventory, HostState
-from zcompute.objects.instance import Instance, ServerSpec
-from zcompute.objects.interface import Interface as Interface
-from zcompute.objects.interface import Method as Method
+from zcompute.objects.conductor_stat import ConductorStat, ConductorStatRequest
+from zcompute.objects.host import HostState
+from zcompute.objects.interface import Interface, Method
+from zcompute.objects.messages.cluster import Empty, HostEpoch, MapReply, PartitionSnapshotDone
+from zcompute.objects.messages.hosts import (
+    ClaimReply,
+    ClaimRequest,
+    HostAttachRequest,
+    HostBeat,
+    HostBeginReply,
+    HostBeginRequest,
+    HostForceDownReply,
+    HostForceDownRequest,
+    HostGrantsReply,
+    HostGrantsRequest,
+    ReleaseRequest,
+    SelectReply,
+    SelectRequest,
+)
+from zcompute.objects.messages.instances import (
+    BuildRequestMessage,
+    InstanceActionsReply,
+    InstanceDeleteRequest,
+    InstanceGetRequest,
+    InstanceListReply,
+    InstanceQuery,
+    InstanceReply,
+    NotificationHeadsReply,
+    NotificationsReply,
+    NotificationsRequest,
+    ServiceListReply,
+)
+from zcompute.objects.messages.region import (
+    CellListReply,
+    CellRegisterRequest,
+    FlavorGetRequest,
+    FlavorListReply,
+    FlavorReply,
+    LocateReply,
+    LocateRequest,
+    MappingReleaseRequest,
+    PendingReply,
+    ServerDeleteReply,
+    ServerDeleteRequest,
+    ServersCreateReply,
+    ServersCreateRequest,
+)
+from zcompute.objects.messages.upkeep import MigrateDataReply, UpkeepReply, UpkeepRequest
 from zcompute.objects.partition import PartitionMap, PartitionMapDelta
-from zcompute.objects.relay import FindReply as FindReply
-from zcompute.objects.relay import FindRequest as FindRequest
-from zcompute.objects.relay import RelayedBeat as RelayedBeat
-from zcompute.objects.relay import RelayedBegin as RelayedBegin
-from zcompute.objects.relay import RelayedReport as RelayedReport
+from zcompute.objects.relay import FindReply, FindRequest, RelayedBeat, RelayedBegin, RelayedReport
 from zcompute.objects.report import Observation, StepResult
 
 TOPIC_MAP = "map"  # state; key: cell; payload: PartitionMap
@@ -36,390 +69,6 @@ TOPIC_HOSTS = "hosts"  # state, to schedulers; key: host; payload: HostState
 TOPIC_PARTITIONS = "partitions"  # state, to schedulers; key: partition; payload: PartitionSnapshotDone
 STREAM_NOTIFICATIONS = "notifications"  # stream; key: partition; cursor: n; payload: a packed Notification
 TOPIC_EPOCHS = "epochs"  # state, between conductors of a cell, and to a superseded agent; key: host; payload: HostEpoch
-
-
-class Empty(msgspec.Struct):
-    """Nothing but success."""
-
-
-class HostEpoch(msgspec.Struct, kw_only=True):
-    """A host's present agent epoch, and whether it is forced down, as committed. The event's version is the row's
-    revision."""
-
-    host: str
-    agent_epoch: int
-    forced_down: bool = False
-
-
-class PartitionSnapshotDone(msgspec.Struct, kw_only=True):
-    """The sender owns ``partition`` since ``owner_epoch`` and has sent all its ``hosts`` (their number).
-
-    Events of different keys may overtake one another: the snapshot is complete when so many hosts have arrived.
-    """
-
-    partition: int
-    owner_epoch: int
-    hosts: int = 0
-
-
-# -- cluster: any conductor ---------------------------------------------------------------------------------------
-
-
-class MapReply(msgspec.Struct, kw_only=True):
-    map: PartitionMap
-
-
-# -- hosts: compute -> conductor ----------------------------------------------------------------------------------
-
-
-class HostBeginRequest(msgspec.Struct, kw_only=True):
-    """A new agent takes up its host, at the owner of the host's partition.
-
-    ``in_doubt``: its state directory does not hold all that a former agent of the host has learnt.
-    """
-
-    inventory: HostInventory
-    service_id: str
-    in_doubt: bool = False
-
-
-class HostBeginReply(msgspec.Struct, kw_only=True):
-    """The committed epoch of the host, one above any former one.
-
-    ``owner_epochs``, to an agent in doubt: those of all partitions, read at the primary after the commit, so none that
-    a former agent can have heard of is higher. Empty otherwise, and for a host that never had an agent.
-    """
-
-    agent_epoch: int
-    owner_epochs: list[int] = msgspec.field(default_factory=list)
-
-
-class HostGrantsRequest(msgspec.Struct, kw_only=True):
-    """Which instances of these partitions does the host report? Asked of their owner, page by page, behind ``after``
-    (a uuid)."""
-
-    host: str
-    partitions: list[int]
-    after: str = ""
-
-
-class Grant(msgspec.Struct, kw_only=True):
-    """The owner's word that the host reports this instance under ``reporter_generation``; ``generation`` is that of the
-    newest command."""
-
-    instance_uuid: str
-    generation: int
-    reporter_generation: int
-
-
-class HostGrantsReply(msgspec.Struct, kw_only=True):
-    """A page, in the order of uuids. ``owner_epochs``: for which of the partitions it holds, by partition, and since
-    when they are the answering owner's. ``after``: how far it goes; empty when nothing is behind it."""
-
-    grants: list[Grant]
-    owner_epochs: dict[int, int]
-    after: str = ""
-
-
-class HostAttachRequest(msgspec.Struct, kw_only=True):
-    """The epochs under which this link reports; checked against the primary once a link."""
-
-    epochs: dict[str, int]
-
-
-class HostBeat(msgspec.Struct, kw_only=True):
-    """The agent's work loop is alive, for these hosts. The receiver hands on what it is not the owner of."""
-
-    hosts: list[str]
-
-
-class HostForceDownRequest(msgspec.Struct, kw_only=True):
-    """An operator's word that a host is down for certain (or, with False, that it may work again). With ``dry_run``
-    nothing is changed."""
-
-    host: str
-    forced_down: bool = True
-    dry_run: bool = False
-
-
-class HostForceDownReply(msgspec.Struct, kw_only=True):
-    """The host's row, after the commit. ``changed`` False: it was so already; of a dry run: whether it would change."""
-
-    host: Host
-    changed: bool
-
-
-# -- claims: conductor -> conductor of the same cell --------------------------------------------------------------
-
-
-class ClaimRequest(msgspec.Struct, kw_only=True):
-    instance_uuid: str
-    task_id: str
-    attempt: int
-    host: str
-    amounts: Amounts
-
-
-class ClaimReply(msgspec.Struct, kw_only=True):
-    """granted, or refused with the reason (in Nova's words: "insufficient memory_mb: ...")."""
-
-    granted: bool
-    reason: str = ""
-
-
-class ReleaseRequest(msgspec.Struct, kw_only=True):
-    """Release a claim by name; a claim that is not there counts as released."""
-
-    instance_uuid: str
-    task_id: str
-    attempt: int
-    host: str
-
-
-# -- scheduler ----------------------------------------------------------------------------------------------------
-
-
-class SelectRequest(msgspec.Struct, kw_only=True):
-    """Which hosts for ``count`` instances of this size, with up to ``alternates`` more each."""
-
-    instance_uuids: list[str]
-    amounts: Amounts
-    alternates: int = 2
-    availability_zone: str | None = None
-    ignore_hosts: list[str] = msgspec.field(default_factory=list)
-
-
-class SelectReply(msgspec.Struct, kw_only=True):
-    """Per instance, in order: the host and its alternates, best first. Empty for an instance without a valid host.
-
-    ``reasons`` counts the hosts that each filter turned away, for the fault message.
-    """
-
-    hosts: list[list[str]]
-    reasons: dict[str, int] = msgspec.field(default_factory=dict)
-
-
-# -- instances: api or root conductor -> any conductor of the cell, forwarded to the owner -----------------------
-
-
-class BuildRequestMessage(msgspec.Struct, kw_only=True):
-    """The whole build request; acknowledged after the commit of the cell's instance and task."""
-
-    build_request: BuildRequest
-
-
-class InstanceGetRequest(msgspec.Struct, kw_only=True):
-    uuid: str
-    project_id: str | None = None
-
-
-class InstanceReply(msgspec.Struct, kw_only=True):
-    instance: Instance
-
-
-class InstanceQuery(msgspec.Struct, kw_only=True):
-    """A page of instances, newest first: order (created_at_us desc, uuid desc), those strictly after the marker.
-
-    ``project_id`` None = all projects (administrators). ``name`` is a substring, ``statuses`` are Nova's (ACTIVE,
-    BUILD, ERROR, ...), empty for all.
-    """
-
-    project_id: str | None
-    limit: int
-    marker_created_at_us: int | None = None
-    marker_uuid: str | None = None
-    statuses: list[str] = msgspec.field(default_factory=list)
-    name: str | None = None
-    host: str | None = None
-
-
-class InstanceListReply(msgspec.Struct, kw_only=True):
-    instances: list[Instance]
-
-
-class InstanceActionsReply(msgspec.Struct, kw_only=True):
-    """What was done with an instance, newest first: its operations, and the steps of them that have ended.
-
-    ``under_way`` is the step of the operation that has not ended, its event without an end.
-    """
-
-    actions: list[InstanceAction]
-    events: list[InstanceActionEvent]
-    under_way: InstanceActionEvent | None = None
-
-
-class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
-    uuid: str
-    project_id: str
-    operation_id: str
-
-
-class NotificationHeadsReply(msgspec.Struct, kw_only=True):
-    """The number of the last committed notification of each partition."""
-
-    cell: str
-    last_n: list[int]
-
-
-class NotificationsRequest(msgspec.Struct, kw_only=True):
-    """A page of one partition's notifications, those behind ``after_n``."""
-
-    partition: int
-    after_n: int
-    limit: int = 100
-
-
-class NumberedBody(msgspec.Struct, kw_only=True):
-    """A notification under its number: ``body`` is a packed Notification."""
-
-    n: int
-    body: bytes
-
-
-class NotificationsReply(msgspec.Struct, kw_only=True):
-    """The page, in order, and the partition's last n as it was read before the page: an empty page below ``last_n``
-    says that the retention has taken them all. ``last_n`` is -1 for a page that has rows."""
-
-    cell: str
-    last_n: int
-    rows: list[NumberedBody]
-
-
-class ServiceListReply(msgspec.Struct, kw_only=True):
-    services: list[ServiceInfo]
-
-
-# -- root: servers, flavors, cells -------------------------------------------------------------------------------
-
-
-class ServersCreateRequest(msgspec.Struct, kw_only=True):
-    """Create min_count to max_count servers in one operation; the operation id makes a repeat harmless."""
-
-    operation_id: str
-    digest: str
-    project_id: str
-    user_id: str
-    name: str
-    flavorid: str
-    spec: ServerSpec
-    min_count: int = 1
-    max_count: int = 1
-
-
-class ServersCreateReply(msgspec.Struct, kw_only=True):
-    uuids: list[str]
-    reservation_id: str
-
-
-class LocateRequest(msgspec.Struct, kw_only=True):
-    """Where is this server? project_id None = any project (administrators)."""
-
-    uuid: str
-    project_id: str | None = None
-
-
-class LocateReply(msgspec.Struct, kw_only=True):
-    """The mapping, and the build request while no cell has acknowledged it. Raises InstanceNotFound for neither."""
-
-    mapping: InstanceMapping
-    build_request: BuildRequest | None = None
-
-
-class PendingReply(msgspec.Struct, kw_only=True):
-    """Build requests that belong in a list (InstanceQuery's order and filters)."""
-
-    build_requests: list[BuildRequest]
-
-
-class ServerDeleteRequest(msgspec.Struct, kw_only=True):
-    """Delete a server that is still a build request; answers in_cell when a cell has it."""
-
-    uuid: str
-    project_id: str
-    operation_id: str
-
-
-class ServerDeleteReply(msgspec.Struct, kw_only=True):
-    """accepted: the root deals with it. Otherwise ``cell`` has the server: delete it there."""
-
-    accepted: bool
-    cell: str | None = None
-
-
-class FlavorListReply(msgspec.Struct, kw_only=True):
-    flavors: list[Flavor]
-
-
-class FlavorGetRequest(msgspec.Struct, kw_only=True):
-    flavorid: str
-
-
-class FlavorReply(msgspec.Struct, kw_only=True):
-    flavor: Flavor
-
-
-class CellListReply(msgspec.Struct, kw_only=True):
-    cells: list[CellInfo]
-
-
-class CellRegisterRequest(msgspec.Struct, kw_only=True):
-    """A cell's conductor tells the root which conductors its cell has (from its own map)."""
-
-    cell: CellInfo
-
-
-class MappingReleaseRequest(msgspec.Struct, kw_only=True):
-    """A cell's outbox: the server is gone (kind deleted), or was definitely not built (kind refused, with the whole
-    build request for another cell)."""
-
-    uuid: str
-    project_id: str
-    cell: str
-    generation: int
-    reason: str = ""
-    build_request: BuildRequest | None = None
-
-
-# -- upkeep: operator -> any conductor, of the partitions that it owns ---------------------------------------------
-
-
-class UpkeepRequest(msgspec.Struct, kw_only=True):
-    """One bounded step over the partitions that the conductor owns, ``rows_max`` rows at most.
-
-    ``before_us`` (primary's UTC time): what is older. With ``dry_run`` nothing is changed.
-    """
-
-    rows_max: int
-    before_us: int = 0
-    dry_run: bool = False
-
-
-class UpkeepReply(msgspec.Struct, kw_only=True):
-    """``rows`` that were (dry run: would be) changed, ``by_table``; ``more``: there is more to do here. ``partitions``
-    are those that were looked through: what others own is theirs to do."""
-
-    rows: int = 0
-    more: bool = False
-    partitions: list[int] = msgspec.field(default_factory=list)
-    by_table: dict[str, int] = msgspec.field(default_factory=dict)
-
-
-class MigrationProgress(msgspec.Struct, kw_only=True):
-    """An online data migration: rows ``done`` by now and still ``remaining``, of ``total``."""
-
-    name: str
-    done: int
-    total: int
-    remaining: int
-
-
-class MigrateDataReply(msgspec.Struct, kw_only=True):
-    """``rows`` that this step has changed; where every registered migration stands in these ``partitions``."""
-
-    rows: int = 0
-    partitions: list[int] = msgspec.field(default_factory=list)
-    progress: list[MigrationProgress] = msgspec.field(default_factory=list)
-
 
 _ANY = frozenset({"api", "conductor", "compute", "scheduler", "operator"})
 _CONDUCTOR = frozenset({"conductor"})

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from zcompute.objects.host import HostState
-from zcompute.objects.methods import PartitionSnapshotDone
+from zcompute.objects.messages.cluster import PartitionSnapshotDone
 from zcompute.objects.partition import PartitionMap
 from zcompute.scheduler.host_states import HostStates
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from zcompute.objects.errors import SchedulerStale
-from zcompute.objects.methods import SelectReply, SelectRequest
+from zcompute.objects.messages.hosts import SelectReply, SelectRequest
 from zcompute.scheduler.errors import SelectionRefused
 from zcompute.scheduler.filters import Wanted, passing_hosts
 from zcompute.scheduler.host_states import HostStates

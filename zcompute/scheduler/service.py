@@ -10,14 +10,8 @@ from zcompute.config import Config
 from zcompute.keys import load_identity
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.lowering import attributes, lowering_for
-from zcompute.objects.methods import (
-    SELECT_DESTINATIONS,
-    TOPIC_HOSTS,
-    TOPIC_MAP,
-    TOPIC_PARTITIONS,
-    SelectReply,
-    SelectRequest,
-)
+from zcompute.objects.messages.hosts import SelectReply, SelectRequest
+from zcompute.objects.methods import SELECT_DESTINATIONS, TOPIC_HOSTS, TOPIC_MAP, TOPIC_PARTITIONS
 from zcompute.scheduler.conductors import KnownConductors
 from zcompute.scheduler.errors import SelectionRefused
 from zcompute.scheduler.feed import HostFeed

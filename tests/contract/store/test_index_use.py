@@ -16,7 +16,7 @@ from zcompute.db.private import PrivateMariaDB
 from zcompute.db.session import Session
 from zcompute.db.tables import INSTANCES, TableCodec
 from zcompute.db.url import MariaDbTarget, parse_url
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 
 ROWS = 10_000
 

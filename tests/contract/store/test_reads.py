@@ -14,7 +14,7 @@ from zcompute.db.store import Store
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, CLAIMS, FLAVORS, HOSTS, INSTANCES, OPERATIONS
 from zcompute.objects.build_request import Operation
 from zcompute.objects.cell import CellInfo
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 from zcompute.objects.partition import ConductorInfo, partition_of
 
 

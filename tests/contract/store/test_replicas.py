@@ -25,7 +25,7 @@ from zcompute.db.replicas.standing import State
 from zcompute.db.store import Store
 from zcompute.db.tables import INSTANCES
 from zcompute.db.view import by_key
-from zcompute.objects.methods import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery
 
 pytestmark = pytest.mark.skipif(
     find_programs() is None and os.environ.get("CI") != "true", reason="mariadbd is missing"

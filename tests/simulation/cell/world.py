@@ -30,6 +30,9 @@ from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound, ServiceErr
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN, ServerSpec
 from zcompute.objects.lowering import attributes, lowering_for
+from zcompute.objects.messages.cluster import Empty, MapReply
+from zcompute.objects.messages.hosts import SelectReply
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
 from zcompute.objects.methods import (
     ADOPT,
     CELL_CAPACITY,
@@ -43,11 +46,6 @@ from zcompute.objects.methods import (
     SELECT_DESTINATIONS,
     SPAWN,
     TOPIC_MAP,
-    BuildRequestMessage,
-    Empty,
-    InstanceDeleteRequest,
-    MapReply,
-    SelectReply,
 )
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 

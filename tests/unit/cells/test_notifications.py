@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from zcompute.bus.errors import LinkDown
 from zcompute.bus.following import StreamEvents, StreamSkip
 from zcompute.cells.notifications import NotificationTail, heads
-from zcompute.objects.methods import (
-    NOTIFICATION_HEADS,
-    STREAM_NOTIFICATIONS,
-    NotificationHeadsReply,
-    NotificationsReply,
-    NumberedBody,
-)
+from zcompute.objects.messages.instances import NotificationHeadsReply, NotificationsReply, NumberedBody
+from zcompute.objects.methods import NOTIFICATION_HEADS, STREAM_NOTIFICATIONS
 from zcompute.objects.notification import cursor_text, parse_cursor
 from zcompute.objects.partition import PARTITIONS
 

@@ -19,7 +19,9 @@ from zcompute.bus.errors import (
 )
 from zcompute.cells.router import PartitionRouter, RouterLimits
 from zcompute.objects.errors import InstanceNotFound
-from zcompute.objects.methods import INSTANCE_GET, MAP_GET, TOPIC_MAP, Empty, MapReply, Method
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty, MapReply
+from zcompute.objects.methods import INSTANCE_GET, MAP_GET, TOPIC_MAP
 from zcompute.objects.partition import PARTITIONS, PartitionMap
 
 LIMITS = RouterLimits(attempt_ms_max=50, any_attempt_ms_min=20, map_pause_ms=1)

@@ -8,7 +8,7 @@ from tests.orders import fresh, make_order
 from zcompute.compute.generations import COMMAND_DESTROY, COMMAND_SPAWN, Generations
 from zcompute.compute.regrants import Pending
 from zcompute.compute.settings import Settings
-from zcompute.objects.methods import Grant, HostGrantsReply
+from zcompute.objects.messages.hosts import Grant, HostGrantsReply
 from zcompute.objects.partition import PARTITIONS, PartitionMap
 
 HALF = PARTITIONS // 2

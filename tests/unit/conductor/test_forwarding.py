@@ -14,7 +14,9 @@ from zcompute.bus import Endpoint, Limits, Link
 from zcompute.bus.errors import Busy, DeadlineExceeded
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.forwarding import Forwarding, ForwardSettings
-from zcompute.objects.methods import INSTANCE_DELETE, Empty, InstanceDeleteRequest
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import InstanceDeleteRequest
+from zcompute.objects.methods import INSTANCE_DELETE
 from zcompute.objects.partition import PARTITIONS, PartitionMap
 
 WORKERS = 4

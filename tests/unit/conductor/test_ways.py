@@ -9,7 +9,9 @@ from tests.unit.conductor.ledger_world import wait_for
 from zcompute.bus.errors import LinkDown, UnknownMethod
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.ways import WayLimits, Ways
-from zcompute.objects.methods import RELAY_FIND, RELAY_SPAWN, SPAWN, Empty, FindReply
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.methods import RELAY_FIND, RELAY_SPAWN, SPAWN
+from zcompute.objects.relay import FindReply
 
 
 class Fellow:

@@ -16,7 +16,6 @@ from zcompute.objects import (
     history,
     host,
     instance,
-    methods,
     notification,
     notification_payloads,
     partition,
@@ -24,6 +23,7 @@ from zcompute.objects import (
     task,
 )
 from zcompute.objects.base import VersionedObject
+from zcompute.objects.messages import cluster, hosts, instances, region, upkeep
 
 MODULES: tuple[ModuleType, ...] = (
     build_request,
@@ -33,12 +33,16 @@ MODULES: tuple[ModuleType, ...] = (
     history,
     host,
     instance,
-    methods,
     notification,
     notification_payloads,
     partition,
     report,
     task,
+    cluster,
+    hosts,
+    instances,
+    region,
+    upkeep,
 )
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1  # a BIGINT
 

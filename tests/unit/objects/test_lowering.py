@@ -6,12 +6,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.objects.strategies import objects, structs
-from zcompute.objects import lowering, methods
+from zcompute.objects import lowering
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.errors import CannotLower
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import Instance
 from zcompute.objects.lowering import Lowering, all_of, attributes, instead, lowering_for, unless_set, without
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.region import FlavorListReply
 from zcompute.objects.report import Observation
 
 FLAVOR = Flavor(flavorid="1", name="n", vcpus=1, memory_mb=1, root_gb=1)
@@ -85,7 +87,7 @@ def test_objects_inside_messages_lists_and_maps_are_lowered_too():
 
 def test_what_the_peer_reads_as_it_is_is_not_copied():
     lower = Lowering({}, frozenset({"Pet"}))
-    for value in (FLAVOR, Observation(instance_uuid="u", host="h", generation=1, power_state=1), methods.Empty()):
+    for value in (FLAVOR, Observation(instance_uuid="u", host="h", generation=1, power_state=1), Empty()):
         assert lower(value) is value
 
 
@@ -116,7 +118,7 @@ def test_an_object_inside_another_is_found(monkeypatch):
     monkeypatch.setattr(Flavor, "LOWER", {1: without("extra_specs")})
     lower = lowering_for({})
     assert lower is not None
-    reply = methods.FlavorListReply(flavors=[msgspec.structs.replace(FLAVOR, extra_specs={"a": "b"})])
+    reply = FlavorListReply(flavors=[msgspec.structs.replace(FLAVOR, extra_specs={"a": "b"})])
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(lower(reply)), type=type(reply)).flavors == [FLAVOR]
     assert "Flavor" in lowering.reached(Instance)
 

@@ -4,8 +4,9 @@ import msgspec
 import pytest
 
 from zcompute.objects import methods
-from zcompute.objects.interface import Interface
-from zcompute.objects.methods import EVENTS, INTERFACES, Method
+from zcompute.objects.interface import Interface, Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.methods import EVENTS, INTERFACES
 
 ALL = [value for value in vars(methods).values() if isinstance(value, Method)]
 ROLES = {"api", "conductor", "compute", "scheduler", "operator"}
@@ -63,10 +64,10 @@ def test_every_topic_has_its_payload_and_its_roles():
 
 def test_a_method_is_declared_once_and_not_before_its_interface_reached_its_minor():
     interface = Interface("tea", (2, 1))
-    brew = interface.method("brew", methods.Empty, methods.Empty, frozenset({"api"}), since=1)
+    brew = interface.method("brew", Empty, Empty, frozenset({"api"}), since=1)
     assert brew.version == (2, 1)
-    assert interface.method("pour", methods.Empty, None, frozenset({"api"})).version == (2, 0)
+    assert interface.method("pour", Empty, None, frozenset({"api"})).version == (2, 0)
     with pytest.raises(ValueError, match="declared already"):
-        interface.method("brew", methods.Empty, methods.Empty, frozenset({"api"}))
+        interface.method("brew", Empty, Empty, frozenset({"api"}))
     with pytest.raises(ValueError, match="raise the latter"):
-        interface.method("serve", methods.Empty, methods.Empty, frozenset({"api"}), since=2)
+        interface.method("serve", Empty, Empty, frozenset({"api"}), since=2)

@@ -3,7 +3,7 @@ from collections import namedtuple
 import msgspec
 
 from tests.unit.scheduler.hosts import host_state
-from zcompute.objects.methods import PartitionSnapshotDone
+from zcompute.objects.messages.cluster import PartitionSnapshotDone
 from zcompute.objects.partition import PartitionMap
 from zcompute.scheduler.feed import HostFeed
 from zcompute.scheduler.host_states import HostStates

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.unit.scheduler.hosts import TINY, host_state, states_of
 from zcompute.objects.errors import SchedulerStale
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.methods import SelectRequest
+from zcompute.objects.messages.hosts import SelectRequest
 from zcompute.scheduler.errors import SelectionRefused
 from zcompute.scheduler.selection import select
 from zcompute.scheduler.settings import SelectionSettings

@@ -15,7 +15,10 @@ from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCES, TASKS
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import CLAIM, RELEASE, ClaimReply, ClaimRequest, Empty, Method, ReleaseRequest
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.hosts import ClaimReply, ClaimRequest, ReleaseRequest
+from zcompute.objects.methods import CLAIM, RELEASE
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import Task
 

@@ -11,7 +11,7 @@ from zcompute.config import SchedulerConfig
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HOST_UP, Claim, Host
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import ClaimRequest
+from zcompute.objects.messages.hosts import ClaimRequest
 from zcompute.objects.task import ClaimName, Task
 
 

@@ -12,14 +12,9 @@ from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.fellows import Fellows
 from zcompute.db.tables import INSTANCES
 from zcompute.objects.instance import VM_DELETED, Instance
-from zcompute.objects.methods import (
-    HOST_GRANTS,
-    RELAY_GRANTS,
-    Grant,
-    HostGrantsReply,
-    HostGrantsRequest,
-    Method,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.hosts import Grant, HostGrantsReply, HostGrantsRequest
+from zcompute.objects.methods import HOST_GRANTS, RELAY_GRANTS
 from zcompute.objects.partition import PARTITIONS
 
 

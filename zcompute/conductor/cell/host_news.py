@@ -12,7 +12,8 @@ import msgspec
 from zcompute.bus import Endpoint, Event, Link
 from zcompute.conductor.fellows import is_fellow
 from zcompute.objects.host import Host
-from zcompute.objects.methods import TOPIC_EPOCHS, HostEpoch
+from zcompute.objects.messages.cluster import HostEpoch
+from zcompute.objects.methods import TOPIC_EPOCHS
 
 log = logging.getLogger(__name__)
 

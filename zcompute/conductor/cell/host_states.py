@@ -7,7 +7,8 @@ from zcompute.bus.errors import BusError, NotOwner
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.ledger import Ledger
 from zcompute.objects.host import Host, HostState
-from zcompute.objects.methods import TOPIC_HOSTS, TOPIC_PARTITIONS, PartitionSnapshotDone
+from zcompute.objects.messages.cluster import PartitionSnapshotDone
+from zcompute.objects.methods import TOPIC_HOSTS, TOPIC_PARTITIONS
 from zcompute.objects.partition import partition_of
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -23,26 +23,19 @@ from zcompute.conductor.fellows import Fellows
 from zcompute.db.tables import HOSTS
 from zcompute.objects.errors import EpochRefused, HostNotFound
 from zcompute.objects.host import HOST_DOWN, HOST_UP, Host, HostInventory
-from zcompute.objects.methods import (
-    HOST_ATTACH,
-    HOST_BEAT,
-    HOST_BEGIN,
-    HOST_FORCE_DOWN,
-    RELAY_BEAT,
-    RELAY_BEGIN,
-    Empty,
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty, HostEpoch
+from zcompute.objects.messages.hosts import (
     HostAttachRequest,
     HostBeat,
     HostBeginReply,
     HostBeginRequest,
-    HostEpoch,
     HostForceDownReply,
     HostForceDownRequest,
-    Method,
-    RelayedBeat,
-    RelayedBegin,
 )
+from zcompute.objects.methods import HOST_ATTACH, HOST_BEAT, HOST_BEGIN, HOST_FORCE_DOWN, RELAY_BEAT, RELAY_BEGIN
 from zcompute.objects.partition import partition_of
+from zcompute.objects.relay import RelayedBeat, RelayedBegin
 from zcompute.objects.report import VERDICT_INVALID, VERDICT_SUPERSEDED
 
 log = logging.getLogger(__name__)

@@ -23,14 +23,10 @@ from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
-from zcompute.objects.methods import (
-    INSTANCE_BUILD,
-    INSTANCE_DELETE,
-    BuildRequestMessage,
-    Empty,
-    InstanceDeleteRequest,
-    Method,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
+from zcompute.objects.methods import INSTANCE_BUILD, INSTANCE_DELETE
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_DELETE
 

@@ -18,20 +18,17 @@ from zcompute.objects.errors import InstanceNotFound
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import HOST_UP, Host
 from zcompute.objects.instance import VM_DELETED
-from zcompute.objects.methods import (
-    INSTANCE_GET,
-    INSTANCE_HISTORY,
-    INSTANCE_LIST,
-    SERVICE_LIST,
-    Empty,
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import (
     InstanceActionsReply,
     InstanceGetRequest,
     InstanceListReply,
     InstanceQuery,
     InstanceReply,
-    Method,
     ServiceListReply,
 )
+from zcompute.objects.methods import INSTANCE_GET, INSTANCE_HISTORY, INSTANCE_LIST, SERVICE_LIST
 from zcompute.objects.partition import PartitionMap
 from zcompute.objects.task import Task
 

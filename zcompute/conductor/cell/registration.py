@@ -17,7 +17,8 @@ from zcompute.config import SchedulerConfig
 from zcompute.objects.cell import ROOT_CELL, CellCapacity, CellInfo
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import Host
-from zcompute.objects.methods import CELL_CAPACITY, CELL_REGISTER, CellRegisterRequest
+from zcompute.objects.messages.region import CellRegisterRequest
+from zcompute.objects.methods import CELL_CAPACITY, CELL_REGISTER
 from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, PartitionMap
 
 log = logging.getLogger(__name__)

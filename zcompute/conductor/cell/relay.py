@@ -21,24 +21,11 @@ from zcompute.conductor.cell.relay_window import Handed, RelayLimits, RelayWindo
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.fellows import Fellows
-from zcompute.objects.methods import (
-    RELAY_BEAT,
-    RELAY_BEGIN,
-    RELAY_FIND,
-    RELAY_GRANTS,
-    RELAYED_COMMANDS,
-    FindReply,
-    FindRequest,
-    HostBeginReply,
-    HostBeginRequest,
-    HostGrantsReply,
-    HostGrantsRequest,
-    Method,
-    RelayedBeat,
-    RelayedBegin,
-    RelayedReport,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.hosts import HostBeginReply, HostBeginRequest, HostGrantsReply, HostGrantsRequest
+from zcompute.objects.methods import RELAY_BEAT, RELAY_BEGIN, RELAY_FIND, RELAY_GRANTS, RELAYED_COMMANDS
 from zcompute.objects.partition import partition_of
+from zcompute.objects.relay import FindReply, FindRequest, RelayedBeat, RelayedBegin, RelayedReport
 from zcompute.objects.report import VERDICT_BUSY, ReportBody
 
 log = logging.getLogger(__name__)

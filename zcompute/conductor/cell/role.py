@@ -38,7 +38,7 @@ from zcompute.measure import Measure
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ObjectError
-from zcompute.objects.methods import Method
+from zcompute.objects.interface import Method
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from zcompute.log import REPEATED
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import VM_DELETED, Instance
-from zcompute.objects.methods import MAPPING_DELETED, MAPPING_REFUSED, MappingReleaseRequest
+from zcompute.objects.messages.region import MappingReleaseRequest
+from zcompute.objects.methods import MAPPING_DELETED, MAPPING_REFUSED
 from zcompute.objects.partition import partition_of
 
 log = logging.getLogger(__name__)

@@ -18,16 +18,15 @@ from zcompute.config import ConfigError, NotificationsConfig, NotifierConfig
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import NOTIFICATIONS
 from zcompute.measure import Measure
-from zcompute.objects.methods import (
-    NOTIFICATION_HEADS,
-    NOTIFICATION_READ,
-    Empty,
-    Method,
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import (
     NotificationHeadsReply,
     NotificationsReply,
     NotificationsRequest,
     NumberedBody,
 )
+from zcompute.objects.methods import NOTIFICATION_HEADS, NOTIFICATION_READ
 from zcompute.objects.partition import PARTITIONS
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,9 @@ from zcompute.conductor.root.placement import assign_cell, current_request, sett
 from zcompute.conductor.root.settings import HandOffLimits
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.errors import InstanceNotFound, ServiceError
-from zcompute.objects.methods import INSTANCE_BUILD, INSTANCE_DELETE, BuildRequestMessage, InstanceDeleteRequest, Method
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
+from zcompute.objects.methods import INSTANCE_BUILD, INSTANCE_DELETE
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMa
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.instance import ServerSpec
-from zcompute.objects.methods import (
+from zcompute.objects.messages.region import (
     ServerDeleteReply,
     ServerDeleteRequest,
     ServersCreateReply,

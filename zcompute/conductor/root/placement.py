@@ -12,7 +12,7 @@ from zcompute.conductor.root.intake import Chooser, delete_server_rows, delete_u
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest, InstanceMapping
 from zcompute.objects.instance import Fault
-from zcompute.objects.methods import MappingReleaseRequest
+from zcompute.objects.messages.region import MappingReleaseRequest
 
 NO_VALID_HOST = "No valid host was found."
 FAULT_CHARS_MAX = 255  # of a message, as Nova's column

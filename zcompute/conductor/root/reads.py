@@ -11,7 +11,9 @@ from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, MAPPINGS
 from zcompute.db.view import Joined, View
 from zcompute.objects.build_request import BuildRequest, InstanceMapping
-from zcompute.objects.methods import CellListReply, Empty, InstanceQuery, LocateReply, LocateRequest, PendingReply
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.messages.region import CellListReply, LocateReply, LocateRequest, PendingReply
 
 Located = tuple[InstanceMapping | None, BuildRequest | None]
 

@@ -35,7 +35,19 @@ from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
 from zcompute.objects.cell import ROOT_CELL, CellCapacity
 from zcompute.objects.errors import ObjectError
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.methods import Empty, Method
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.region import (
+    CellRegisterRequest,
+    FlavorGetRequest,
+    FlavorListReply,
+    FlavorReply,
+    MappingReleaseRequest,
+    ServerDeleteReply,
+    ServerDeleteRequest,
+    ServersCreateReply,
+    ServersCreateRequest,
+)
 from zcompute.objects.partition import GLOBAL_KEY, PARTITIONS, partition_of
 
 log = logging.getLogger(__name__)
@@ -157,7 +169,7 @@ class RootRole:
         """For the metrics."""
         return self._notifications.measures()
 
-    def servers_create(self, request: methods.ServersCreateRequest, context: Any) -> methods.ServersCreateReply:
+    def servers_create(self, request: ServersCreateRequest, context: Any) -> ServersCreateReply:
         """At the project's owner. Raises OperationConflict, FlavorNotFound, InvalidRequest, Busy, NotOwner."""
         count = request.max_count
         if not 1 <= request.min_count <= count <= self._settings.servers_max:
@@ -187,7 +199,7 @@ class RootRole:
             log.info("server accepted uuid=%s cell=%s", build_request.uuid, build_request.cell)
         return created.reply
 
-    def servers_delete(self, request: methods.ServerDeleteRequest, context: Any) -> methods.ServerDeleteReply:
+    def servers_delete(self, request: ServerDeleteRequest, context: Any) -> ServerDeleteReply:
         """At the project's owner. Raises InstanceNotFound, OperationConflict, NotOwner."""
         request_name = request_id.get()
         try:
@@ -200,7 +212,7 @@ class RootRole:
         except WrongPartition as error:  # another project's server
             raise intake.instance_not_found(request.uuid) from error
 
-    def mapping_deleted(self, request: methods.MappingReleaseRequest, context: Any) -> Empty:
+    def mapping_deleted(self, request: MappingReleaseRequest, context: Any) -> Empty:
         """A cell's server is gone. Acknowledged whether or not there was something to release."""
         self._require_cell(context, request.cell)
         try:
@@ -216,7 +228,7 @@ class RootRole:
             log.info("server gone uuid=%s cell=%s", request.uuid, request.cell)
         return Empty()
 
-    def mapping_refused(self, request: methods.MappingReleaseRequest, context: Any) -> Empty:
+    def mapping_refused(self, request: MappingReleaseRequest, context: Any) -> Empty:
         """A cell has definitely not built a server: the next cell, or ERROR."""
         self._require_cell(context, request.cell)
         release = self._hand_off.hold(request.uuid, request.generation)
@@ -249,14 +261,14 @@ class RootRole:
         )
         return Empty()
 
-    def flavor_list(self, request: Empty, context: Any) -> methods.FlavorListReply:
-        return methods.FlavorListReply(flavors=self._flavors.all())
+    def flavor_list(self, request: Empty, context: Any) -> FlavorListReply:
+        return FlavorListReply(flavors=self._flavors.all())
 
-    def flavor_get(self, request: methods.FlavorGetRequest, context: Any) -> methods.FlavorReply:
+    def flavor_get(self, request: FlavorGetRequest, context: Any) -> FlavorReply:
         """Raises FlavorNotFound."""
-        return methods.FlavorReply(flavor=self._flavors.get(request.flavorid))
+        return FlavorReply(flavor=self._flavors.get(request.flavorid))
 
-    def cell_register(self, request: methods.CellRegisterRequest, context: Any) -> Empty:
+    def cell_register(self, request: CellRegisterRequest, context: Any) -> Empty:
         """A cell's conductor, or another root conductor that has checked it, says which conductors the cell has."""
         told = request.cell
         if context.peer.cell != ROOT_CELL:

@@ -10,7 +10,8 @@ from zcompute.conductor.tasks.run import TaskRun
 from zcompute.objects.command import SpawnRequest
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import CLAIM, SPAWN, ClaimReply, ClaimRequest, SelectRequest
+from zcompute.objects.messages.hosts import ClaimReply, ClaimRequest, SelectRequest
+from zcompute.objects.methods import CLAIM, SPAWN
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import RELEASE, ReleaseRequest
+from zcompute.objects.messages.hosts import ReleaseRequest
+from zcompute.objects.methods import RELEASE
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task
 

@@ -18,7 +18,7 @@ from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import Instance, ServerSpec
 from zcompute.objects.lowering import FIRST
-from zcompute.objects.methods import MigrationProgress
+from zcompute.objects.messages.upkeep import MigrationProgress
 from zcompute.objects.stored import LEVELS
 from zcompute.objects.task import Task, TaskBody
 

@@ -14,15 +14,9 @@ from zcompute.conductor.upkeep.archive import Archived, Archiver, Operations, Se
 from zcompute.conductor.upkeep.rewrite import CELL_MIGRATIONS, ROOT_MIGRATIONS, DataMigration
 from zcompute.db.errors import StoreError
 from zcompute.objects.cell import ROOT_CELL
-from zcompute.objects.methods import (
-    UPKEEP_ARCHIVE,
-    UPKEEP_MIGRATE_DATA,
-    UPKEEP_PURGE,
-    Method,
-    MigrateDataReply,
-    UpkeepReply,
-    UpkeepRequest,
-)
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.upkeep import MigrateDataReply, UpkeepReply, UpkeepRequest
+from zcompute.objects.methods import UPKEEP_ARCHIVE, UPKEEP_MIGRATE_DATA, UPKEEP_PURGE
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,9 @@ from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, TASKS
 from zcompute.objects.command import CommandReply
 from zcompute.objects.errors import CommandRefused
-from zcompute.objects.methods import BuildRequestMessage, ClaimReply, Empty, InstanceDeleteRequest, SelectReply
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.hosts import ClaimReply, SelectReply
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
 from zcompute.objects.partition import PartitionMap, partition_of
 from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
 

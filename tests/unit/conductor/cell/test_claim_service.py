@@ -12,7 +12,7 @@ from zcompute.config import SchedulerConfig
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCES, TASKS
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import Claim
-from zcompute.objects.methods import ClaimRequest, ReleaseRequest
+from zcompute.objects.messages.hosts import ClaimRequest, ReleaseRequest
 from zcompute.objects.task import ClaimName
 
 AMOUNTS = Amounts(vcpus=1, memory_mb=512, disk_gb=1)

@@ -8,7 +8,7 @@ from zcompute.conductor.cell.claims import decide_claim, decide_release, free_on
 from zcompute.config import SchedulerConfig
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HOST_DOWN, HOST_UNKNOWN, Claim
-from zcompute.objects.methods import ClaimRequest
+from zcompute.objects.messages.hosts import ClaimRequest
 from zcompute.objects.task import ClaimName
 
 RATIOS = SchedulerConfig(cpu_allocation_ratio=2.0)

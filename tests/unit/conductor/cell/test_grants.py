@@ -11,7 +11,7 @@ from zcompute.conductor.cell.grants import Grants
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.fellows import Fellows
 from zcompute.objects.instance import VM_ACTIVE, VM_BUILDING, VM_DELETED
-from zcompute.objects.methods import HostGrantsReply, HostGrantsRequest
+from zcompute.objects.messages.hosts import HostGrantsReply, HostGrantsRequest
 from zcompute.objects.partition import PARTITIONS, partition_of
 
 ALL = list(range(PARTITIONS))

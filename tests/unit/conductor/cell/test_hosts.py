@@ -23,19 +23,9 @@ from zcompute.db.tables import HOSTS
 from zcompute.objects.errors import EpochRefused, HostNotFound
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HOST_DOWN, HOST_UP, HostInventory
-from zcompute.objects.methods import (
-    ADOPT,
-    DESTROY,
-    SPAWN,
-    TOPIC_EPOCHS,
-    TOPIC_HOSTS,
-    TOPIC_PARTITIONS,
-    HostAttachRequest,
-    HostBeat,
-    HostBeginRequest,
-    HostEpoch,
-    HostForceDownRequest,
-)
+from zcompute.objects.messages.cluster import HostEpoch
+from zcompute.objects.messages.hosts import HostAttachRequest, HostBeat, HostBeginRequest, HostForceDownRequest
+from zcompute.objects.methods import ADOPT, DESTROY, SPAWN, TOPIC_EPOCHS, TOPIC_HOSTS, TOPIC_PARTITIONS
 from zcompute.objects.partition import partition_of
 
 INVENTORY = HostInventory(name="h1", total=Amounts(vcpus=8, memory_mb=4096, disk_gb=20))

@@ -17,18 +17,10 @@ from zcompute.conductor.cell.relay_window import Handed, RelayLimits, RelayWindo
 from zcompute.conductor.cell.vouching import Vouching
 from zcompute.conductor.fellows import Fellows
 from zcompute.db.errors import ConnectionLost
-from zcompute.objects.methods import (
-    RELAY_BEAT,
-    RELAY_BEGIN,
-    RELAY_FIND,
-    RELAY_SPAWN,
-    SPAWN,
-    FindRequest,
-    HostBeginReply,
-    HostBeginRequest,
-    RelayedReport,
-)
+from zcompute.objects.messages.hosts import HostBeginReply, HostBeginRequest
+from zcompute.objects.methods import RELAY_BEAT, RELAY_BEGIN, RELAY_FIND, RELAY_SPAWN, SPAWN
 from zcompute.objects.partition import PARTITIONS, PartitionMap, partition_of
+from zcompute.objects.relay import FindRequest, RelayedReport
 from zcompute.objects.report import Observation
 
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"

@@ -8,7 +8,7 @@ from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.errors import NotLoaded
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.instance import ServerSpec
-from zcompute.objects.methods import ServersCreateRequest
+from zcompute.objects.messages.region import ServersCreateRequest
 from zcompute.objects.partition import PARTITIONS
 
 NOW_US = 1_700_000_000_000_000

@@ -20,7 +20,7 @@ from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.settings import HandOffLimits
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
-from zcompute.objects.methods import MappingReleaseRequest
+from zcompute.objects.messages.region import MappingReleaseRequest
 from zcompute.objects.partition import partition_of
 
 HOME = partition_of("p1")

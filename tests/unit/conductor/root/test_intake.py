@@ -6,7 +6,7 @@ from tests.unit.conductor.root.fakes import NOW_US, TINY, UUIDS, Decider, choosi
 from zcompute.conductor.root import intake
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, USAGES
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
-from zcompute.objects.methods import ServerDeleteRequest
+from zcompute.objects.messages.region import ServerDeleteRequest
 from zcompute.objects.notification import payload_document
 from zcompute.objects.partition import partition_of
 

@@ -6,7 +6,7 @@ from tests.unit.conductor.root.fakes import NOW_US, TINY, UUIDS, Decider, choosi
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.root import intake, placement
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, USAGES
-from zcompute.objects.methods import MappingReleaseRequest
+from zcompute.objects.messages.region import MappingReleaseRequest
 from zcompute.objects.partition import partition_of
 
 HOME = partition_of("p1")

@@ -28,7 +28,14 @@ from zcompute.objects import methods
 from zcompute.objects.cell import CellCapacity, CellInfo
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, StoredObjectInvalid
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.methods import Empty
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.region import (
+    CellRegisterRequest,
+    FlavorGetRequest,
+    LocateRequest,
+    MappingReleaseRequest,
+    ServerDeleteRequest,
+)
 from zcompute.objects.partition import ConductorInfo, partition_of
 
 ROOM = Amounts(vcpus=100, memory_mb=51200, disk_gb=100)
@@ -95,7 +102,7 @@ def test_a_created_server_reaches_the_cell_with_room(region):
     assert reply.uuids == UUIDS[:1]
     region.until(lambda: link.calls)
     region.until(lambda: region.ledger.get(BUILD_REQUESTS, UUIDS[0]) is None)
-    located = region.call(methods.SERVERS_LOCATE, methods.LocateRequest(uuid=UUIDS[0]))
+    located = region.call(methods.SERVERS_LOCATE, LocateRequest(uuid=UUIDS[0]))
     assert (located.mapping.cell, located.build_request) == ("c1", None)
 
 
@@ -159,9 +166,9 @@ def test_more_servers_than_may_wait_for_cells_are_told_busy(region):
 def test_a_server_is_not_gone_before_its_cell_has_deleted_it(region):
     region.capacity("c1")
     region.call(methods.SERVERS_CREATE, create_request())
-    where = methods.LocateRequest(uuid=UUIDS[0], project_id="p1")
+    where = LocateRequest(uuid=UUIDS[0], project_id="p1")
     assert region.call(methods.SERVERS_LOCATE, where).build_request is not None
-    delete = methods.ServerDeleteRequest(uuid=UUIDS[0], project_id="p1", operation_id="d")
+    delete = ServerDeleteRequest(uuid=UUIDS[0], project_id="p1", operation_id="d")
     assert region.call(methods.SERVERS_DELETE, delete).accepted
     assert region.call(methods.SERVERS_LOCATE, where).build_request.delete_requested
 
@@ -169,7 +176,7 @@ def test_a_server_is_not_gone_before_its_cell_has_deleted_it(region):
 def test_another_projects_server_is_not_found(region):
     region.call(methods.SERVERS_CREATE, create_request())
     with pytest.raises(InstanceNotFound):
-        region.call(methods.SERVERS_LOCATE, methods.LocateRequest(uuid=UUIDS[0], project_id="p2"))
+        region.call(methods.SERVERS_LOCATE, LocateRequest(uuid=UUIDS[0], project_id="p2"))
 
 
 def test_a_refused_server_goes_to_the_next_cell(region):
@@ -178,7 +185,7 @@ def test_a_refused_server_goes_to_the_next_cell(region):
     region.call(methods.SERVERS_CREATE, create_request())
     region.until(lambda: first.calls and not len(region.role._hand_off))
     region.capacity("c2")
-    refusal = methods.MappingReleaseRequest(
+    refusal = MappingReleaseRequest(
         uuid=UUIDS[0],
         project_id="p1",
         cell="c1",
@@ -199,7 +206,7 @@ def test_a_server_that_no_cell_takes_is_told_with_the_change_that_says_so(region
     region.capacity("c1")
     region.call(methods.SERVERS_CREATE, create_request())
     region.until(lambda: link.calls and not len(region.role._hand_off))
-    refusal = methods.MappingReleaseRequest(
+    refusal = MappingReleaseRequest(
         uuid=UUIDS[0],
         project_id="p1",
         cell="c1",
@@ -216,13 +223,13 @@ def test_a_server_that_no_cell_takes_is_told_with_the_change_that_says_so(region
 
 def test_a_cells_key_speaks_for_its_own_cell_only(region):
     stranger = context("c2", "s1", "conductor")
-    release = methods.MappingReleaseRequest(uuid=UUIDS[0], project_id="p1", cell="c1", generation=1)
+    release = MappingReleaseRequest(uuid=UUIDS[0], project_id="p1", cell="c1", generation=1)
     told = CellCapacity(cell="c1", service_id="s1", free=ROOM, largest_free=ROOM)
     for method, request in (
         (methods.MAPPING_DELETED, release),
         (methods.MAPPING_REFUSED, release),
         (methods.CELL_CAPACITY, told),
-        (methods.CELL_REGISTER, methods.CellRegisterRequest(cell=CellInfo(name="c1"))),
+        (methods.CELL_REGISTER, CellRegisterRequest(cell=CellInfo(name="c1"))),
     ):
         with pytest.raises(Forbidden):
             region.call(method, request, stranger)
@@ -233,7 +240,7 @@ def test_a_cells_key_speaks_for_its_own_cell_only(region):
 def register(region, *service_ids, caller=None, version=1, term=1):
     conductors = [ConductorInfo(service_id=name, incarnation="i", address="tcp://a:1") for name in service_ids]
     told = CellInfo(name="c1", conductors=conductors, map_version=version, term=term)
-    request = methods.CellRegisterRequest(cell=told)
+    request = CellRegisterRequest(cell=told)
     return region.call(methods.CELL_REGISTER, request, caller or context("c1", "s1", "conductor"))
 
 
@@ -276,7 +283,7 @@ def test_a_registration_is_forwarded_to_the_owner_once(region):
 def test_too_many_conductors_or_the_roots_own_name_are_invalid(region):
     with pytest.raises(InvalidRequest):
         register(region, *(f"s{number}" for number in range(17)))
-    request = methods.CellRegisterRequest(cell=CellInfo(name="root"))
+    request = CellRegisterRequest(cell=CellInfo(name="root"))
     with pytest.raises(InvalidRequest):
         region.call(methods.CELL_REGISTER, request, context("root", "root-2", "conductor"))
 
@@ -313,9 +320,9 @@ def test_a_gained_partition_is_resumed_and_a_lost_one_dropped(region):
 
 def test_flavors_are_listed_and_shown(region):
     assert region.call(methods.FLAVOR_LIST, Empty()).flavors == [TINY]
-    assert region.call(methods.FLAVOR_GET, methods.FlavorGetRequest(flavorid="1")).flavor == TINY
+    assert region.call(methods.FLAVOR_GET, FlavorGetRequest(flavorid="1")).flavor == TINY
     with pytest.raises(FlavorNotFound):
-        region.call(methods.FLAVOR_GET, methods.FlavorGetRequest(flavorid="9"))
+        region.call(methods.FLAVOR_GET, FlavorGetRequest(flavorid="9"))
 
 
 def test_a_database_that_is_away_is_unavailable_not_an_odd_failure(region):
@@ -324,7 +331,7 @@ def test_a_database_that_is_away_is_unavailable_not_an_odd_failure(region):
 
     region.store.fetch = region.store.scan = away
     with pytest.raises(Unavailable):
-        region.call(methods.SERVERS_LOCATE, methods.LocateRequest(uuid=UUIDS[0]))
+        region.call(methods.SERVERS_LOCATE, LocateRequest(uuid=UUIDS[0]))
     with pytest.raises(Unavailable):
         region.call(methods.FLAVOR_LIST, Empty())
 

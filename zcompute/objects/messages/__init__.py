@@ -1,0 +1,1 @@
+"""What is said between the services: requests, replies and events, by whom they concern."""
