@@ -357,7 +357,8 @@ class World:
             self.loop.later(event.for_s, None, self._revive, agent)
 
     def _revive(self, who: Conductor | Agent) -> None:
-        if who.process.dead:
+        """Unless it has left for good meanwhile: its name may be another's by now."""
+        if who.process.dead and who in (self.conductors.get(who.name), self.agents.get(who.name)):
             who.start()
 
     def _freeze(self, event: Event) -> None:
