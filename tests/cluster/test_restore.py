@@ -16,13 +16,14 @@ from tests.cluster.region import (
     wait_until,
 )
 from tests.cluster.test_faults import store_of
-from zcompute.cli.audit_kinds import ORPHAN_DOMAIN, SERVER_ON_NO_HOST
+from zcompute.cli.audit_kinds import MAPPING_WITHOUT_SERVER, ORPHAN_DOMAIN, SERVER_ON_NO_HOST, SERVER_WITHOUT_MAPPING
 from zcompute.cli.audit_reading import read_host
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import CONDUCTOR, Shape
 from zcompute.cli.up.region import Region
 from zcompute.db import migrate
 from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.epochs import history_of
 
 
@@ -39,18 +40,23 @@ def running(region: Region) -> set[str]:
     return set().union(*found)
 
 
-def lose_database(region: Region) -> None:
+def lose_database(region: Region, cell: str) -> None:
     """An empty one in its place."""
-    with migrate.connected(region.database_url("c1")) as connection:
+    with migrate.connected(region.database_url(cell)) as connection:
         connection.execute(sa.text("DROP DATABASE zcompute"))
         connection.execute(sa.text("CREATE DATABASE zcompute"))
         connection.commit()
 
 
+def conductors_of(region: Region, cell: str) -> list[str]:
+    """Their ids."""
+    return [plan.id for plan in region.plans.values() if plan.kind == CONDUCTOR and plan.cell == cell]
+
+
 def test_an_older_backup_is_restored_and_the_audit_says_what_only_hosts_know(region: Region) -> None:
     kept = boot(region, 6)
     assert_all_active(kept)
-    conductors = [plan.id for plan in region.plans.values() if plan.kind == CONDUCTOR and plan.cell == "c1"]
+    conductors = conductors_of(region, "c1")
     config = str(region.paths.config(conductors[0]))
     file = region.paths.state_dir / "c1.backup"
     done = command("db", "backup", "--config", config, str(file))
@@ -72,7 +78,7 @@ def test_an_older_backup_is_restored_and_the_audit_says_what_only_hosts_know(reg
     assert "has been a cell's" in refused.stderr
     for service_id in conductors:
         region.kill(service_id)
-    lose_database(region)
+    lose_database(region, "c1")
     done = command("db", "restore", "--config", config, str(file))
     assert done.returncode == 0, done.stderr
     for service_id in conductors:
@@ -108,3 +114,46 @@ def test_an_older_backup_is_restored_and_the_audit_says_what_only_hosts_know(reg
     more = boot(region, 3)
     assert_all_active(more)
     assert running(region) == before | {each.uuid for each in more.boots}, "the cell works on"
+
+
+def test_an_older_backup_of_the_root_costs_no_running_server_and_the_audit_says_what_it_has_forgotten(
+    region: Region,
+) -> None:
+    kept = boot(region, 4)
+    assert_all_active(kept)
+    conductors = conductors_of(region, ROOT_CELL)
+    config = str(region.paths.config(conductors[0]))
+    file = region.paths.state_dir / "root.backup"
+    done = command("db", "backup", "--config", config, str(file))
+    assert done.returncode == 0, done.stderr
+
+    later = boot(region, 3)
+    assert_all_active(later)
+    new = {each.uuid for each in later.boots}
+    gone = [each.uuid for each in kept.boots[:1]]
+    delete_all(region, gone)
+    wait_until(lambda: not running(region) & set(gone), "they are destroyed")
+    before = running(region)
+    with store_of(region, ROOT_CELL) as store:
+        former = store.read_map()
+
+    for service_id in conductors:
+        region.kill(service_id)
+    lose_database(region, ROOT_CELL)
+    done = command("db", "restore", "--config", config, str(file))
+    assert done.returncode == 0, done.stderr
+    for service_id in conductors:
+        region.restart(service_id)
+    region.wait_ready()
+    with store_of(region, ROOT_CELL) as store:
+        rows = store.read_map()
+        assert (rows.term, rows.map_version) > (former.term, former.map_version)
+
+    more = boot(region, 3)
+    assert_all_active(more)
+    assert running(region) == before | {each.uuid for each in more.boots}, "no server is lost, and the region works on"
+    done = command("audit", "--state-dir", str(region.paths.state_dir), "--format", "json", timeout_s=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    assert {each["subject"] for each in findings if each["kind"] == SERVER_WITHOUT_MAPPING} == new
+    assert {each["subject"] for each in findings if each["kind"] == MAPPING_WITHOUT_SERVER} == set(gone)

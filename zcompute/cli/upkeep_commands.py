@@ -129,7 +129,8 @@ def _upkeep(
         click.echo(json.dumps(document, indent=2))
     else:
         tables = ", ".join(f"{count} of {table}" for table, count in sorted(done.by_table.items()))
-        click.echo(f"{done.rows} rows {'would be ' if dry_run else ''}{word}{f': {tables}' if tables else ''}")
+        least = "at least " if dry_run and done.more else ""
+        click.echo(f"{least}{done.rows} rows {'would be ' if dry_run else ''}{word}{f': {tables}' if tables else ''}")
         for one in done.missing:
             click.echo(f"no answer from {one.service}: {one.reason}", err=True)
         if done.unasked:
