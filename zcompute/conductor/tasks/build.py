@@ -24,6 +24,7 @@ class Schedule:
 
     name = build_walk.STEP_SCHEDULE
     commands_hosts = False
+    ends = False
 
     def run(self, run: TaskRun) -> None:
         run.release_owed()
@@ -63,6 +64,7 @@ class ClaimHost:
 
     name = build_walk.STEP_CLAIM
     commands_hosts = False
+    ends = False
 
     def run(self, run: TaskRun) -> None:
         run.release_owed()
@@ -98,6 +100,7 @@ class Spawn:
 
     name = build_walk.STEP_SPAWN
     commands_hosts = True
+    ends = False
 
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
@@ -157,6 +160,7 @@ class Abandon:
 
     name = build_walk.STEP_ABANDON
     commands_hosts = False
+    ends = True
 
     def run(self, run: TaskRun) -> None:
         run.release_owed()

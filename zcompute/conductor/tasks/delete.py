@@ -23,6 +23,7 @@ class Destroy:
 
     name = delete_walk.STEP_DESTROY
     commands_hosts = True
+    ends = False
 
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
@@ -50,6 +51,7 @@ class Finish:
 
     name = delete_walk.STEP_FINISH
     commands_hosts = False
+    ends = True
 
     def run(self, run: TaskRun) -> None:
         run.release_owed()

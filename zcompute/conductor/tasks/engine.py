@@ -181,9 +181,12 @@ class TaskEngine:
 
     def _run(self, run: TaskRun) -> None:
         try:
+            step = None
             if run.task is not None:
                 request_id.set(run.task.request_id or "-")
-            run.set_deadline()
+                step = step_of(run.task)
+            ends = step is not None and step.ends
+            run.set_deadline(at_least_s=run.settings.revival_s_max if ends else 0.0)
             self._do_steps(run)
         finally:
             self._running.discard(run)

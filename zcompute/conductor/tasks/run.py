@@ -62,6 +62,7 @@ class Step(Protocol):
 
     name: str
     commands_hosts: bool  # a new owner adopts the instance at the named hosts before it goes on
+    ends: bool  # all is decided and no host waited for: whoever comes to it late does it, and parks it only after that
 
     def run(self, run: "TaskRun") -> None:
         """Do the step and journal what follows; returning without having moved on means: once more."""
@@ -94,12 +95,13 @@ class TaskRun:
     def parked(self) -> bool:
         return self.task is not None and self.task.state == TASK_PARKED
 
-    def set_deadline(self) -> None:
+    def set_deadline(self, *, at_least_s: float = 0.0) -> None:
         """From the row, or a short one for a parked task that is looked at again."""
         if self.task is None or self.parked:
-            self.deadline = time.monotonic() + self.settings.revival_s_max
+            left_s = self.settings.revival_s_max
         else:
-            self.deadline = time.monotonic() + (self.task.deadline_at_us - self.env.ledger.now_us()) / 1e6
+            left_s = max(at_least_s, (self.task.deadline_at_us - self.env.ledger.now_us()) / 1e6)
+        self.deadline = time.monotonic() + left_s
 
     def now_task(self) -> Task:
         """The task; raises TaskLost when it has ended."""

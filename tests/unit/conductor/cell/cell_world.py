@@ -121,6 +121,7 @@ class CellWorld:
         self.full: set[str] = set()
         self.forced: set[str] = set()
         self.silent_claims = 0
+        self.silent_releases = False
         self.claims: dict[tuple[str, str, int], str] = {}
         self.calls: Counter[str] = Counter()
         self.selections: list[Any] = []
@@ -162,6 +163,8 @@ class CellWorld:
         self.calls[method.name] += 1
         name = (request.instance_uuid, request.task_id, request.attempt)
         if method.name == "release":
+            if self.silent_releases:
+                raise DeadlineExceeded("silence")
             self.claims.pop(name, None)
             return Empty()
         if self.silent_claims:

@@ -9,6 +9,7 @@ from tests.unit.conductor.tasks.samples import new_build
 from zcompute.bus.errors import Busy
 from zcompute.conductor.tasks.build_walk import STEP_SPAWN
 from zcompute.conductor.tasks.decision import Snapshot
+from zcompute.conductor.tasks.delete_walk import STEP_FINISH
 from zcompute.conductor.tasks.run import TaskRun
 from zcompute.db.tables import TASKS
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
@@ -301,6 +302,21 @@ def test_a_destroy_that_fails_is_tried_again(make):
     world.wait_state(uuid, VM_DELETED)
     attempts = [(order.attempt, order.generation) for order in agent.named("destroy")]
     assert attempts == sorted(set(attempts))
+
+
+def test_a_delete_that_waits_for_no_host_any_more_is_ended_by_an_owner_that_comes_to_it_late(make):
+    world = make("h1")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.silent_releases = True
+    world.delete(uuid)
+    wait_for(lambda: world.calls["release"] and world.task(uuid).step == STEP_FINISH)
+    world.engine.lose(range(256))
+    world.silent_releases = False
+    world.engine.gained([(world.instance(uuid), replace_task(world.task(uuid), deadline_at_us=1))])
+    world.wait_state(uuid, VM_DELETED)
+    assert world.instance(uuid).fault is None
+    assert world.claims == {}
 
 
 def test_a_silent_delete_parks_and_a_second_delete_revives_it(make):
