@@ -1,6 +1,7 @@
 """The newest decided rows of the owned partitions, bounded; absent rows are remembered too."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,57 +11,69 @@ RowKey = tuple[str, tuple[Any, ...]]  # table name, key
 
 class Entry(msgspec.Struct, eq=False, gc=False):
     """One row as last decided (None = absent). ``revision`` outlives a deletion, so that a row that comes back in
-    the same batch still has a higher one. ``pins`` counts the uncommitted decisions that put it."""
+    the same batch still has a higher one. ``pins`` counts the uncommitted decisions that put it; ``used`` says that it
+    was asked for since eviction last came by."""
 
     row: Any | None
     revision: int
     pins: int = 0
+    used: bool = False
+
+
+Rows = Mapping[RowKey, Entry]
 
 
 class RowCache:
-    """Least recently used rows go first; pinned rows stay, so the limit is exceeded by pending rows at most."""
+    """The oldest rows go first, but one that was used since its last turn has another; pinned rows stay, so the limit
+    is exceeded by pending rows at most.
+
+    Not the least recently used, although nearly: to keep that order would cost every decision a walk through the
+    neighbours of its row, which are cold memory among hundreds of thousands.
+    """
 
     def __init__(self, rows_max: int, evict_scan_max: int) -> None:
         self._rows_max = rows_max
         self._evict_scan_max = evict_scan_max
-        self._entries: OrderedDict[tuple[int, RowKey], Entry] = OrderedDict()
-        self._of_partition: dict[int, set[RowKey]] = {}
+        self._order: OrderedDict[tuple[int, RowKey], Entry] = OrderedDict()
+        self._of_partition: dict[int, dict[RowKey, Entry]] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._order)
+
+    def rows(self, partition: int) -> Rows:
+        """The partition's rows, as long as it is not dropped."""
+        return self._of_partition.setdefault(partition, {})
 
     def get(self, partition: int, rowkey: RowKey) -> Entry | None:
-        place = (partition, rowkey)
-        entry = self._entries.get(place)
-        if entry is not None:
-            self._entries.move_to_end(place)
-        return entry
+        rows = self._of_partition.get(partition)
+        return None if rows is None else rows.get(rowkey)
 
     def add(self, partition: int, rowkey: RowKey, row: Any | None, revision: int) -> None:
         """A row as read from the primary. What is already here was decided later than it was read, and stays."""
-        place = (partition, rowkey)
-        if place in self._entries:
+        rows = self._of_partition.setdefault(partition, {})
+        if rowkey in rows:
             return
-        self._entries[place] = Entry(row, revision)
-        self._of_partition.setdefault(partition, set()).add(rowkey)
-        if len(self._entries) > self._rows_max:
+        self._order[partition, rowkey] = rows[rowkey] = Entry(row, revision)
+        if len(self._order) > self._rows_max:
             self._evict()
 
     def drop(self, partition: int) -> None:
         """Forget a partition that was lost."""
         for rowkey in self._of_partition.pop(partition, ()):
-            del self._entries[(partition, rowkey)]
+            del self._order[partition, rowkey]
 
     def clear(self) -> None:
-        self._entries.clear()
+        self._order.clear()
         self._of_partition.clear()
 
     def _evict(self) -> None:
-        for _ in range(self._evict_scan_max):
-            if len(self._entries) <= self._rows_max:
-                return
-            place, entry = self._entries.popitem(last=False)
-            if entry.pins:
-                self._entries[place] = entry
-            else:
-                self._of_partition[place[0]].discard(place[1])
+        for sparing in (True, False):  # were all in use, the oldest go all the same
+            for _ in range(self._evict_scan_max):
+                if len(self._order) <= self._rows_max:
+                    return
+                place, entry = self._order.popitem(last=False)
+                if entry.pins or (sparing and entry.used):
+                    entry.used = False
+                    self._order[place] = entry
+                else:
+                    del self._of_partition[place[0]][place[1]]

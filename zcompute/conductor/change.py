@@ -19,7 +19,8 @@ from zcompute.objects.stored import Pack
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", bound=VersionedObject)
+T = TypeVar("T")
+V = TypeVar("V", bound=VersionedObject)
 Keys = Sequence[tuple[TableCodec[Any], Key]]
 
 QUEUED = 0
@@ -68,7 +69,10 @@ class Change:
 
     Rows are immutable by agreement: put a copy (``msgspec.structs.replace``), never the object that ``get`` returned.
     ``request_id`` names the client's request that is carried out, for whoever tells of the change; ``packed`` packs
-    payloads at the level at which the change is stored.
+    payloads at the level at which the change is stored; ``ticket`` is the one that is decided.
+
+    What few changes have (rows appended, notifications, purges) is a list from its first element on: until then there
+    is none, because thousands of changes wait for their commits, and the garbage collector walks them all.
     """
 
     __slots__ = (
@@ -83,6 +87,7 @@ class Change:
         "purged",
         "puts",
         "request_id",
+        "ticket",
         "touched",
     )
 
@@ -94,6 +99,7 @@ class Change:
         rows: Callable[[RowKey], Entry | None],
         named: Mapping[RowKey, Entry] = MappingProxyType({}),
         packed: Pack = pack,
+        ticket: Any = None,
     ) -> None:
         self.partition = partition
         self.packed = packed
@@ -102,11 +108,12 @@ class Change:
         self._rows = rows
         self._named = named
         self.puts: dict[RowKey, Put] = {}
-        self.appended: list[Put] = []
-        self.notifications: list[Notification] = []
-        self.purged: list[Purge] = []
+        self.appended: list[Put] | tuple[()] = ()
+        self.notifications: list[Notification] | tuple[()] = ()
+        self.purged: list[Purge] | tuple[()] = ()
         self.request_id = ""
-        self.touched: set[RowKey] = set()
+        self.ticket = ticket
+        self.touched: Collection[RowKey] = ()  # what was read: mostly one row
 
     def loaded(self, table: TableCodec[Any], key: Key) -> bool:
         """Whether ``get`` may be asked for this row."""
@@ -116,17 +123,17 @@ class Change:
         entry = self._named.get(rowkey)
         return self._rows(rowkey) if entry is None else entry
 
-    def get(self, table: TableCodec[T], key: Key) -> T | None:
+    def get(self, table: TableCodec[V], key: Key) -> V | None:
         """The newest row, None when there is none. Raises NotLoaded for a key that was not named at submit."""
         rowkey = (table.name, key)
         put = self.puts.get(rowkey) if self.puts else None
         if put is not None:
-            staged: T | None = put.image
+            staged: V | None = put.image
             return staged
-        row: T | None = self._entry(rowkey).row
+        row: V | None = self._entry(rowkey).row
         return row
 
-    def put(self, table: TableCodec[T], obj: T, differs: tuple[str, ...] | None = None) -> None:
+    def put(self, table: TableCodec[V], obj: V, differs: tuple[str, ...] | None = None) -> None:
         """Insert or update. Sets ``obj.revision`` to one above the former row's (1 for a new one).
 
         ``differs`` names every field in which a row that is there may differ from its former image, revision included,
@@ -147,7 +154,7 @@ class Change:
         put.image = obj
         put.differs = None if again else differs
 
-    def rewrite(self, table: TableCodec[T], key: Key, fields: tuple[str, ...]) -> None:
+    def rewrite(self, table: TableCodec[V], key: Key, fields: tuple[str, ...]) -> None:
         """Write these packed fields of a row anew, at the level at which changes are stored now."""
         row = self.get(table, key)
         if row is not None:
@@ -160,7 +167,7 @@ class Change:
         put.image = put.differs = None
         put.revision = put.former_revision
 
-    def append(self, table: TableCodec[T], obj: T) -> None:
+    def append(self, table: TableCodec[V], obj: V) -> None:
         """Insert a row of a table that is only ever inserted into, without having read whether it is there.
 
         For keys that are new by the decision itself; one that is there all the same fails the change alone.
@@ -173,17 +180,21 @@ class Change:
             raise LedgerMisuse(f"{table.name} {key} was read: put it")
         put = Put(table, (table.name, key), None, 0)
         put.image = obj
-        self.appended.append(put)
+        self.appended = _with(self.appended, put)
 
     def notify(self, notification: Notification) -> None:
         """Tell of this change, in its own transaction, behind what earlier decisions of the partition told."""
-        self.notifications.append(notification)
+        self.notifications = _with(self.notifications, notification)
+
+    def notify_first(self, notifications: Sequence[Notification]) -> None:
+        """Tell these before what the decision told itself."""
+        self.notifications = [*notifications, *self.notifications]
 
     def purge(self, first: int, last: int) -> None:
         """Delete the partition's notifications from ``first`` to ``last``."""
-        self.purged.append(Purge(self.partition, first, last))
+        self.purged = _with(self.purged, Purge(self.partition, first, last))
 
-    def _check_home(self, table: TableCodec[T], key: Key, obj: T, former: T | None) -> None:
+    def _check_home(self, table: TableCodec[V], key: Key, obj: V, former: V | None) -> None:
         of = table.partition_key
         if former is not None and of is not None and of(obj) == of(former):
             return  # as the row is at home here, so is its next image
@@ -195,7 +206,13 @@ class Change:
         entry = self._named.get(rowkey) or self._rows(rowkey)
         if entry is None:
             raise NotLoaded(f"{rowkey[0]} {rowkey[1]} was not named when the change was submitted: name it in keys")
-        self.touched.add(rowkey)
+        touched = self.touched
+        if not touched:
+            self.touched = (rowkey,)
+        elif isinstance(touched, set):
+            touched.add(rowkey)
+        elif rowkey not in touched:
+            self.touched = {*touched, rowkey}
         return entry
 
     def _staged(self, table: TableCodec[Any], rowkey: RowKey) -> Put:
@@ -206,11 +223,22 @@ class Change:
         return put
 
 
+def _with(items: list[T] | tuple[()], item: T) -> list[T]:
+    """The list with one more, begun with the first."""
+    if isinstance(items, list):
+        items.append(item)
+        return items
+    return [item]
+
+
 class Ticket(msgspec.Struct, eq=False):
     """One submitted decision: done when its verdict may leave, or when it definitely or possibly failed.
 
     ``result`` is what decide returned; ``error`` what it raised, or NotOwner (outcome unknown), InvalidRequest (the
     database refused its rows), Busy (a change that it was decided upon was refused: submit again).
+
+    Who submits thousands a second makes a kind of its own, which carries what its ``decide`` and its ``callback`` work
+    on, in place of closures (``Ledger.take``).
     """
 
     partition: int
@@ -228,9 +256,9 @@ class Ticket(msgspec.Struct, eq=False):
     rows: int = 0  # how many it changes, as far as batches are measured
     size_bytes: int = 0
     hand_over: HandOver | None = None
+    callback: "Callable[[Ticket], None] | None" = None  # the first of those to be called once it is done
     _event: Event | None = None
-    _callback: "Callable[[Ticket], None] | None" = None
-    _callbacks: "list[Callable[[Ticket], None]]" = []
+    _callbacks: "list[Callable[[Ticket], None]] | tuple[()]" = ()
 
     @property
     def done(self) -> bool:
@@ -240,10 +268,10 @@ class Ticket(msgspec.Struct, eq=False):
         """Call ``callback(ticket)`` once it is done (at once if it is). Callbacks must not block."""
         if self.state == DONE:
             self._call(callback)
-        elif self._callback is None:
-            self._callback = callback
+        elif self.callback is None:
+            self.callback = callback
         else:
-            self._callbacks.append(callback)
+            self._callbacks = _with(self._callbacks, callback)
 
     def wait(self, timeout_ms: int) -> Any:
         """The result; raises the error, or DeadlineExceeded (the decision itself goes on)."""
@@ -268,11 +296,11 @@ class Ticket(msgspec.Struct, eq=False):
         self.puts = self.notes = self.purges = ()
         if self._event is not None:
             self._event.set()
-        callback, self._callback = self._callback, None
+        callback, self.callback = self.callback, None
         if callback is not None:
             self._call(callback)
         if self._callbacks:
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._callbacks = self._callbacks, ()
             for each in callbacks:
                 self._call(each)
 

@@ -8,17 +8,16 @@ Greenlets: ``submit``, ``decide`` and everything that changes the cache or an ow
 yield points are the lane's commit, the loader's fetch and the waiting of callers.
 """
 
-import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import gevent
 
-from zcompute.conductor.cache import Entry, RowCache, RowKey
-from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Note, Put, Ticket
+from zcompute.conductor.cache import Entry, RowCache, RowKey, Rows
+from zcompute.conductor.change import QUEUED, SETTLED, Change, Keys, Ticket
+from zcompute.conductor.deciding import Decider
 from zcompute.conductor.errors import (
     LedgerMisuse,
     WrongPartition,
@@ -31,22 +30,29 @@ from zcompute.conductor.errors import (
 from zcompute.conductor.lane import Lane
 from zcompute.conductor.loader import Loaded, Loader
 from zcompute.conductor.meter import LaneMeter
-from zcompute.conductor.rendering import render_put
 from zcompute.conductor.settings import LedgerLimits
+from zcompute.conductor.verdicts import ToldCallback, Verdicts
 from zcompute.db.store import Store
-from zcompute.objects.base import pack
-from zcompute.objects.notification import Notification
 from zcompute.objects.partition import PartitionMap
-from zcompute.objects.stored import Pack, pack_at
 
 __all__ = ["Change", "Held", "Keys", "Ledger", "Ticket"]
-
-log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 PartitionsCallback = Callable[[list[int]], None]
 MapCallback = Callable[[PartitionMap], None]
-ToldCallback = Callable[[int, int, Sequence[Note]], None]
+
+
+def _named(rows: Rows, keys: Keys) -> dict[RowKey, Entry] | None:
+    """These rows, None when one is missing."""
+    named: dict[RowKey, Entry] = {}
+    for table, key in keys:
+        rowkey = (table.name, key)
+        entry = rows.get(rowkey)
+        if entry is None:
+            return None
+        entry.used = True
+        named[rowkey] = entry
+    return named
 
 
 class Held:
@@ -58,7 +64,7 @@ class Held:
         self.partition = partition
         self.owner_epoch = owner_epoch
         self.lane = lane
-        self.rows = partial(cache.get, partition)
+        self.rows = cache.rows(partition)
         self.leaving = False
         self.waiting: deque[Ticket] = deque()
 
@@ -69,26 +75,21 @@ class Ledger:
     def __init__(self, store: Store, cell: str, limits: LedgerLimits, now_us: Callable[[], int]) -> None:
         self.map = PartitionMap(cell=cell)
         self.ended = ""
-        self.decisions = 0
         self.refused: Counter[str] = Counter()  # Busy, by the limit that was reached
-        self._publisher = f"conductor:{cell}"
         self._limits = limits
         self._now_us = now_us
-        self._release = ""
-        self._packed: Pack = pack
+        self._decider = Decider(cell, limits, now_us)
+        self._verdicts = Verdicts(self._held_here)
+        self.settled, self.undo = self._verdicts.settled, self._verdicts.undo  # for lanes
+        self.write_at = self._decider.write_at
         self._cache = RowCache(limits.cache_rows_max, limits.evict_scan_max)
         self._loader = Loader(store, limits, self._missing, self._loaded)
         self._held: dict[int, Held] = {}
         self._meters: dict[int, LaneMeter] = {}  # by lane, of those on which something was gained
         self._waiting = 0
-        self._deciding = False
-        self._verdicts: deque[list[Ticket]] = deque()
-        self._delivering = False
         self._gained: list[PartitionsCallback] = []
         self._lost: list[PartitionsCallback] = []
         self._mapped: list[MapCallback] = []
-        self._told: list[ToldCallback] = []
-        self._decided: list[Callable[[Change], None]] = []
         self._on_end: list[Callable[[str], None]] = []
 
     # -- for callers --------------------------------------------------------------------------------------------
@@ -123,6 +124,11 @@ class Ledger:
     def commit_ms(self) -> float:
         """What the last batch of the slowest lane took; 0.0 before the first."""
         return max([meter.last_ms() for meter in self._meters.values()], default=0.0)
+
+    @property
+    def decisions(self) -> int:
+        """Made in this life."""
+        return self._decider.decisions
 
     @property
     def waiting_decisions(self) -> int:
@@ -163,11 +169,17 @@ class Ledger:
 
         Raises NotOwner and Busy at once; everything later is the ticket's.
         """
+        ticket = Ticket(partition, keys, decide)
+        self.take(ticket)
+        return ticket
+
+    def take(self, ticket: Ticket) -> None:
+        """Submit the caller's own ticket, in which partition, keys, decide and the time are filled in."""
+        partition, keys = ticket.partition, ticket.keys
         held = self._holding(partition)
-        if self._deciding:
+        if self._decider.deciding:
             raise LedgerMisuse("the ledger was called from within a decide function, or one yielded")
-        now_s = time.monotonic()
-        full = held.lane.full(now_s)
+        full = held.lane.full(ticket.asked_at_s)
         if full is not None:
             self.refused[full[0]] += 1
             raise busy(full[0], full[1], self._limits.busy_retry_ms)
@@ -175,18 +187,16 @@ class Ledger:
             self._check_database(held, keys)
         if len(keys) > self._limits.decision_keys_max:
             raise invalid_row(keys[0][0].name, f"{len(keys)} rows named, at most {self._limits.decision_keys_max}")
-        ticket = Ticket(partition, keys, decide, QUEUED, now_s)
-        if not held.waiting and (entries := self._cached(ticket)) is not None:
-            self._decide(held, ticket, entries)
-            return ticket
+        if not held.waiting and (named := _named(held.rows, keys)) is not None:
+            self._decide(held, ticket, named)
+            return
         if self._waiting >= self._limits.waiting_decisions_max:
             limit = self._limits.waiting_decisions_max
             self.refused["waiting_decisions_max"] += 1
             raise busy("waiting_decisions_max", limit, self._limits.busy_retry_ms)
         self._waiting += 1
         held.waiting.append(ticket)
-        self._want(held, ticket)
-        return ticket
+        self._want(held, keys)
 
     def on_gain(self, callback: PartitionsCallback) -> None:
         """Call with the partitions gained, in a greenlet of its own, when decisions on them may begin."""
@@ -205,14 +215,14 @@ class Ledger:
 
         Must not block. What comes after a loss, or before a gain, is in the table.
         """
-        self._told.append(callback)
+        self._verdicts.listeners.append(callback)
 
     def on_decided(self, callback: Callable[[Change], None]) -> None:
         """Call with every change that put rows, before it is rendered, without yielding; it may notify and append.
 
         What it raises is the verdict of the change.
         """
-        self._decided.append(callback)
+        self._decider.listeners.append(callback)
 
     def on_end(self, callback: Callable[[str], None]) -> None:
         """Call with the reason, without yielding, when this ledger ends."""
@@ -229,105 +239,27 @@ class Ledger:
     def _check_database(self, held: Held, keys: Keys) -> None:
         """Raises Busy when the lane, or a read that would be needed, has met no database for away_ms_max."""
         lost_ms = held.lane.meter.lost_ms()
-        if self._loader.lost_since_s and not self._all_cached(held.partition, keys):
+        if self._loader.lost_since_s and _named(held.rows, keys) is None:
             lost_ms = max(lost_ms, int((time.monotonic() - self._loader.lost_since_s) * 1000))
         if lost_ms > self._limits.away_ms_max:
             self.refused["away_ms_max"] += 1
             raise database_away(lost_ms, self._limits.away_retry_ms)
 
-    def _all_cached(self, partition: int, keys: Keys) -> bool:
-        return all(self._cache.get(partition, (table.name, key)) is not None for table, key in keys)
-
-    def _cached(self, ticket: Ticket) -> dict[RowKey, Entry] | None:
-        """The named rows, None when one is missing."""
-        entries: dict[RowKey, Entry] = {}
-        for table, key in ticket.keys:
-            rowkey = (table.name, key)
-            entry = self._cache.get(ticket.partition, rowkey)
-            if entry is None:
-                return None
-            entries[rowkey] = entry
-        return entries
-
-    def _want(self, held: Held, ticket: Ticket) -> None:
-        for table, key in ticket.keys:
-            if self._cache.get(held.partition, (table.name, key)) is None:
+    def _want(self, held: Held, keys: Keys) -> None:
+        for table, key in keys:
+            if (table.name, key) not in held.rows:
                 self._loader.want(held, table, key)
 
-    def _decide(self, held: Held, ticket: Ticket, entries: dict[RowKey, Entry]) -> None:
-        """Run decide against the newest decided rows, keep what it put, and queue the verdict. Never yields."""
-        change = Change(held.partition, held.owner_epoch, self._now_us(), held.rows, entries, self._packed)
-        decide = ticket.decide
-        if decide is None:
-            raise LedgerMisuse("a ticket was decided twice")
-        self._deciding = True
-        try:
-            ticket.result = decide(change)
-            if change.puts:
-                for callback in self._decided:
-                    callback(change)
-            puts = self._rendered(change)
-            noted = change.notifications
-            notes = [self._note(notification, change) for notification in noted] if noted else []
-        except Exception as error:  # noqa: BLE001  # whatever decide raises is the verdict of its caller
-            ticket.error, ticket.result = error, None
-            change.appended, change.purged = [], []
-            puts, notes = [], []
-        finally:
-            self._deciding = False
-        size_bytes = 0
-        for put in puts:
-            entry = put.entry
-            if entry is not None:
-                entry.row, entry.revision = put.image, put.revision
-                entry.pins += 1
-            size_bytes += put.size_bytes
-        if change.appended:
-            size_bytes += sum(put.size_bytes for put in change.appended)
-            puts = [*puts, *change.appended]
-        if notes:
-            size_bytes += sum(len(note.body) for note in notes)
-        ticket.puts = puts
-        ticket.notes = notes
-        ticket.purges = change.purged
-        ticket.touched = change.touched
-        ticket.rows, ticket.size_bytes = len(puts) + len(notes), size_bytes
-        self.decisions += 1
+    def _decide(self, held: Held, ticket: Ticket, named: dict[RowKey, Entry]) -> None:
+        self._decider.decide(ticket, held.partition, held.owner_epoch, held.rows, named)
         held.lane.add(ticket)
 
-    def _rendered(self, change: Change) -> list[Put]:
-        """The changes as rows. Raises InvalidRequest for values that no row can hold, or too many of them."""
-        puts = [put for put in change.puts.values() if put.image is not None or put.former is not None]
-        rows = [*puts, *change.appended] if change.appended else puts
-        for put in rows:
-            try:
-                render_put(put, change.partition, self._packed)
-            except Exception as error:
-                raise invalid_row(put.table.name, f"{type(error).__name__}: {error}") from error
-        limits = self._limits
-        if len(rows) == 1 and rows[0].size_bytes <= limits.batch_bytes_max:
-            return puts
-        if len(rows) > limits.decision_rows_max:
-            raise invalid_row(rows[0].table.name, f"{len(rows)} rows in one change, at most {limits.decision_rows_max}")
-        size_bytes = sum(put.size_bytes for put in rows)
-        if size_bytes > limits.batch_bytes_max:
-            limit = limits.batch_bytes_max
-            raise invalid_row(rows[0].table.name, f"{size_bytes} bytes in one change, at most {limit}")
-        return puts
-
-    def _note(self, notification: Notification, change: Change) -> Note:
-        """A change is never refused for what is told of it: a payload over the limit is left out, and that is said."""
-        notification.created_at_us = change.now_us
-        notification.publisher_id = notification.publisher_id or self._publisher
-        body = self._packed(notification)
-        if len(body) > self._limits.notification_bytes_max:
-            notification.payload, notification.truncated = b"", True
-            body = self._packed(notification)
-        return Note(notification.created_at_us, notification.event_type, notification.instance_uuid, body)
+    def _held_here(self, partition: int) -> bool:
+        return partition in self._held
 
     def _missing(self, token: object, rowkey: RowKey) -> bool:
         held = cast(Held, token)
-        return self._held.get(held.partition) is held and self._cache.get(held.partition, rowkey) is None
+        return self._held.get(held.partition) is held and rowkey not in held.rows
 
     # -- rows that were read ------------------------------------------------------------------------------------
 
@@ -375,12 +307,12 @@ class Ledger:
                 self._leave_queue(held)
                 ticket.finish(error)
                 continue
-            entries = self._cached(ticket)
-            if entries is None:
-                self._want(held, ticket)
+            named = _named(held.rows, ticket.keys)
+            if named is None:
+                self._want(held, ticket.keys)
                 return
             self._leave_queue(held)
-            self._decide(held, ticket, entries)
+            self._decide(held, ticket, named)
             turn += 1
             if turn % self._limits.decisions_per_turn_max == 0:
                 gevent.sleep(0)  # others run; newcomers queue behind, and a loss empties the queue
@@ -388,52 +320,6 @@ class Ledger:
     def _leave_queue(self, held: Held) -> None:
         held.waiting.popleft()
         self._waiting -= 1
-
-    # -- verdicts -----------------------------------------------------------------------------------------------
-
-    def settled(self, tickets: list[Ticket]) -> None:
-        """A lane's batch has committed: its rows may leave the cache, its verdicts may leave the house."""
-        for ticket in tickets:
-            if ticket.state < SETTLED:
-                ticket.state = SETTLED
-            for put in ticket.puts:
-                if put.entry is not None:
-                    put.entry.pins -= 1
-        self._verdicts.append(tickets)
-        if not self._delivering:
-            self._delivering = True
-            gevent.spawn(self._deliver)
-
-    def _deliver(self) -> None:
-        """Beside the lane, so that the next batch is under way while callbacks run."""
-        try:
-            while self._verdicts:
-                tickets = self._verdicts.popleft()
-                for ticket in tickets:
-                    if ticket.notes:
-                        self._tell(ticket)
-                    ticket.finish()
-        finally:
-            self._delivering = False
-
-    def _tell(self, ticket: Ticket) -> None:
-        if ticket.partition not in self._held:
-            return
-        for callback in self._told:
-            try:
-                callback(ticket.partition, ticket.first_n, ticket.notes)
-            except Exception:  # one listener's mistake must not keep verdicts back
-                log.exception("notifications not passed on partition=%s", ticket.partition)
-
-    def undo(self, partition: int, puts: Sequence[Put], spoilt: set[RowKey]) -> None:
-        """A decision was refused: its rows are again what they were before it, unless an older refusal undid them."""
-        for put in puts:
-            entry = put.entry
-            if entry is None:
-                continue
-            entry.pins -= 1
-            if put.rowkey not in spoilt:
-                entry.row, entry.revision = put.former, put.former_revision
 
     # -- ownership, driven by the incarnation -------------------------------------------------------------------
 
@@ -483,11 +369,6 @@ class Ledger:
                 held.lane.last_n.pop(partition, None)
                 lost.append(partition)
         self._notify(self._lost, lost)
-
-    def write_at(self, release: str) -> None:
-        """What is decided from now on is stored as the cell's committed release level has it ("": as it is here)."""
-        if release != self._release:
-            self._release, self._packed = release, pack_at(release)
 
     def publish(self, new_map: PartitionMap) -> None:
         """A newer partition map was read."""

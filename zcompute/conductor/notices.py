@@ -198,4 +198,4 @@ def tell_of_rows(change: Change) -> None:
             if notification is not None:
                 found.append(notification)
     if found:
-        change.notifications[:0] = found
+        change.notify_first(found)

@@ -1,8 +1,9 @@
 """Reports of agents: decoded, decided in the ledger, answered in bulk when their batches have committed."""
 
 import logging
-from functools import partial
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
 
@@ -14,7 +15,7 @@ from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.observations import GHOST, judge_observation, judge_step_result
 from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.vouching import Vouching
-from zcompute.conductor.change import Change, Keys, Ticket
+from zcompute.conductor.change import QUEUED, Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.errors import not_owner
 from zcompute.conductor.fellows import is_fellow
@@ -51,16 +52,17 @@ Judged = tuple[str, str, Snapshot | None]  # verdict, detail, the rows when they
 Unread = tuple[TableCodec[Any], Key]  # a row that the decision needs beside those that were read
 
 
-class Heard(msgspec.Struct, frozen=True, eq=False):
-    """A report of a host under the epoch of its agent. ``link`` and ``report`` are to be answered: the agent's own, or
-    those of the relay; ``seq`` is the agent's in any case, ``partition`` the instance's."""
+class Heard(Ticket, kw_only=True, eq=False):
+    """A report of a host under the epoch of its agent: the ticket of its decision. ``link`` and ``report`` are to be
+    answered: the agent's own, or those of the relay; ``seq`` is the agent's in any case, ``partition`` the instance's,
+    ``lane`` the one that it was admitted to."""
 
     link: Link
     report: Report
     body: Observation | StepResult
     epoch: int
     seq: int
-    partition: int
+    lane: int = 0
 
 
 class Reports:
@@ -83,10 +85,14 @@ class Reports:
         self._relay = relay
         self._vouching = Vouching(env, hosts, self._believed, self._answer)
         self._settings = settings
-        self._arrivals: Arrivals[Heard] = Arrivals(env.ledger, env.router, env.service_id, self._submit, self._not_ours)
+        self._arrivals: Arrivals[Heard] = Arrivals(
+            env.ledger, env.router, env.service_id, self._arrived, self._not_ours
+        )
         relay.answer = self._reply
         self._acks = Acks(commit_ms=env.ledger.commit_ms)
         self._stopped = False
+        # Bound once: a method that is looked up is a new object, and these are kept by thousands of tickets.
+        self._observing, self._ending_step, self._settling = self._observe, self._end_step, self._settle
 
     def start(self) -> None:
         """The ledger is ready."""
@@ -101,24 +107,39 @@ class Reports:
 
     def received(self, link: Link, reports: list[Report]) -> None:
         """A frame of reports of one agent, or of a fellow conductor that hands them on."""
-        take = self._vouching.received if is_fellow(link.peer, self._cell) else self._of_agent
+        if is_fellow(link.peer, self._cell):
+            for report in reports:
+                self._vouching.received(link, report)
+            return
+        now_s = time.monotonic()
         for report in reports:
-            take(link, report)
+            self._of_agent(link, report, now_s)
 
-    def _of_agent(self, link: Link, report: Report) -> None:
+    def _of_agent(self, link: Link, report: Report, now_s: float) -> None:
         body = self._read(link, report, report.payload)
         if body is None:
             return
         epoch = self._attachments.epoch(link, body.host)
         if epoch is None:
             self._refuse_unattached(link, report, body.host)
-        elif self._ours(partition := partition_of(report.key)):
-            self._submit(Heard(link, report, body, epoch, report.seq, partition))
-        else:
+            return
+        heard = self._heard(link, report, body, epoch, report.seq, now_s)
+        if not self._submit(heard):
             self._hand_on(link, report, body, epoch)
 
-    def _ours(self, partition: int) -> bool:
-        return self._ledger.owns(partition) or self._arrivals.expected(partition)
+    def _heard(
+        self, link: Link, report: Report, body: Observation | StepResult, epoch: int, seq: int, now_s: float
+    ) -> Heard:
+        uuid = body.instance_uuid
+        keys: Keys = ((INSTANCES, (uuid,)),)
+        decide: Callable[[Change], Any] = self._observing
+        if isinstance(body, StepResult):
+            keys = ((INSTANCES, (uuid,)), (TASKS, (body.task_id,)), *self._engine.task_keys(uuid))
+            decide = self._ending_step
+        return Heard(
+            partition_of(uuid), keys, decide, QUEUED, now_s,
+            callback=self._settling, link=link, report=report, body=body, epoch=epoch, seq=seq,
+        )  # fmt: skip
 
     def _not_ours(self, heard: Heard, partition: int) -> None:
         self._put_off(heard.link, heard.report, 0, not_owner(partition, self._ledger.map.version))
@@ -138,9 +159,10 @@ class Reports:
             return
         if body.host != relayed.host:
             self._refuse(link, report, f"the report is of host {body.host}, the relay vouches for {relayed.host}")
-        else:
-            partition = partition_of(report.key)
-            self._submit(Heard(link, report, body, relayed.agent_epoch, relayed.seq, partition))
+            return
+        heard = self._heard(link, report, body, relayed.agent_epoch, relayed.seq, time.monotonic())
+        if not self._submit(heard):
+            self._not_ours(heard, heard.partition)
 
     def _read(self, link: Link, report: Report, payload: bytes) -> Observation | StepResult | None:
         """What is reported; None for what cannot be it, which is answered."""
@@ -166,34 +188,31 @@ class Reports:
         log.info("report before its host is attached from=%s host=%s", link.name, host, extra=REPEATED)
         self._answer(link, report, VERDICT_INVALID, f"host {host} is not attached to this link")
 
-    def _submit(self, heard: Heard, unread: Unread | None = None) -> None:
-        link, report, body = heard.link, heard.report, heard.body
-        uuid, partition = body.instance_uuid, heard.partition
-        lane = self._ledger.lane_of(partition)
-        if not lane and self._arrivals.expected(partition):
-            self._arrivals.wait(partition, heard)
-            return
-        if lane and not link.admit_report(lane):
-            self._answer(link, report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
-            return
-        try:
-            if isinstance(body, Observation):
-                ticket = self._ledger.submit(
-                    partition, [(INSTANCES, (uuid,))], partial(self._observe, body, heard.epoch, heard.seq)
-                )
-            else:
-                known = self._engine.task_keys(uuid) if unread is None else [unread]
-                keys: Keys = [(INSTANCES, (uuid,)), (TASKS, (body.task_id,)), *known]
-                ticket = self._ledger.submit(partition, keys, partial(self._end_step, body))
-        except (NotOwner, Busy) as error:
-            self._settle(link, lane)
-            self._put_off(link, report, lane, error)
-        else:
-            ticket.on_done(partial(self._done, heard, lane))
+    def _arrived(self, heard: Heard) -> None:
+        """Its partition is ours now; or was, and is another's again."""
+        heard.asked_at_s = time.monotonic()
+        if not self._submit(heard):
+            self._not_ours(heard, heard.partition)
 
-    def _settle(self, link: Link, lane: int) -> None:
-        if lane:
+    def _submit(self, heard: Heard) -> bool:
+        """Have it decided, now or when its partition arrives; False when that is another conductor's."""
+        link, partition = heard.link, heard.partition
+        lane = self._ledger.lane_of(partition)
+        if not lane:
+            if not self._arrivals.expected(partition):
+                return False
+            self._arrivals.wait(partition, heard)
+            return True
+        if not link.admit_report(lane):
+            self._answer(link, heard.report, VERDICT_BUSY, lane=lane, retry_after_ms=LANE_RETRY_MS)
+            return True
+        heard.lane = lane
+        try:
+            self._ledger.take(heard)
+        except (NotOwner, Busy) as error:
             link.settle_report(lane)
+            self._put_off(link, heard.report, lane, error)
+        return True
 
     def _put_off(self, link: Link, report: Report, lane: int, error: NotOwner | Busy) -> None:
         """Nothing was decided, or nobody knows: it is to come again, here or at the owner that the map names."""
@@ -204,10 +223,12 @@ class Reports:
 
     # -- decide functions: no I/O, no yield -------------------------------------------------------------------------
 
-    def _observe(self, body: Observation, epoch: int, seq: int, change: Change) -> Judged:
-        instance = change.get(INSTANCES, (body.instance_uuid,))
+    def _observe(self, change: Change) -> Judged:
+        heard = change.ticket
+        body = heard.body
+        instance = change.get(*heard.keys[0])
         named = self._engine.named_hosts(body.instance_uuid)
-        judged = judge_observation(instance, body, epoch, seq, named)
+        judged = judge_observation(instance, body, heard.epoch, heard.seq, named)
         if judged.decision is not None and judged.decision.instance is not None:
             observed = judged.decision.instance  # the judge's own copy
             observed.updated_at_us = change.now_us
@@ -216,7 +237,8 @@ class Reports:
                 change.notify(events_folded(observed, body.folded, change.packed))
         return judged.verdict, judged.detail, None
 
-    def _end_step(self, body: StepResult, change: Change) -> Judged | Unread:
+    def _end_step(self, change: Change) -> Judged | Unread:
+        body = change.ticket.body
         former = Snapshot(change.get(INSTANCES, (body.instance_uuid,)), change.get(TASKS, (body.task_id,)))
         judged = judge_step_result(former.instance, former.task, body, change.now_us, self._settings.ending_s_max)
         if judged.decision is None:
@@ -227,35 +249,43 @@ class Reports:
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
-    def _done(self, heard: Heard, lane: int, ticket: Ticket) -> None:
-        link, report = heard.link, heard.report
-        if lane:
-            link.settle_report(lane)
-        error = ticket.error
+    def _settle(self, ticket: Ticket) -> None:
+        """A report is decided and committed, or was not: its answer."""
+        heard = cast(Heard, ticket)
+        link, report, lane = heard.link, heard.report, heard.lane
+        link.settle_report(lane)
+        error = heard.error
         if error is None:
-            self._verdict(heard, lane, ticket)
+            self._verdict(heard)
         elif isinstance(error, NotOwner | Busy):
             self._put_off(link, report, lane, error)
         else:
             log.error("report not decided key=%s error=%s: %s", report.key, type(error).__name__, error)
             self._answer(link, report, VERDICT_NOT_YET, str(error), lane=lane)
 
-    def _verdict(self, heard: Heard, lane: int, ticket: Ticket) -> None:
+    def _verdict(self, heard: Heard) -> None:
         link, report = heard.link, heard.report
-        if len(ticket.result) == 2:  # a task that the engine has not read yet, soon after a gain
-            self._submit(heard, ticket.result)
+        if len(heard.result) == 2:  # a task that the engine has not read yet, soon after a gain
+            self._decide_with(heard, heard.result)
             return
-        verdict, detail, snapshot = ticket.result
+        verdict, detail, snapshot = heard.result
         if verdict in (VERDICT_NOT_YOURS, VERDICT_INVALID):
             log.warning(
                 "security: report refused from=%s key=%s verdict=%s detail=%s",
                 link.name, report.key, verdict, detail,
             )  # fmt: skip
-        self._reply(link, Ack(report.key, report.seq, verdict, detail, lane))
+        self._acks.add(link, Ack(report.key, report.seq, verdict, detail, heard.lane))
         if detail == GHOST and not self._stopped:
             self._engine.ghosts.suspect(heard.body.host, heard.body.instance_uuid)
         if snapshot is not None:
             self._engine.applied(snapshot)
+
+    def _decide_with(self, heard: Heard, unread: Unread) -> None:
+        """Decide it again, with one more row."""
+        again = self._heard(heard.link, heard.report, heard.body, heard.epoch, heard.seq, time.monotonic())
+        again.keys = (*again.keys[:2], unread)
+        if not self._submit(again):
+            self._not_ours(again, again.partition)
 
     def _answer(
         self,
