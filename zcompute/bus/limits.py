@@ -78,7 +78,7 @@ class Limits:
     events_reread_ms: int = 75  # a missed edge of ZMQ_FD stalls no longer than this
     call_grace_ms: int = 1_000  # open idempotent calls wait so long for a lost link to come back
     retransmit_ms: int = 1_000  # reports not known as received are sent again after this
-    received_ack_ms: int = 200  # received reports are confirmed at the latest after this
+    received_ack_ms: int = 500  # received reports are confirmed at the latest after this; most durable acks come before
     session_retention_ms: int = 30_000  # a listener remembers the unacknowledged reports of a lost peer so long
     refusal_notice_ms: int = 250  # at most one hello_required per route in this time
     retry_after_ms: int = 100  # what Busy tells
