@@ -8,26 +8,17 @@ import msgspec
 
 from zcompute import bus
 from zcompute.objects import methods as m
-from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping
+from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import ROOT_CELL, CellInfo, ServiceInfo
 from zcompute.objects.errors import SERVICE_ERRORS, FlavorNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import Instance
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
+from zcompute.objects.server_list import instance_of, matches, page_of
 
 TINY = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
 SMALL = Flavor(flavorid="2", name="m1.small", vcpus=1, memory_mb=2048, root_gb=20, swap_mb=512)
 SECRET = Flavor(flavorid="3", name="m1.secret", vcpus=1, memory_mb=64, root_gb=1, is_public=False)
-
-
-def in_page(item: Any, query: m.InstanceQuery, status: str) -> bool:
-    marker = (query.marker_created_at_us, query.marker_uuid)
-    return (
-        query.project_id in (None, item.project_id)
-        and (not query.statuses or status in query.statuses)
-        and (query.name is None or query.name in item.name)
-        and (query.marker_uuid is None or (item.created_at_us, item.uuid) < marker)
-    )
 
 
 class FakeConductor:
@@ -97,24 +88,23 @@ class FakeCell(FakeConductor):
             *super().handlers(),
             (m.INSTANCE_GET, self.get),
             (m.INSTANCE_LIST, self.list),
+            (m.INSTANCE_COUNT, self.count),
             (m.INSTANCE_DELETE, self.delete),
         ]
 
     def get(self, request: m.InstanceGetRequest) -> m.InstanceReply:
         found = self.instances.get(request.uuid)
-        if found is None or request.project_id not in (None, found.project_id):
+        hidden = found is None or (found.vm_state == "deleted" and not request.deleted)
+        if hidden or request.project_id not in (None, found.project_id):
             raise InstanceNotFound("no such instance", uuid=request.uuid)
         return m.InstanceReply(instance=found)
 
     def list(self, query: m.InstanceQuery) -> m.InstanceListReply:
-        statuses = {"building": "BUILD", "active": "ACTIVE", "error": "ERROR"}
-        found = [
-            instance
-            for instance in self.instances.values()
-            if in_page(instance, query, statuses[instance.vm_state]) and query.host in (None, instance.host)
-        ]
-        found.sort(key=lambda instance: (instance.created_at_us, instance.uuid), reverse=True)
-        return m.InstanceListReply(instances=found[: query.limit])
+        return m.InstanceListReply(instances=page_of(query, self.instances.values()))
+
+    def count(self, request: m.InstanceCountRequest) -> m.InstanceCountReply:
+        found = [each for each in self.instances.values() if matches(request.query, each)]
+        return m.InstanceCountReply(count=sum(each.uuid not in request.without for each in found))
 
     def delete(self, request: m.InstanceDeleteRequest) -> m.Empty:
         found = self.instances.get(request.uuid)
@@ -188,13 +178,8 @@ class FakeRoot(FakeConductor):
         return m.LocateReply(mapping=mapping, build_request=self.build_requests.get(request.uuid))
 
     def pending(self, query: m.InstanceQuery) -> m.PendingReply:
-        found = [
-            item
-            for item in self.build_requests.values()
-            if in_page(item, query, "ERROR" if item.state == BUILD_ERROR else "BUILD")
-        ]
-        found.sort(key=lambda item: (item.created_at_us, item.uuid), reverse=True)
-        return m.PendingReply(build_requests=found[: query.limit])
+        page = page_of(query, map(instance_of, self.build_requests.values()))
+        return m.PendingReply(build_requests=[self.build_requests[each.uuid] for each in page])
 
     def delete(self, request: m.ServerDeleteRequest) -> m.ServerDeleteReply:
         mapping = self.mappings.get(request.uuid)

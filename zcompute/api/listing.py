@@ -1,4 +1,4 @@
-"""A page of servers from every cell and from the root at once, under one deadline."""
+"""A page of servers, or how many there are, from every cell and from the root, under one deadline."""
 
 import logging
 from collections.abc import Callable
@@ -7,35 +7,56 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, ServiceUnavailable
 from zcompute.api.locate import Servers
-from zcompute.api.merge import merge_pages
+from zcompute.api.merge import Ask, Merge
 from zcompute.api.queries import ServerList, canonical_uuid
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
-from zcompute.bus.errors import BusError
+from zcompute.bus.errors import BusError, DeadlineExceeded
 from zcompute.cells.gather import Gathered, gather
+from zcompute.cells.room import Room, Share
+from zcompute.log import REPEATED
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceNotFound, ServiceError
-from zcompute.objects.instance import Instance
+from zcompute.objects.instance import VM_BUILDING, VM_ERROR, Instance
 from zcompute.objects.interface import Method
-from zcompute.objects.messages.instances import InstanceListReply, InstanceQuery
+from zcompute.objects.messages.instances import (
+    InstanceCountReply,
+    InstanceCountRequest,
+    InstanceGetRequest,
+    InstanceListReply,
+    InstanceQuery,
+    InstanceReply,
+)
 from zcompute.objects.messages.region import PendingReply
-from zcompute.objects.methods import INSTANCE_LIST, SERVERS_PENDING
+from zcompute.objects.methods import INSTANCE_COUNT, INSTANCE_GET, INSTANCE_LIST, SERVERS_PENDING
+from zcompute.objects.server_list import Order, order_of, vm_states_of
 
 log = logging.getLogger(__name__)
 
-PENDING_STATUSES = frozenset({"BUILD", "ERROR"})
+PENDING_STATES = frozenset({VM_BUILDING, VM_ERROR})
+PENDING_PAGE = 1_000
+PENDING_SHARE = 2  # the root has one part in so many of the time: the cells are to have the rest
 
 
 @dataclass(frozen=True)
 class Page:
-    """Servers, newest first, and the cells (the root among them) that did not answer."""
+    """Servers in order, and the cells (the root among them) that did not answer."""
 
     instances: list[Instance] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many servers there are, but for those of the cells that did not answer."""
+
+    servers: int = 0
     missing: list[str] = field(default_factory=list)
 
 
@@ -47,46 +68,132 @@ class Listing:
         self._region = region
         self._servers = servers
         self._limits = limits
+        self.room = Room(
+            limits.list_rows_in_flight_max, limits.lists_in_flight_max, limits.list_wait_ms_max, limits.busy_ms
+        )
 
     def page(self, wanted: ServerList, scope: str | None, deadline: Deadline) -> Page:
         """One page. ``scope``: the project in which a marker must be, None for any.
 
-        Raises BadRequest for an unknown marker, ServiceUnavailable when no cell answers (or is known yet).
+        Raises BadRequest for an unknown marker, Busy where too many lists are under way, ServiceUnavailable when no
+        cell answers (or is known yet).
         """
-        if wanted.nothing:
+        if wanted.nothing or not wanted.query.limit:
             return Page()
         cells = known_cells(self._region)
-        query = self._from_marker(wanted, scope, deadline)
-        pending, root_missing = self._pending(query, deadline)
-        gathered: Gathered[InstanceListReply] = ask_all(
-            self._region, cells, INSTANCE_LIST, query, deadline.left_at_most(self._limits.list_ms_max)
-        )
+        ours = Deadline(deadline.left_at_most(self._limits.list_ms_max))
+        with self.room.held(wanted.query.limit, ours.left_ms) as share:
+            order = order_of(wanted.query)
+            query = self._from_marker(wanted, order, scope, cells, ours)
+            pending, missing = self._pending(query, ours)
+            merge = Merge(order, query.limit, cells, pending)
+            silent = self._fill(merge, query, share, ours)
+        if cells and len(silent) == len(cells) and not merge.page:
+            raise ServiceUnavailable(f"No cell answered: {', '.join(cells[:10])}.")
+        return Page(merge.page, [*sorted(silent), *missing])
+
+    def count(self, wanted: ServerList, deadline: Deadline) -> Count:
+        """How many servers a list without a limit would have. Raises as ``page``, and Busy for more build requests than
+        can be told from the cells' rows."""
+        if wanted.nothing:
+            return Count()
+        cells = known_cells(self._region)
+        ours = Deadline(deadline.left_at_most(self._limits.list_ms_max))
+        query = replace(wanted.query, limit=PENDING_PAGE, after=None, sort=[])
+        order = order_of(query)
+        pending, missing = self._pending(query, ours)
+        while not missing and pending and len(pending) % PENDING_PAGE == 0:
+            if len(pending) >= self._limits.count_pending_max:
+                raise ServiceUnavailable(f"More than {len(pending)} servers are being built; they cannot be counted.")
+            further, missing = self._pending(replace(query, after=order.values(pending[-1])), ours)
+            pending += further
+            if not further:
+                break
+        request = InstanceCountRequest(query=query, without=[each.uuid for each in pending])
+        gathered: Gathered[InstanceCountReply] = ask_all(self._region, cells, INSTANCE_COUNT, request, ours.left_ms)
         if cells and not gathered.results:
             raise ServiceUnavailable(f"No cell answered: {', '.join(cells[:10])}.")
-        missing = sorted(gathered.missing)
-        pages = [reply.instances for reply in gathered.results.values()]
-        return Page(merge_pages(pages, pending, query.limit), [*missing, *root_missing])
+        servers = len(pending) + sum(reply.count for reply in gathered.results.values())
+        return Count(servers, [*sorted(gathered.missing), *missing])
 
-    def _from_marker(self, wanted: ServerList, scope: str | None, deadline: Deadline) -> InstanceQuery:
+    def _fill(self, merge: Merge, query: InstanceQuery, share: Share, ours: Deadline) -> set[str]:
+        """Ask cells until the page is done; the cells that did not answer."""
+        silent: set[str] = set()
+        for _ in range(self._limits.merge_rounds_max):
+            asks = merge.asks()
+            if not asks:
+                return silent
+            asked_rows = sum(ask.rows for ask in asks.values())
+
+            def add(cell: str, reply: InstanceListReply, asks: dict[str, Ask] = asks) -> None:
+                nonlocal asked_rows
+                merge.add(cell, reply.instances, asks[cell])
+                asked_rows -= asks[cell].rows
+                share.shrink_to(merge.rows_held + asked_rows)
+
+            missing = set(asks) if not ours.left_ms else self._ask(asks, query, add, ours)
+            for cell in missing:
+                merge.drop(cell)
+            silent |= missing
+        log.warning("list not finished rounds=%d: the cells' rows come in no order", self._limits.merge_rounds_max)
+        return silent | set(merge.asks())
+
+    def _ask(
+        self, asks: dict[str, Ask], query: InstanceQuery, add: Callable[[str, InstanceListReply], None], ours: Deadline
+    ) -> set[str]:
+        timeout_ms = ours.left_ms
+        calls: dict[str, Callable[[], InstanceListReply]] = {}
+        for cell, ask in asks.items():
+            after = query.after if ask.after is None else ask.after
+            request = replace(query, limit=ask.rows, after=after)
+            calls[cell] = partial(self._region.ask, cell, INSTANCE_LIST, request, timeout_ms)
+        gathered = gather(calls, timeout_ms + self._limits.grace_ms, on_result=add)
+        return set(gathered.missing)
+
+    def _from_marker(
+        self, wanted: ServerList, order: Order, scope: str | None, cells: list[str], ours: Deadline
+    ) -> InstanceQuery:
+        """The query from its marker on. A server that was deleted meanwhile still marks its place until it is
+        archived, so that a walk over the pages does not end with it."""
         if wanted.marker is None:
             return wanted.query
         marker = canonical_uuid(wanted.marker)
+        if marker is None:
+            raise _no_marker(wanted)
+        time_for_it = Deadline(ours.left_at_most(self._limits.marker_ms_max))
         try:
-            if marker is None:
-                raise InstanceNotFound("not a uuid", uuid=wanted.marker)
-            found = self._servers.show(marker, scope, deadline)
+            found = self._servers.show(marker, scope, time_for_it)
         except InstanceNotFound:
-            raise BadRequest(f"marker [{wanted.marker[:80]}] not found") from None
-        return msgspec.structs.replace(wanted.query, marker_created_at_us=found.created_at_us, marker_uuid=found.uuid)
+            found = self._deleted_marker(wanted, marker, scope, cells, time_for_it)
+        return replace(wanted.query, after=order.values(found))
 
-    def _pending(self, query: InstanceQuery, deadline: Deadline) -> tuple[list[BuildRequest], list[str]]:
-        if query.host is not None or (query.statuses and PENDING_STATUSES.isdisjoint(query.statuses)):
+    def _deleted_marker(
+        self, wanted: ServerList, marker: str, scope: str | None, cells: list[str], time_for_it: Deadline
+    ) -> Instance:
+        request = InstanceGetRequest(uuid=marker, project_id=scope, deleted=True)
+        gathered: Gathered[InstanceReply] = ask_all(
+            self._region, cells, INSTANCE_GET, request, time_for_it.left_at_most(self._limits.marker_ms_max)
+        )
+        for reply in gathered.results.values():
+            return reply.instance
+        silent = sorted(name for name in gathered.missing if not _is_denial(gathered.errors.get(name)))
+        if silent:
+            raise ServiceUnavailable(
+                f"marker [{marker}] may be in a cell that does not answer: {', '.join(silent[:10])}."
+            )
+        raise _no_marker(wanted)
+
+    def _pending(self, query: InstanceQuery, ours: Deadline) -> tuple[list[BuildRequest], list[str]]:
+        states = set(query.vm_states or PENDING_STATES)
+        if query.statuses:
+            states &= vm_states_of(query.statuses)
+        if query.host is not None or query.deleted is True or PENDING_STATES.isdisjoint(states):
             return [], []  # a build request is on no host, and nothing but in BUILD or ERROR
-        timeout_ms = deadline.left_at_most(self._limits.list_ms_max // 2)
         try:
+            timeout_ms = ours.left_at_most(self._limits.list_ms_max // PENDING_SHARE)
             reply: PendingReply = self._region.ask(ROOT_CELL, SERVERS_PENDING, query, timeout_ms)
         except (BusError, ServiceError) as error:
-            log.warning("list without the root reason=%s", error)
+            log.info("list without the root reason=%s", error, extra=REPEATED)
             return [], [ROOT_CELL]
         return reply.build_requests, []
 
@@ -102,8 +209,18 @@ def known_cells(region: Region) -> list[str]:
 def ask_all(
     region: Region, cells: list[str], method: Method, request: msgspec.Struct, timeout_ms: int
 ) -> Gathered[Any]:
-    """Ask one conductor of each cell at once."""
+    """Ask one conductor of each cell at once. Raises DeadlineExceeded when no time is left."""
+    if timeout_ms <= 0:
+        raise DeadlineExceeded("the request's deadline has passed")
     calls: dict[str, Callable[[], Any]] = {
         cell: partial(region.ask, cell, method, request, timeout_ms) for cell in cells
     }
-    return gather(calls, timeout_ms)
+    return gather(calls, timeout_ms + LIMITS.grace_ms)
+
+
+def _is_denial(error: Exception | None) -> bool:
+    return isinstance(error, InstanceNotFound)
+
+
+def _no_marker(wanted: ServerList) -> BadRequest:
+    return BadRequest(f"marker [{(wanted.marker or '')[:80]}] not found")

@@ -15,7 +15,6 @@ import gevent
 from zcompute.api.deadline import Deadline
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
-from zcompute.api.views import as_asked_of_root, instance_of
 from zcompute.bus.errors import BusError
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.cell import ROOT_CELL
@@ -24,6 +23,7 @@ from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceDeleteRequest, InstanceGetRequest, InstanceReply
 from zcompute.objects.messages.region import LocateReply, LocateRequest, ServerDeleteReply, ServerDeleteRequest
 from zcompute.objects.methods import INSTANCE_DELETE, INSTANCE_GET, SERVERS_DELETE, SERVERS_LOCATE
+from zcompute.objects.server_list import as_asked_of_root, instance_of
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,8 @@
 """The seam between the API and the region behind it: who is asked, without how. The bus is one implementation."""
 
 import logging
+import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import gevent
@@ -8,20 +10,28 @@ import msgspec
 
 from zcompute import bus
 from zcompute.api.settings import LIMITS
+from zcompute.bus.errors import BusError, Busy, DeadlineExceeded, Unavailable
 from zcompute.cells.directory import CellDirectory
+from zcompute.cells.gate import Gate
 from zcompute.config import Config
+from zcompute.log import REPEATED
+from zcompute.measure import Measure
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.interface import Method
 from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.messages.cluster import Empty
-from zcompute.objects.methods import CELL_LIST, TOPIC_CELLS, TOPIC_MAP
+from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.methods import CELL_LIST, INSTANCE_LIST, SERVERS_PENDING, TOPIC_CELLS, TOPIC_MAP
 from zcompute.objects.partition import ConductorInfo
 
 log = logging.getLogger(__name__)
 
 CELL_LIST_MS = 2_000
 CELL_LIST_PAUSE_S = 0.25
+PROBE_MS = 2_000
+PROBE_PAUSE_S = 0.25
+PROBE = InstanceQuery(project_id="", limit=1)  # nobody's servers: through every part of a read, and nothing to read
 
 
 class Region(Protocol):
@@ -56,6 +66,8 @@ class BusRegion:
         self._directory = CellDirectory(self._endpoint, seeds)
         self._cells_known = False
         self._learning: gevent.Greenlet[Any] | None = None
+        self._gates: dict[str, Gate] = {}
+        self._probing: dict[str, gevent.Greenlet[Any]] = {}
 
     def start(self) -> None:
         """Dial; returns at once."""
@@ -66,6 +78,8 @@ class BusRegion:
         """Hang up everything."""
         if self._learning is not None:
             self._learning.kill()
+        for probing in self._probing.values():
+            probing.kill()
         self._endpoint.close()
 
     def ask_owner(self, key: str, method: Method, request: msgspec.Struct, timeout_ms: int) -> Any:
@@ -73,10 +87,73 @@ class BusRegion:
         return self._directory.root.call(key, method, request, timeout_ms=timeout_ms)
 
     def ask(self, cell: str, method: Method, request: msgspec.Struct, timeout_ms: int) -> Any:
-        """Ask any conductor of a cell; a cell without any link is given less time."""
+        """Ask any conductor of a cell; a cell without any link is given less time.
+
+        One that has not answered is not asked again until a probe has come back: Unavailable at once.
+        """
+        gate = self._gates.get(cell)
+        if gate is None:
+            router = self._directory.router(cell)  # raises for a cell that there is not
+            gate = self._gates[router.cell] = Gate()
+        began_s = time.monotonic()
+        was_silent = gate.silent
+        if not gate.enter(began_s):
+            if gate.silent and not was_silent:
+                self._fell_silent(cell, gate, "no answer to any question")
+            if gate.silent:
+                raise Unavailable(f"cell {cell} does not answer")
+            raise Busy(f"cell {cell} has {gate.open} questions to answer", retry_after_ms=LIMITS.busy_ms)
+        try:
+            answer = self._ask(cell, method, request, timeout_ms)
+        except DeadlineExceeded as error:
+            if gate.was_late(began_s, time.monotonic()):
+                self._fell_silent(cell, gate, str(error))
+            raise
+        except BusError:
+            raise
+        except Exception:
+            gate.answered(time.monotonic())
+            raise
+        finally:
+            gate.leave()
+        gate.answered(time.monotonic())
+        return answer
+
+    def _ask(self, cell: str, method: Method, request: msgspec.Struct, timeout_ms: int) -> Any:
         if not self.linked(cell):
             timeout_ms = min(timeout_ms, LIMITS.unlinked_ms_max)
         return self._directory.router(cell).call_any(method, request, timeout_ms=timeout_ms)
+
+    def _fell_silent(self, cell: str, gate: Gate, reason: str) -> None:
+        log.warning("cell does not answer cell=%s reason=%s", cell, reason)
+        probing = self._probing.get(cell)
+        if probing is None or probing.dead:
+            self._probing[cell] = gevent.spawn(self._probe, cell, gate)
+
+    def _probe(self, cell: str, gate: Gate) -> None:
+        """Until the cell answers: then it is asked again."""
+        method = SERVERS_PENDING if cell == ROOT_CELL else INSTANCE_LIST
+        while gate.silent:
+            gevent.sleep(PROBE_PAUSE_S)
+            try:
+                self._ask(cell, method, PROBE, PROBE_MS)
+            except BusError as error:
+                log.info("cell still does not answer cell=%s reason=%s", cell, error, extra=REPEATED)
+                continue
+            except Exception:  # its own error: an answer, if an odd one
+                log.exception("probe failed cell=%s", cell)
+            gate.answered(time.monotonic())
+        log.info("cell answers again cell=%s after_s=%.1f", cell, time.monotonic() - gate.silent_since_s)
+
+    def measures(self) -> Iterable[Measure]:
+        """By cell: whether it answers, and what was not asked because it does not."""
+        for cell in (ROOT_CELL, *self._directory.cells()):
+            gate = self._gates.get(cell) or Gate()
+            labels = {"cell": cell}
+            yield Measure("cell_unreachable", "1: the cell does not answer", float(gate.silent), labels=labels)
+            yield Measure("cell_open", "Questions to the cell without an answer", float(gate.open), labels=labels)
+            yield Measure("cell_late", "Questions not answered in time", gate.late, counter=True, labels=labels)
+            yield Measure("cell_refused", "Questions that were not asked", gate.refused, counter=True, labels=labels)
 
     def cells(self) -> list[str] | None:
         """Names of all cells but the root; None until the root has said which there are."""

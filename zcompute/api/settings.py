@@ -26,7 +26,16 @@ class Limits:
     relocate_pause_ms_max: int = 500
     same_place_misses_max: int = 2  # the same cell and generation denied so often: the server is gone
 
+    marker_ms_max: int = 2_500  # to find the server behind which a page begins
+    grace_ms: int = 60  # after the deadline of a gathered call, for its own error to come
+    merge_rounds_max: int = 64
+    busy_ms: int = 1_000  # what a caller is told to wait who found no room
+
     # Memory
+    lists_in_flight_max: int = 256
+    list_rows_in_flight_max: int = 50_000  # of all lists together, about 3 KB each
+    list_wait_ms_max: int = 2_000  # for room
+    count_pending_max: int = 10_000  # build requests that a count tells from the cells' rows
     places_max: int = 100_000
     page_rows_max: int = 1_000  # no more come from a cell at once: a longer page would end early
     details_in_flight_max: int = 32

@@ -7,11 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from zcompute.api.links import Link, bookmark, resource_links
-from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.instance import (
-    POWER_NOSTATE,
-    TASK_DELETING,
-    TASK_SCHEDULING,
     VM_ACTIVE,
     VM_BUILDING,
     VM_DELETED,
@@ -91,34 +87,6 @@ class ServerView(msgspec.Struct, kw_only=True):
     vm_state: str = msgspec.field(name="OS-EXT-STS:vm_state")
     power_state: int = msgspec.field(name="OS-EXT-STS:power_state")
     volumes_attached: list[str] = msgspec.field(name="os-extended-volumes:volumes_attached", default_factory=list)
-
-
-def instance_of(build_request: BuildRequest) -> Instance:
-    """A build request as the instance that it will be: scheduling, or in error where no cell was left."""
-    in_error = build_request.state == BUILD_ERROR
-    instance = Instance(
-        uuid=build_request.uuid,
-        project_id=build_request.project_id,
-        user_id=build_request.user_id,
-        name=build_request.name,
-        flavor=build_request.flavor,
-        spec=build_request.spec,
-        mapping_generation=build_request.generation,
-        created_at_us=build_request.created_at_us,
-        updated_at_us=build_request.fault.created_at_us if build_request.fault else build_request.created_at_us,
-        vm_state=VM_ERROR if in_error else VM_BUILDING,
-        task_state=None if in_error else TASK_SCHEDULING,
-        power_state=POWER_NOSTATE,
-        fault=build_request.fault,
-    )
-    return as_asked_of_root(instance, build_request)
-
-
-def as_asked_of_root(instance: Instance, build_request: BuildRequest) -> Instance:
-    """A server whose deletion the root has accepted and not yet passed on to its cell is being deleted already."""
-    if not build_request.delete_requested:
-        return instance
-    return msgspec.structs.replace(instance, task_state=TASK_DELETING)
 
 
 def server_summary(instance: Instance, base_url: str) -> ServerSummary:

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 import gevent
 from gevent.pool import Pool
 
+from zcompute.log import REPEATED
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -28,9 +30,16 @@ class Gathered(Generic[T]):
 
 
 def gather(
-    calls: Mapping[str, Callable[[], T]], timeout_ms: int, *, workers_max: int = GATHER_WORKERS_MAX
+    calls: Mapping[str, Callable[[], T]],
+    timeout_ms: int,
+    *,
+    workers_max: int = GATHER_WORKERS_MAX,
+    on_result: Callable[[str, T], None] | None = None,
 ) -> Gathered[T]:
-    """Run all calls, ``workers_max`` at a time, and return at the deadline at the latest. Raises nothing of theirs."""
+    """Run all calls, ``workers_max`` at a time, and return at the deadline at the latest; what is open then is ended.
+
+    ``on_result`` hears of each result as it comes; it must not block. Raises nothing of the calls.
+    """
     gathered: Gathered[T] = Gathered()
     ends_at_s = time.monotonic() + timeout_ms / 1000
     pool = Pool(workers_max)
@@ -40,11 +49,13 @@ def gather(
         try:
             result = call()
         except Exception as error:  # noqa: BLE001  # each failure is an answer of its own
-            log.info("no answer from=%s error=%s", name, error)
+            log.info("no answer from=%s error=%s", name, error, extra=REPEATED)
             gathered.errors[name] = error
             gathered.missing[name] = f"{type(error).__name__}: {error}"
         else:
             gathered.results[name] = result
+            if on_result is not None:
+                on_result(name, result)
         del pending[name]
 
     try:

@@ -24,6 +24,7 @@ from zcompute.bus.errors import (
     Unavailable,
     UnknownMethod,
 )
+from zcompute.cells.balance import Balance
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.methods import MAP_GET, TOPIC_MAP
 from zcompute.objects.partition import PARTITIONS, PartitionMap, partition_of
@@ -86,6 +87,7 @@ class PartitionRouter:
         self._endpoint = endpoint
         self._local = local
         self._limits = limits
+        self.balance: Balance[Link] = Balance()
         self._links: dict[str, Link] = {}
         self._changed = Flag()
         self._asking = False
@@ -154,42 +156,66 @@ class PartitionRouter:
         raise _late(method, self.cell, timeout_ms, error)
 
     def call_any(self, method: MethodSpec, request: msgspec.Struct, *, timeout_ms: int) -> Any:
-        """Call any conductor of the cell that answers, this very one first; another one when it does not.
+        """Call any conductor of the cell that answers, this very one first.
 
-        Raises like ``call``.
+        Of the others the less loaded of two drawn. An idempotent call that has no answer after half of its time is
+        tried once more elsewhere, for all that is left; where there is nobody else, nobody is asked twice. Raises like
+        ``call``.
         """
+        if self._local is not None:
+            try:
+                return self._call_local(method, request, timeout_ms)
+            except (LinkDown, Unavailable, Busy, NotOwner) as refused:
+                return self._call_others(method, request, timeout_ms, refused)
+        return self._call_others(method, request, timeout_ms, None)
+
+    def _call_others(self, method: MethodSpec, request: msgspec.Struct, timeout_ms: int, error: BusError | None) -> Any:
         ends_at_s = time.monotonic() + timeout_ms / 1000
         pauses = _Pauses(self._limits, ends_at_s)
-        error: BusError | None = None
-        tried: set[int] = set()
+        tried: set[Link] = set()
+        late: set[Link] = set()
         while (left_ms := int((ends_at_s - time.monotonic()) * 1000)) > 0:
-            if self._local is not None and not tried:
-                tried.add(0)
-                link: Link | None = None
-            else:
-                links = self._endpoint.links(role=CONDUCTOR, cell=self.cell)
-                fresh = [candidate for candidate in links if id(candidate) not in tried]
-                if not fresh:
-                    tried.clear()
-                    error = error or LinkDown(f"no conductor of cell {self.cell} is linked")
-                    pauses.wait(self._changed)
-                    if not links:
-                        continue
-                    fresh = links
-                link = random.choice(fresh)
-                tried.add(id(link))
-            attempt_ms = max(left_ms // 2, min(left_ms, self._limits.any_attempt_ms_min))
+            links = self._endpoint.links(role=CONDUCTOR, cell=self.cell)
+            fresh = [link for link in links if link not in tried]
+            if not fresh:
+                tried = set(late)
+                error = error or LinkDown(f"no conductor of cell {self.cell} is linked")
+                pauses.wait(self._changed)
+                continue
+            link = self.balance.choose(fresh, time.monotonic())
+            tried.add(link)
+            last = not method.idempotent or bool(late) or len(links) == 1
+            attempt_ms = left_ms if last else max(left_ms // 2, min(left_ms, self._limits.any_attempt_ms_min))
             try:
-                if link is None:
-                    return self._call_local(method, request, left_ms)
-                return link.call(method, request, timeout_ms=attempt_ms if method.idempotent else left_ms)
+                return self._call_one(link, method, request, attempt_ms)
             except (DeadlineExceeded, LinkReset) as unknown:
                 if not method.idempotent:
                     raise
                 error = unknown
+                if isinstance(unknown, DeadlineExceeded):
+                    late.add(link)
             except (LinkDown, Unavailable, Busy, NotOwner) as refused:
                 error = refused
         raise _late(method, self.cell, timeout_ms, error)
+
+    def _call_one(self, link: Link, method: MethodSpec, request: msgspec.Struct, attempt_ms: int) -> Any:
+        """One attempt, counted in the balance."""
+        balance = self.balance
+        balance.began(link)
+        try:
+            answer = link.call(method, request, timeout_ms=attempt_ms)
+        except DeadlineExceeded:
+            balance.was_late(link, time.monotonic())
+            raise
+        except (LinkDown, LinkReset):
+            raise
+        except Exception:
+            balance.answered(link)
+            raise
+        finally:
+            balance.ended(link)
+        balance.answered(link)
+        return answer
 
     # -- one attempt --------------------------------------------------------------------------------------------
 

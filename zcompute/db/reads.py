@@ -1,73 +1,19 @@
-"""Reads of objects: by key, by page, and the lists that clients see."""
+"""Reads of objects by key and by page; the lists that clients see are in zcompute.db.lists."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from zcompute.db.columns import is_ascii
 from zcompute.db.schema import TABLES
 from zcompute.db.session import Session
 from zcompute.db.store import SCAN_ROWS_MAX, ToldRow
-from zcompute.db.tables import BUILD_REQUESTS, INSTANCES, PARTITION_COLUMN, Key, TableCodec
+from zcompute.db.tables import PARTITION_COLUMN, Key, TableCodec
+from zcompute.db.where import Where
 from zcompute.objects.base import VersionedObject
-from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest
-from zcompute.objects.instance import VM_ACTIVE, VM_BUILDING, VM_DELETED, VM_ERROR, Instance
-from zcompute.objects.messages.instances import InstanceQuery
 
 T = TypeVar("T", bound=VersionedObject)
 
 FETCH_KEYS_MAX = 500  # a statement; more keys are fetched by several
-
-
-@dataclass(frozen=True)
-class StatusPair:
-    """A state that a client sees as one status: a vm_state, and the task_states it takes (None: any)."""
-
-    vm_state: str
-    task_states: tuple[str | None, ...] | None = None
-
-
-STATUS_DELETED = "DELETED"
-
-# Nova's statuses, as far as there are states for them.
-STATUSES: dict[str, tuple[StatusPair, ...]] = {
-    "ACTIVE": (StatusPair(VM_ACTIVE),),
-    "BUILD": (StatusPair(VM_BUILDING),),
-    "ERROR": (StatusPair(VM_ERROR),),
-    STATUS_DELETED: (StatusPair(VM_DELETED),),
-}
-_BUILD_STATES = {"BUILD": BUILD_PENDING, "ERROR": BUILD_ERROR}
-
-
-class _Where:
-    """Conditions that are all to hold, with their values. Names come from the codecs, values are always bound."""
-
-    def __init__(self) -> None:
-        self._conditions: list[str] = []
-        self.values: dict[str, Any] = {}
-
-    def add(self, condition: str, **values: Any) -> None:
-        self._conditions.append(condition)
-        self.values.update(values)
-
-    def equals(self, column: str, value: Any) -> None:
-        name = f"v{len(self.values)}"
-        if value is None:
-            self.add(f"{column} IS NULL")
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            self.add(f"{column} IN :{name}" if value else "1 = 0", **({name: list(value)} if value else {}))
-        else:
-            self.add(f"{column} = :{name}", **{name: value})
-
-    def select(self, table: TableCodec[Any], order: str = "", limit: int | None = None) -> str:
-        parts = ["SELECT", ", ".join(table.columns), "FROM", table.name]
-        if self._conditions:
-            parts += ["WHERE", " AND ".join(self._conditions)]
-        if order:
-            parts += ["ORDER BY", order]
-        if limit is not None:
-            parts += ["LIMIT", str(int(limit))]
-        return " ".join(parts)
 
 
 def fetch(session: Session, table: TableCodec[T], keys: Sequence[Key]) -> dict[Key, T]:
@@ -75,7 +21,7 @@ def fetch(session: Session, table: TableCodec[T], keys: Sequence[Key]) -> dict[K
     found: dict[Key, T] = {}
     wanted = [key for key in dict.fromkeys(keys) if _possible(table, key)]
     for start in range(0, len(wanted), FETCH_KEYS_MAX):
-        where = _Where()
+        where = Where()
         _add_keys(where, table, wanted[start : start + FETCH_KEYS_MAX])
         for stored in session.objects(table, where.select(table), **where.values):
             found[table.key_of(stored)] = stored
@@ -93,7 +39,7 @@ def _possible(table: TableCodec[Any], key: Key) -> bool:
     )
 
 
-def _add_keys(where: _Where, table: TableCodec[Any], keys: Sequence[Key]) -> None:
+def _add_keys(where: Where, table: TableCodec[Any], keys: Sequence[Key]) -> None:
     if len(table.key_columns) == 1:
         where.equals(table.key_columns[0], [key[0] for key in keys])
         return
@@ -116,7 +62,7 @@ def scan(
     after: Key | None,
 ) -> list[T]:
     """Store.scan."""
-    conditions = _Where()
+    conditions = Where()
     if partitions is not None:
         conditions.equals(PARTITION_COLUMN, list(partitions))
     for column, value in (where or {}).items():
@@ -136,14 +82,14 @@ def expired(session: Session, table: TableCodec[T], partition: int, column: str,
     """Store.expired."""
     if column not in table.columns:
         raise ValueError(f"{table.name} has no column {column!r}, but {table.columns}")
-    where = _Where()
+    where = Where()
     where.equals(PARTITION_COLUMN, partition)
     where.add(f"{column} < :before_us", before_us=before_us)
     sql = where.select(table, column, max(0, min(limit, SCAN_ROWS_MAX)))
     return session.objects(table, sql, **where.values)
 
 
-def _add_after(where: _Where, table: TableCodec[Any], after: Key) -> None:
+def _add_after(where: Where, table: TableCodec[Any], after: Key) -> None:
     if len(after) != len(table.key_columns):
         raise ValueError(f"expected a key {table.key_columns} of {table.name} to go on from, found {after!r}")
     names = [f"after{part}" for part in range(len(after))]
@@ -157,30 +103,6 @@ def _add_after(where: _Where, table: TableCodec[Any], after: Key) -> None:
     where.add(f"{columns[0]} >= :{names[0]} AND {tuples}", **values)
 
 
-def list_instances(session: Session, query: InstanceQuery) -> list[Instance]:
-    """Store.list_instances."""
-    where = _Where()
-    _add_page(where, query)
-    if query.host is not None:
-        where.equals("host", query.host)
-    if query.statuses:
-        _add_statuses(where, query.statuses)
-    if STATUS_DELETED not in query.statuses:
-        where.add("vm_state <> :deleted", deleted=VM_DELETED)
-    return _newest_first(session, INSTANCES, where, query.limit)
-
-
-def list_build_requests(session: Session, query: InstanceQuery) -> list[BuildRequest]:
-    """Store.list_build_requests."""
-    if query.host is not None:
-        return []
-    where = _Where()
-    _add_page(where, query)
-    if query.statuses:
-        where.equals("state", [_BUILD_STATES[status] for status in query.statuses if status in _BUILD_STATES])
-    return _newest_first(session, BUILD_REQUESTS, where, query.limit)
-
-
 def told(session: Session) -> list[ToldRow]:
     """Store.read_told: one statement, so last_n and the rows are of one moment."""
     rows = session.select(
@@ -189,46 +111,3 @@ def told(session: Session) -> list[ToldRow]:
         "GROUP BY p.partition_id, p.last_n ORDER BY p.partition_id"
     )
     return [ToldRow(*(value or 0 for value in row)) for row in rows]
-
-
-def _newest_first(session: Session, table: TableCodec[T], where: _Where, limit: int) -> list[T]:
-    sql = where.select(table, "created_at_us DESC, uuid DESC", max(0, min(limit, SCAN_ROWS_MAX)))
-    return session.objects(table, sql, **where.values)
-
-
-def _add_page(where: _Where, query: InstanceQuery) -> None:
-    if query.project_id is not None:
-        where.equals("project_id", query.project_id)
-    if query.name is not None:
-        # Not LIKE: its wildcards and its idea of upper case differ between databases.
-        where.add("INSTR(name, :part) > 0", part=query.name)
-    if query.marker_created_at_us is not None:
-        where.add(
-            "created_at_us <= :marker_us AND (created_at_us < :marker_us OR uuid < :marker_uuid)",
-            marker_us=query.marker_created_at_us,
-            marker_uuid=query.marker_uuid or "",
-        )
-
-
-def _add_statuses(where: _Where, statuses: Sequence[str]) -> None:
-    """One of the pairs behind these statuses; a status that nobody knows matches nothing, as in Nova."""
-    either = []
-    for pair in (pair for status in statuses for pair in STATUSES.get(status, ())):
-        name = f"s{len(where.values)}"
-        where.values[name] = pair.vm_state
-        condition = f"vm_state = :{name}"
-        if pair.task_states is not None:
-            condition += f" AND {_one_of(where, name, pair.task_states)}"
-        either.append(f"({condition})")
-    where.add("(" + " OR ".join(either) + ")" if either else "1 = 0")
-
-
-def _one_of(where: _Where, prefix: str, states: Sequence[str | None]) -> str:
-    named = [state for state in states if state is not None]
-    conditions = []
-    if named:
-        where.values[f"{prefix}t"] = named
-        conditions.append(f"task_state IN :{prefix}t")
-    if None in states:
-        conditions.append("task_state IS NULL")
-    return "(" + " OR ".join(conditions) + ")"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from zcompute.db import ownership, packed_forms, reads
+from zcompute.db import lists, ownership, packed_forms, reads
 from zcompute.db.session import Sessions
 from zcompute.db.store import KIND_MARIADB, ConductorRow, MapRows, ToldRow
 from zcompute.db.tables import Key, TableCodec
@@ -86,10 +86,13 @@ class SessionStore:
         return self._sessions.read(lambda session: packed_forms.count_packed(session, table, partitions, heads))
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
-        return self._sessions.read(lambda session: reads.list_instances(session, query))
+        return self._sessions.read(lambda session: lists.list_instances(session, query))
+
+    def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
+        return self._sessions.read(lambda session: lists.count_instances(session, query, without))
 
     def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
-        return self._sessions.read(lambda session: reads.list_build_requests(session, query))
+        return self._sessions.read(lambda session: lists.list_build_requests(session, query))
 
     def ping(self) -> None:
         self._sessions.read(lambda session: session.select("SELECT 1"))

@@ -234,10 +234,16 @@ class Store(Protocol):
         """How many rows these partitions have, and of how many a packed column begins otherwise. Reads them all."""
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
-        """A page of instances, newest first. Deleted ones only where the status DELETED is asked for."""
+        """A page of instances in the query's order, by its filters. Raises ValueError for a sort key that there is
+        not."""
+
+    def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
+        """How many instances the query's filters let through, its marker and limit aside, but for those named."""
 
     def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
-        """A page of build requests, in the same order and by the same filters."""
+        """A page of build requests, in the same order and by the same filters: each is taken for the instance that it
+        will be (zcompute.objects.server_list.instance_of). Raises DatabaseBusy where there are too many to choose
+        from."""
 
     def ping(self) -> None:
         """A round trip. Raises ConnectionLost or DatabaseBusy."""

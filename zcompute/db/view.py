@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from zcompute.db import reads
+from zcompute.db import lists, reads
 from zcompute.db.session import Session
 from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
@@ -37,6 +37,9 @@ class View(Protocol):
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         """Store.list_instances."""
 
+    def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
+        """Store.count_instances."""
+
     def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
         """Store.list_build_requests."""
 
@@ -62,10 +65,13 @@ class SessionView:
         return reads.scan(self._session, table, partitions=partitions, where=where, limit=limit, after=after)
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
-        return reads.list_instances(self._session, query)
+        return lists.list_instances(self._session, query)
+
+    def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
+        return lists.count_instances(self._session, query, without)
 
     def list_build_requests(self, query: InstanceQuery) -> list[BuildRequest]:
-        return reads.list_build_requests(self._session, query)
+        return lists.list_build_requests(self._session, query)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from zcompute.objects.messages.hosts import (
 from zcompute.objects.messages.instances import (
     BuildRequestMessage,
     InstanceActionsReply,
+    InstanceCountReply,
+    InstanceCountRequest,
     InstanceDeleteRequest,
     InstanceGetRequest,
     InstanceListReply,
@@ -161,6 +163,9 @@ RELAYED_COMMANDS: dict[Method, Method] = {
 INSTANCE_BUILD = INSTANCE_INTERFACE.method("build", BuildRequestMessage, Empty, _CONDUCTOR)
 INSTANCE_GET = INSTANCE_INTERFACE.method("get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
 INSTANCE_LIST = INSTANCE_INTERFACE.method("list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_COUNT = INSTANCE_INTERFACE.method(
+    "count", InstanceCountRequest, InstanceCountReply, _API_OR_CONDUCTOR, "reads"
+)
 INSTANCE_DELETE = INSTANCE_INTERFACE.method("delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
 INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
     "actions", InstanceGetRequest, InstanceActionsReply, _API_OR_CONDUCTOR, "reads"

@@ -8,7 +8,7 @@ import pytest
 from tests.contract.store.conftest import conductor
 from tests.contract.store.lane_writer import LaneWriter, insert
 from tests.contract.store.samples import instance, new_uuid
-from zcompute.db import migrate, reads
+from zcompute.db import lists, migrate, reads
 from zcompute.db.drivers import open_store
 from zcompute.db.native.connection import Connection
 from zcompute.db.native.session import bound
@@ -78,18 +78,18 @@ def test_reads_by_key_use_the_primary_key(explain: Explain) -> None:
         (InstanceQuery(project_id="p1", limit=100), "ix_instances_project"),
         (InstanceQuery(project_id="p1", limit=100, statuses=["ACTIVE"]), "ix_instances_project"),
         (
-            InstanceQuery(project_id="p1", limit=100, marker_created_at_us=700, marker_uuid=new_uuid(7)),
+            InstanceQuery(project_id="p1", limit=100, after=[700, new_uuid(7)]),
             "ix_instances_project",
         ),
         (InstanceQuery(project_id=None, limit=100), "ix_instances_created"),
         (
-            InstanceQuery(project_id=None, limit=100, marker_created_at_us=700, marker_uuid=new_uuid(7)),
+            InstanceQuery(project_id=None, limit=100, after=[700, new_uuid(7)]),
             "ix_instances_created",
         ),
     ],
 )
 def test_pages_follow_an_index_and_sort_nothing(explain: Explain, query: InstanceQuery, index: str) -> None:
-    plan = explain(lambda session: reads.list_instances(session, query))
+    plan = explain(lambda session: lists.list_instances(session, query))
     assert plan["key"] == index
     assert "filesort" not in plan["Extra"]
     assert "temporary" not in plan["Extra"]

@@ -15,6 +15,7 @@ from zcompute.db.tables import BUILD_REQUESTS, CELLS, CLAIMS, FLAVORS, HOSTS, IN
 from zcompute.objects.build_request import Operation
 from zcompute.objects.cell import CellInfo
 from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.name_pattern import like_of
 from zcompute.objects.partition import ConductorInfo, partition_of
 
 
@@ -69,8 +70,7 @@ def test_lists_are_newest_first_and_the_marker_is_exclusive(store: Store, writer
     assert page(store) == expected
     assert page(store, limit=6) == expected[:6]
     marker = next(each for each in stored if each.uuid == expected[6])
-    after = {"marker_created_at_us": marker.created_at_us, "marker_uuid": marker.uuid}
-    assert page(store, limit=5, **after) == expected[7:12]
+    assert page(store, limit=5, after=[marker.created_at_us, marker.uuid]) == expected[7:12]
     assert len(page(store, project_id=None)) == 21
     assert page(store, project_id="p3") == []
 
@@ -85,12 +85,13 @@ def test_lists_filter_by_status_name_and_host(store: Store, writer: LaneWriter) 
     assert set(page(store, statuses=["ACTIVE", "ERROR", "NONSENSE"])) == {active.uuid, broken.uuid}
     assert page(store, statuses=["NONSENSE"]) == []
     assert page(store, statuses=["BUILD"]) == [building.uuid]
-    assert page(store, statuses=["DELETED"]) == [deleted.uuid]
+    assert page(store, statuses=["DELETED"]) == []
+    assert page(store, statuses=["DELETED"], deleted=True) == [deleted.uuid]
     assert set(page(store)) == {active.uuid, building.uuid, broken.uuid}
-    assert page(store, name="web") == [active.uuid]
-    assert page(store, name="%") == [broken.uuid]
-    assert page(store, name="b_1") == [active.uuid]
-    assert page(store, name="'\\") == []
+    assert page(store, name_like=like_of("web")) == [active.uuid]
+    assert page(store, name_like=like_of("%")) == [broken.uuid]
+    assert page(store, name_like=like_of("b_1")) == [active.uuid]
+    assert page(store, name_like=like_of("'\\\\")) == []
     assert page(store, host="h2") == [broken.uuid]
 
 

@@ -1,76 +1,184 @@
+"""Pages of many sources: the first page of all, each server once, with few rows asked for."""
+
+from collections.abc import Callable, Iterable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.api.servers import build_request, instance
-from zcompute.api.merge import merge_pages
-from zcompute.objects.build_request import BUILD_ERROR
-from zcompute.objects.instance import Fault
+from zcompute.api.merge import Merge, share_of
+from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
+from zcompute.objects.instance import Fault, Instance
+from zcompute.objects.messages.instances import InstanceQuery, SortBy
+from zcompute.objects.server_list import SORT_KEYS, order_of, page_of
+
+Answer = Callable[[InstanceQuery], list[Instance]]
 
 
-def uuids(page) -> list[str]:
+def uuids(page: Iterable[Instance]) -> list[str]:
     return [found.uuid for found in page]
 
 
-def test_newest_first_and_the_uuid_decides_between_equals():
+def holding(rows: list[Instance]) -> Answer:
+    return lambda query: page_of(query, rows)
+
+
+def merged(
+    cells: dict[str, Answer], query: InstanceQuery, pending: Iterable[BuildRequest] = (), asked: list[int] | None = None
+) -> list[Instance]:
+    """What a list does with a merge, without a wire."""
+    merge = Merge(order_of(query), query.limit, cells, list(pending))
+    for _ in range(50):
+        asks = merge.asks()
+        if not asks:
+            return merge.page
+        for cell, ask in asks.items():
+            if asked is not None:
+                asked.append(ask.rows)
+            wanted = InstanceQuery(
+                project_id=None, limit=ask.rows, sort=query.sort, after=ask.after or query.after, deleted=None
+            )
+            merge.add(cell, cells[cell](wanted), ask)
+    raise AssertionError("no end")
+
+
+def newest(rows: list[list[Instance]], pending: Iterable[BuildRequest] = (), limit: int = 10) -> list[Instance]:
+    query = InstanceQuery(project_id=None, limit=limit)
+    return merged({f"c{at}": holding(each) for at, each in enumerate(rows)}, query, pending)
+
+
+def test_newest_first_and_the_uuid_decides_between_equals() -> None:
     pages = [[instance("a", created_at_us=2), instance("c", created_at_us=1)], [instance("b", created_at_us=2)]]
-    assert uuids(merge_pages(pages, [build_request("d", created_at_us=3)], 10)) == ["d", "b", "a", "c"]
+    assert uuids(newest(pages, [build_request("d", created_at_us=3)])) == ["d", "b", "a", "c"]
 
 
-def test_the_cells_row_wins_over_the_build_request():
-    (found,) = merge_pages([[instance("a", vm_state="active")]], [build_request("a")], 10)
+def test_the_cells_row_wins_over_the_build_request() -> None:
+    (found,) = newest([[instance("a", vm_state="active")], []], [build_request("a")])
     assert found.vm_state == "active"
 
 
-def test_a_deletion_accepted_by_the_root_shows_before_the_cell_knows_of_it():
+def test_a_deletion_accepted_by_the_root_shows_before_the_cell_knows_of_it() -> None:
     rows = [instance("a", vm_state="active", task_state=None)]
     pending = [build_request("a", delete_requested=True), build_request("b", delete_requested=True)]
-    found = merge_pages([rows], pending, 10)
-    assert {server.uuid: (server.vm_state, server.task_state) for server in found} == {
+    assert {server.uuid: (server.vm_state, server.task_state) for server in newest([rows], pending)} == {
         "a": ("active", "deleting"),
         "b": ("building", "deleting"),
     }
 
 
-def test_a_build_request_in_error_wins_over_the_left_over_row():
+def test_a_build_request_in_error_wins_over_the_left_over_row() -> None:
     pending = build_request("a", state=BUILD_ERROR, fault=Fault(message="No valid host was found."))
-    (found,) = merge_pages([[instance("a")]], [pending], 10)
+    (found,) = newest([[instance("a")]], [pending])
     assert (found.vm_state, found.fault) == ("error", pending.fault)
 
 
-def test_a_build_request_of_a_later_generation_wins():
-    (found,) = merge_pages([[instance("a", mapping_generation=1, host="old")]], [build_request("a", generation=2)], 10)
+def test_a_build_request_of_a_later_generation_wins_but_not_over_the_cell_that_took_it() -> None:
+    left_over = instance("a", mapping_generation=1, host="old")
+    (found,) = newest([[left_over], []], [build_request("a", generation=2)])
     assert (found.host, found.mapping_generation) == (None, 2)
+    taken = instance("a", mapping_generation=2, host="new")
+    for order in ([left_over], [taken]), ([taken], [left_over]):
+        assert [found.host for found in newest(list(order), [build_request("a", generation=2)])] == ["new"]
 
 
-def test_of_two_cells_the_later_generation_wins():
+def test_of_two_cells_the_later_generation_wins() -> None:
     pages = [[instance("a", mapping_generation=2, host="new")], [instance("a", mapping_generation=1, host="old")]]
     for order in (pages, pages[::-1]):
-        assert [found.host for found in merge_pages(order, [], 10)] == ["new"]
+        assert [found.host for found in newest(order)] == ["new"]
 
 
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=30, unique_by=lambda row: row),
-    limit=st.integers(1, 10),
+def test_a_cell_that_is_dropped_holds_nobody_up() -> None:
+    merge = Merge(order_of(InstanceQuery(project_id=None, limit=2)), 2, ["a", "b"])
+    asks = merge.asks()
+    merge.add("a", [instance("x", created_at_us=1)], asks["a"])
+    merge.drop("b")
+    assert merge.asks() == {}
+    assert uuids(merge.page) == ["x"]
+
+
+def test_a_cell_that_answers_more_than_asked_or_after_it_was_dropped_disturbs_nobody() -> None:
+    merge = Merge(order_of(InstanceQuery(project_id=None, limit=1)), 1, ["a", "b"])
+    asks = merge.asks()
+    merge.drop("b")
+    merge.add("b", [instance("late")], asks["b"])
+    merge.add("a", [instance(f"{n}", created_at_us=9 - n) for n in range(9)], asks["a"])
+    assert merge.asks() == {}
+    assert uuids(merge.page) == ["0"]
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 10, 100])
+def test_servers_spread_over_cells_are_had_for_little_more_than_the_page(cells: int) -> None:
+    rows: list[list[Instance]] = [[] for _ in range(cells)]
+    for number in range(3000):
+        rows[number * 7919 % cells].append(instance(f"{number:05}", created_at_us=number))
+    asked: list[int] = []
+    query = InstanceQuery(project_id=None, limit=1000)
+    found = merged({f"c{at}": holding(each) for at, each in enumerate(rows)}, query, asked=asked)
+    assert uuids(found) == [f"{number:05}" for number in range(2999, 1999, -1)]
+    assert len(asked) == cells  # each once
+    assert sum(asked) <= {1: 1000, 2: 1120, 3: 1150, 10: 1260, 100: 2000}[cells]
+
+
+def test_a_cell_that_has_them_all_is_asked_again_and_the_others_are_not() -> None:
+    rows = [[instance(f"{n:04}", created_at_us=n) for n in range(2000)], *([] for _ in range(9))]
+    asked: list[int] = []
+    query = InstanceQuery(project_id=None, limit=1000)
+    found = merged({f"c{at}": holding(each) for at, each in enumerate(rows)}, query, asked=asked)
+    assert len(found) == 1000
+    assert sum(asked[:10]) + asked[10] <= 2300
+    assert len(asked) == 11
+
+
+def test_shares_are_never_more_than_the_page() -> None:
+    assert [share_of(1000, 1), share_of(1, 10), share_of(20, 2), share_of(1000, 10)] == [1000, 1, 18, 125]
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.integers(0, 2), st.sampled_from([None, "h1", "h2"]), st.sampled_from(["active", "error"])
+    ),
+    max_size=40,
 )
-def test_pages_of_sources_merge_into_the_first_page_of_all(rows, limit):
-    """Walking page by page sees each server once, in order."""
-    servers = [
-        (source, instance(f"{number:03}", created_at_us=time_us)) for number, (time_us, source) in enumerate(rows)
-    ]
+SORTS = st.lists(
+    st.builds(lambda key, down: SortBy(key=key, descending=down), st.sampled_from(sorted(SORT_KEYS)), st.booleans()),
+    max_size=3,
+)
 
-    def page_after(source: int, marker: tuple[int, str] | None):
-        rows = [
-            found
-            for where, found in servers
-            if where == source and (marker is None or (found.created_at_us, found.uuid) < marker)
-        ]
-        return sorted(rows, key=lambda found: (found.created_at_us, found.uuid), reverse=True)[:limit]
 
-    seen, marker = [], None
-    while page := merge_pages([page_after(source, marker) for source in range(3)], [], limit):
-        seen += page
-        marker = (page[-1].created_at_us, page[-1].uuid)
+@given(rows=ROWS, sort=SORTS, limit=st.integers(1, 10), requests=st.integers(0, 5))
+def test_walking_page_by_page_sees_each_server_once_and_in_order(rows, sort, limit, requests) -> None:
+    cells: list[list[Instance]] = [[], [], []]
+    for number, (time_us, cell, host, state) in enumerate(rows):
+        name = f"n{number % 3}"
+        cells[cell].append(instance(f"{number:03}", created_at_us=time_us, host=host, vm_state=state, name=name))
+    pending = [build_request(f"p{number}", created_at_us=number % 4) for number in range(requests)]
+    everything = InstanceQuery(project_id=None, limit=1000, sort=sort)
+    order = order_of(everything)
+    all_of_all = merged({f"c{at}": holding(each) for at, each in enumerate(cells)}, everything, pending)
+    one_cell = [row for each in cells for row in each]
+    expected = newest_of(order, one_cell, pending)
+    assert uuids(all_of_all) == expected
+    seen: list[str] = []
+    after = None
+    while True:
+        query = InstanceQuery(project_id=None, limit=limit, sort=sort, after=after)
+        asked_root = page_of(query, [each for each in all_of_all if each.uuid.startswith("p")])
+        here = [request for request in pending if request.uuid in uuids(asked_root)]
+        page = merged({f"c{at}": holding(each) for at, each in enumerate(cells)}, query, here)
+        seen += uuids(page)
         if len(page) < limit:
             break
-    everything = sorted((found for _, found in servers), key=lambda f: (f.created_at_us, f.uuid), reverse=True)
-    assert uuids(seen) == uuids(everything)
+        after = order.values(page[-1])
+    assert seen == expected
+
+
+def newest_of(order, rows: list[Instance], pending: list[BuildRequest]) -> list[str]:
+    from zcompute.objects.server_list import instance_of
+
+    servers = [*rows, *map(instance_of, pending)]
+    for column, descending in reversed(order.columns):  # a stable sort by each key, the last first
+        servers.sort(key=lambda row: (getattr(row, column) is not None, getattr(row, column) or 0)
+                     if not isinstance(getattr(row, column), str) else (True, getattr(row, column)),
+                     reverse=descending)  # fmt: skip
+    return uuids(servers)

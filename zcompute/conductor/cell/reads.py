@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from zcompute.bus import Endpoint
-from zcompute.bus.errors import Unavailable
+from zcompute.bus.errors import InvalidRequest, Unavailable
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.tasks.history import step_under_way
@@ -22,14 +22,17 @@ from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.instances import (
     InstanceActionsReply,
+    InstanceCountReply,
+    InstanceCountRequest,
     InstanceGetRequest,
     InstanceListReply,
     InstanceQuery,
     InstanceReply,
     ServiceListReply,
 )
-from zcompute.objects.methods import INSTANCE_GET, INSTANCE_HISTORY, INSTANCE_LIST, SERVICE_LIST
+from zcompute.objects.methods import INSTANCE_COUNT, INSTANCE_GET, INSTANCE_HISTORY, INSTANCE_LIST, SERVICE_LIST
 from zcompute.objects.partition import PartitionMap
+from zcompute.objects.server_list import check
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
@@ -101,6 +104,15 @@ def scheduler_services(cell: str, endpoint: Endpoint, now_us: int) -> list[Servi
     ]
 
 
+def checked(query: InstanceQuery) -> InstanceQuery:
+    """The query, if it can be meant. Raises InvalidRequest."""
+    try:
+        check(query)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+    return query
+
+
 class Reads:
     """The reading handlers of a cell's conductor."""
 
@@ -113,15 +125,17 @@ class Reads:
         return [
             (INSTANCE_GET, unavailable_without_database(self.instance_get)),
             (INSTANCE_HISTORY, unavailable_without_database(self.instance_actions)),
+            (INSTANCE_COUNT, unavailable_without_database(self.instance_count)),
             (INSTANCE_LIST, unavailable_without_database(self.instance_list)),
             (SERVICE_LIST, unavailable_without_database(self.service_list)),
         ]
 
     def instance_get(self, request: InstanceGetRequest, context: Any) -> InstanceReply:
-        """Raises InstanceNotFound for one that is not here, is deleted, or is another project's."""
+        """Raises InstanceNotFound for one that is not here, is deleted (unless those are asked for too), or is another
+        project's."""
         key = (request.uuid,)
         instance = self._env.reads.get(context, INSTANCE_BY_UUID, key)
-        hidden = instance is None or instance.vm_state == VM_DELETED
+        hidden = instance is None or (instance.vm_state == VM_DELETED and not request.deleted)
         if hidden or instance is None or request.project_id not in (None, instance.project_id):
             raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)
         return InstanceReply(instance=instance)
@@ -148,10 +162,20 @@ class Reads:
         )
 
     def instance_list(self, request: InstanceQuery, context: Any) -> InstanceListReply:
-        """A page, newest first; at most list_rows_max whatever was asked for."""
+        """A page; at most list_rows_max whatever was asked for. Raises InvalidRequest."""
+        checked(request)
         if request.limit > self._settings.list_rows_max:
             request.limit = self._settings.list_rows_max
         return InstanceListReply(instances=self._env.reads.read(context, lambda view: view.list_instances(request)))
+
+    def instance_count(self, request: InstanceCountRequest, context: Any) -> InstanceCountReply:
+        """How many there are. Raises InvalidRequest."""
+        query, without = checked(request.query), request.without
+        if len(without) > self._settings.without_max:
+            raise InvalidRequest(f"expected at most {self._settings.without_max} uuids, found {len(without)}")
+        return InstanceCountReply(
+            count=self._env.reads.read(context, lambda view: view.count_instances(query, without))
+        )
 
     def service_list(self, request: Empty, context: Any) -> ServiceListReply:
         """Conductors, schedulers and hosts of the cell."""

@@ -30,5 +30,6 @@ class CellSettings:
     outbox_retry_ms_max: int = 5000
     outbox_rows_max: int = 100_000
     list_rows_max: int = 1000
+    without_max: int = 20_000  # uuids that a count leaves out
     history_rows_max: int = 1000
     services_max: int = 20_000

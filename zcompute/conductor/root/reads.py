@@ -14,6 +14,7 @@ from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.instances import InstanceQuery
 from zcompute.objects.messages.region import CellListReply, LocateReply, LocateRequest, PendingReply
+from zcompute.objects.server_list import check
 
 Located = tuple[InstanceMapping | None, BuildRequest | None]
 
@@ -50,9 +51,11 @@ class RootReads:
         return LocateReply(mapping=mapping, build_request=build_request)
 
     def pending(self, query: InstanceQuery, context: Any) -> PendingReply:
-        """Build requests that belong in a list. Raises InvalidRequest for a limit below 0."""
-        if query.limit < 0:
-            raise InvalidRequest(f"expected a limit of 0 or more, found {query.limit}", field="limit")
+        """Build requests that belong in a list. Raises InvalidRequest."""
+        try:
+            check(query)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
         bounded = replace(query, limit=min(query.limit, self._settings.list_rows_max))
         build_requests = self._reads.read(context, lambda view: view.list_build_requests(bounded))
         return PendingReply(build_requests=build_requests)

@@ -38,6 +38,7 @@ def sqlite_engine(target: SqliteTarget) -> sa.Engine:
         )
         raw.execute("PRAGMA journal_mode=WAL").close()
         raw.execute("PRAGMA synchronous=FULL").close()
+        raw.execute("PRAGMA case_sensitive_like=ON").close()  # as names compare in MariaDB
         return raw
 
     engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)

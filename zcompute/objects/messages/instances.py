@@ -15,32 +15,67 @@ class BuildRequestMessage(msgspec.Struct, kw_only=True):
 
 
 class InstanceGetRequest(msgspec.Struct, kw_only=True):
+    """``deleted``: one that was deleted and not archived yet is found too."""
+
     uuid: str
     project_id: str | None = None
+    deleted: bool = False
 
 
 class InstanceReply(msgspec.Struct, kw_only=True):
     instance: Instance
 
 
-class InstanceQuery(msgspec.Struct, kw_only=True):
-    """A page of instances, newest first: order (created_at_us desc, uuid desc), those strictly after the marker.
+class SortBy(msgspec.Struct, kw_only=True):
+    """``key`` is one of zcompute.objects.server_list.SORT_KEYS."""
 
-    ``project_id`` None = all projects (administrators). ``name`` is a substring, ``statuses`` are Nova's (ACTIVE,
-    BUILD, ERROR, ...), empty for all.
+    key: str
+    descending: bool = True
+
+
+class InstanceQuery(msgspec.Struct, kw_only=True):
+    """A page of instances, those strictly after ``after``, by all the filters that are set.
+
+    ``sort`` empty: newest first. Where all keys are equal the uuid decides, in the direction of the first key.
+    ``after`` has the values of the sort keys and then the uuid of the row behind which the page begins.
+    ``project_id`` None = all projects (administrators). ``name_like`` is a LIKE pattern (objects.name_pattern).
+    ``statuses`` are Nova's (ACTIVE, BUILD, ERROR, ...), like all lists of this kind empty for any. ``deleted`` None:
+    the deleted ones too. Changes are told by ``updated_at_us``, both ends included.
     """
 
     project_id: str | None
     limit: int
-    marker_created_at_us: int | None = None
-    marker_uuid: str | None = None
+    sort: list[SortBy] = msgspec.field(default_factory=list)
+    after: list[int | str | None] | None = None
     statuses: list[str] = msgspec.field(default_factory=list)
-    name: str | None = None
+    vm_states: list[str] = msgspec.field(default_factory=list)
+    task_states: list[str] = msgspec.field(default_factory=list)
+    power_state: int | None = None
+    uuids: list[str] = msgspec.field(default_factory=list)
+    name_like: str | None = None
     host: str | None = None
+    user_id: str | None = None
+    flavorid: str | None = None
+    image_ref: str | None = None
+    reservation_id: str | None = None
+    changes_since_us: int | None = None
+    changes_before_us: int | None = None
+    deleted: bool | None = False
 
 
 class InstanceListReply(msgspec.Struct, kw_only=True):
     instances: list[Instance]
+
+
+class InstanceCountRequest(msgspec.Struct, kw_only=True):
+    """How many instances a list without a limit would have, but for those named (which are counted elsewhere)."""
+
+    query: InstanceQuery
+    without: list[str] = msgspec.field(default_factory=list)
+
+
+class InstanceCountReply(msgspec.Struct, kw_only=True):
+    count: int
 
 
 class InstanceActionsReply(msgspec.Struct, kw_only=True):

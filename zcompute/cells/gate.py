@@ -1,0 +1,64 @@
+"""Whether a cell is asked at all: one that has not answered gets no more questions until a probe of ours comes back.
+
+Without it each list would wait for a hung cell until its deadline, and so many greenlets, open calls and pages of the
+other cells would wait with it as requests arrive in that time. Pure: the time is passed in.
+"""
+
+from dataclasses import dataclass
+
+OPEN_MAX = 256  # questions to one cell at once
+SUSPECT_QUESTIONS = 8  # so many questions since the last answer,
+SUSPECT_S = 2.0  # the first of them so long ago, and the cell counts as silent
+LATE_S_MIN = 0.9  # a question with less time than this says nothing about the cell
+
+
+@dataclass
+class Gate:
+    """One cell. ``silent``: it is not asked. ``refused`` and ``late`` count questions for ever."""
+
+    open: int = 0
+    silent: bool = False
+    silent_since_s: float = 0.0
+    refused: int = 0
+    late: int = 0
+    _unanswered: int = 0
+    _unanswered_since_s: float = 0.0
+    _heard_s: float = float("-inf")
+
+    def enter(self, now_s: float) -> bool:
+        """A question is about to go out; False when it is not to."""
+        if not self.silent and self._unanswered >= SUSPECT_QUESTIONS and now_s - self._unanswered_since_s >= SUSPECT_S:
+            self._fall_silent(now_s)
+        if self.silent or self.open >= OPEN_MAX:
+            self.refused += 1
+            return False
+        if not self._unanswered:
+            self._unanswered_since_s = now_s
+        self._unanswered += 1
+        self.open += 1
+        return True
+
+    def leave(self) -> None:
+        """The question is over, whatever came of it."""
+        self.open -= 1
+        self._unanswered = min(self._unanswered, self.open)
+
+    def answered(self, now_s: float) -> bool:
+        """The cell has said something, if only an error of its own. True when it was silent before."""
+        self._heard_s = now_s
+        self._unanswered = 0
+        was_silent, self.silent = self.silent, False
+        return was_silent
+
+    def was_late(self, asked_at_s: float, now_s: float) -> bool:
+        """A question was not answered in its time. True when the cell thereby falls silent: it has not answered
+        another one meanwhile."""
+        self.late += 1
+        if self.silent or self._heard_s >= asked_at_s or now_s - asked_at_s < LATE_S_MIN:
+            return False
+        self._fall_silent(now_s)
+        return True
+
+    def _fall_silent(self, now_s: float) -> None:
+        self.silent = True
+        self.silent_since_s = now_s
