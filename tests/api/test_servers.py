@@ -320,8 +320,16 @@ def test_filters_choose(client, admin, other, region):
         ("status=DELETED", "forbidden", 403, "deleted"),
         ("sort_key=name", "badRequest", 400, "sort_key"),
         ("ip=10.0.0.1", "badRequest", 400, "ip"),
-        ("deleted=true", "badRequest", 400, "deleted"),
         ("name=" + "x" * 256, "badRequest", 400, "name"),
+        ("name=web[12]", "badRequest", 400, "name"),
+        ("name=a%7Cb", "badRequest", 400, "name"),
+        ("changes-since=yesterday", "badRequest", 400, "'yesterday' is not a 'date-time'"),
+        ("changes-since=2026-13-01T00:00:00Z", "badRequest", 400, "changes-since"),
+        ("changes-since=2026-02-01&changes-before=2026-01-01", "badRequest", 400, "less than or equal to"),
+        ("sort_key=host", "forbidden", 403, "Only administrators can sort servers by host"),
+        ("sort_key=uuid&sort_dir=up", "badRequest", 400, "Unknown sort direction"),
+        ("sort_key=uuid&sort_dir=asc&sort_dir=asc", "badRequest", 400, "Sort direction size exceeds sort key size"),
+        ("limit=1.5", "badRequest", 400, "limit"),
     ],
 )
 def test_a_bad_query_is_refused_by_parameter(client, query, name, code, part):
@@ -332,7 +340,53 @@ def test_a_bad_query_is_refused_by_parameter(client, query, name, code, part):
 
 def test_parameters_that_nobody_knows_are_ignored_as_in_nova(client):
     server = client.created()
-    assert ids(client.get("/v2.1/servers?whatever=1&deleted=False")) == [server]
+    assert ids(client.get("/v2.1/servers?whatever=1&deleted=False&deleted=true&host=h9&uuid=x")) == [server]
+    assert ids(client.get("/v2.1/servers?sort_key=metadata&availability_zone=nova&_x=1")) == [server]
+    assert ids(client.get("/v2.1/servers?limit=0")) == []
+
+
+def test_administrators_learn_which_filters_are_not_served(admin):
+    assert admin.get("/v2.1/servers?availability_zone=nova").fault[1:] == (
+        400, "Invalid input for query parameters availability_zone. It is not supported by this release.",
+    )  # fmt: skip
+    assert admin.get("/v2.1/servers?_x=1").fault[2] == "Invalid filter field: _x."
+    assert admin.get("/v2.1/servers?metadata=1").fault[1] == 400
+    assert admin.get("/v2.1/servers?power_state=many").fault[1] == 400
+
+
+def test_orders_and_filters_go_to_every_cell(client, admin, other, region):
+    servers = [client.created(name=name, flavorRef=flavor) for name, flavor in
+               (("web-b", "1"), ("web-a", "2"), ("db-c", "1"), ("web-d", "1"))]  # fmt: skip
+    b, a, c, d = servers
+    region.hand_over(b, region.c1, vm_state="active", task_state=None, host="h2", power_state=1)
+    region.hand_over(a, region.c2, vm_state="error", task_state=None, host="h1")
+    region.hand_over(c, region.c1, vm_state="deleted", task_state=None, updated_at_us=1_800_000_000_000_000)
+    assert ids(client.get("/v2.1/servers?sort_key=display_name&sort_dir=asc")) == [a, b, d]
+    assert ids(client.get("/v2.1/servers?sort_key=vm_state&sort_key=display_name&sort_dir=asc&sort_dir=desc")) == [
+        b, d, a,
+    ]  # fmt: skip
+    assert ids(client.get("/v2.1/servers?flavor=2")) == [a]
+    assert ids(client.get("/v2.1/servers?flavor=77")) == []
+    assert ids(client.get("/v2.1/servers?name=%5Eweb-.%24&status=active")) == [b]
+    assert ids(client.get("/v2.1/servers?changes-since=2026-11-01T00:00:00Z")) == [c]
+    assert ids(client.get("/v2.1/servers?changes-since=2026-11-01T02:00:00%2B02:00&changes-before=2027-01-01")) == []
+    assert ids(client.get("/v2.1/servers?tags=x")) == ids(client.get("/v2.1/servers?tags-any=x")) == []
+    assert ids(client.get("/v2.1/servers?not-tags=x&image=img")) == [d, a, b]
+    every = "/v2.1/servers?all_tenants=1"
+    assert ids(admin.get(f"{every}&sort_key=host&sort_dir=desc")) == [b, a, d]
+    assert ids(admin.get(f"{every}&deleted=true")) == ids(admin.get(f"{every}&status=deleted")) == [c]
+    assert ids(admin.get(f"{every}&vm_state=error&user_id=ann")) == [a]
+    assert ids(admin.get(f"{every}&uuid={b}&uuid={a}&uuid=x")) == [a, b]
+    assert ids(admin.get(f"{every}&power_state=1&node=h2")) == [b]
+    assert ids(admin.get(f"{every}&host=h1&node=h2")) == []
+
+
+def test_a_server_that_was_deleted_still_marks_its_place(client, other, region):
+    first, marker, _last = (client.created() for _ in range(3))
+    region.hand_over(marker, region.c2, vm_state="deleted")
+    del region.root.mappings[marker]
+    assert ids(client.get(f"/v2.1/servers?marker={marker}")) == [first]
+    assert other.get(f"/v2.1/servers?marker={marker}").fault == ("badRequest", 400, f"marker [{marker}] not found")
 
 
 def test_a_page_is_never_longer_than_the_limit_configured(client, region):

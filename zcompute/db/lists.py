@@ -164,10 +164,10 @@ def _add_name(where: Where, like: str) -> None:
 
 
 def _add_first_field(where: Where, column: str, field: str, value: str) -> None:
-    """The object packed in a column has this value in its first field. It is found by its bytes where that field must
+    """The object packed in a column has this value in its first field. It is found by its bytes, where that field must
     be: what clients may write stands further behind."""
-    if not value and field == "image_ref":
-        where.add(f"INSTR(SUBSTR({column}, 1, 48), :{where.name(_encode(field))}) = 0")  # left out where it is ""
+    if not value:  # it is left out where it is ""
+        where.add(f"INSTR({column}, :{where.name(_encode(field))}) NOT BETWEEN 1 AND {_FIRST_FIELD_AT_MAX}")
         return
     needle = where.name(_encode(field) + _encode(value))
     where.add(f"INSTR({column}, :{needle}) BETWEEN 1 AND {_FIRST_FIELD_AT_MAX}")

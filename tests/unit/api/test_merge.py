@@ -11,7 +11,7 @@ from zcompute.api.merge import Merge, share_of
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.instance import Fault, Instance
 from zcompute.objects.messages.instances import InstanceQuery, SortBy
-from zcompute.objects.server_list import SORT_KEYS, order_of, page_of
+from zcompute.objects.server_list import SORT_KEYS, instance_of, order_of, page_of
 
 Answer = Callable[[InstanceQuery], list[Instance]]
 
@@ -174,8 +174,6 @@ def test_walking_page_by_page_sees_each_server_once_and_in_order(rows, sort, lim
 
 
 def newest_of(order, rows: list[Instance], pending: list[BuildRequest]) -> list[str]:
-    from zcompute.objects.server_list import instance_of
-
     servers = [*rows, *map(instance_of, pending)]
     for column, descending in reversed(order.columns):  # a stable sort by each key, the last first
         servers.sort(key=lambda row: (getattr(row, column) is not None, getattr(row, column) or 0)

@@ -5,9 +5,9 @@ import pytest
 
 from tests.unit.api.servers import build_request, instance
 from zcompute.api.views import iso_time, server_view
-from zcompute.objects.server_list import instance_of
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.instance import Fault, ServerSpec
+from zcompute.objects.server_list import instance_of
 
 BASE = "http://api:8774"
 
