@@ -72,6 +72,10 @@ class Keyring:
         self._by_key, self._by_name, self._revoked = by_key, by_name, banned
         self.version += 1
 
+    def entries(self) -> list[KeyEntry]:
+        """Every entry with a key that is let in, by name."""
+        return [entry for _, entry in sorted(self._by_name.items()) if entry.public_key in self._by_key]
+
     def by_public_key(self, public_key: str) -> KeyEntry | None:
         """The entry of a Z85 public key, None when unknown or revoked."""
         return self._by_key.get(public_key)

@@ -36,6 +36,7 @@ class CellDirectory:
     def __init__(self, endpoint: Endpoint, root: Iterable[ConductorInfo]) -> None:
         self._endpoint = endpoint
         self._cells: dict[str, _Cell] = {}
+        self._deleted: dict[str, int] = {}  # revisions; as many as the root keeps
         root_cell = self._add(ROOT_CELL)
         root_cell.seeds = list(root)
 
@@ -69,6 +70,11 @@ class CellDirectory:
     def update(self, info: CellInfo) -> None:
         """Take what the root says of a cell; older revisions are ignored."""
         cell = self._cells.get(info.name)
+        if info.revision <= self._deleted.get(info.name, 0):
+            return
+        if info.deleted_at_us:
+            self._drop(info)
+            return
         if cell is None:
             if len(self._cells) >= CELLS_MAX:
                 log.error("cell not taken up cell=%s limit=%s", info.name, CELLS_MAX)
@@ -77,6 +83,16 @@ class CellDirectory:
         if cell.info is None or info.revision > cell.info.revision:
             cell.info = info
             self._dial(cell)
+
+    def _drop(self, info: CellInfo) -> None:
+        """The cell was deleted: nothing is asked there any more."""
+        cell = self._cells.pop(info.name, None)
+        self._deleted[info.name] = info.revision
+        if cell is not None:
+            log.info("cell deleted cell=%s", info.name)
+            for link in cell.links.values():
+                self._endpoint.hang_up(link)
+            cell.links.clear()
 
     def _add(self, name: str) -> _Cell:
         cell = self._cells[name] = _Cell(name, self._endpoint)

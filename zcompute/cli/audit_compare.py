@@ -51,7 +51,7 @@ def compare(snapshot: Snapshot) -> list[Finding]:
 def _all_findings(snapshot: Snapshot) -> Iterator[Finding]:
     yield from _domains(snapshot)
     yield from _spawns(snapshot)
-    yield from _mappings(snapshot)
+    yield from compare_mappings(snapshot)
     yield from _usages(snapshot)
     for cell in snapshot.cells.values():
         yield from _claims(cell)
@@ -126,7 +126,8 @@ def _spawns(snapshot: Snapshot) -> Iterator[Finding]:
 # -- the root and its cells ---------------------------------------------------------------------------------------
 
 
-def _mappings(snapshot: Snapshot) -> Iterator[Finding]:
+def compare_mappings(snapshot: Snapshot) -> Iterator[Finding]:
+    """Both directions: the root's mappings against the cells' servers."""
     mappings = {mapping.uuid: mapping for mapping in snapshot.root.mappings}
     requests = {request.uuid: request for request in snapshot.root.build_requests}
     places: set[tuple[str, str | None, int]] = set()

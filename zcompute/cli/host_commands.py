@@ -1,16 +1,22 @@
-"""``zcompute host force-down``: the operator's word that a host is down for certain."""
+"""``zcompute host list|show|force-down``: the hosts of cells, and the operator's word that one is down for certain."""
 
 import json
+from typing import Any
 
 import click
 
 from zcompute.bus import register_error
+from zcompute.cli.cell_commands import ask, dial_cells, open_operator, operator_options
+from zcompute.cli.cell_verify import hosts_of
 from zcompute.cli.exits import CommandError
 from zcompute.cli.operator import Operator, operator_config
+from zcompute.cli.tables import print_rows
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS, HostNotFound
+from zcompute.objects.host import Host
 from zcompute.objects.messages.hosts import HostForceDownReply, HostForceDownRequest
-from zcompute.objects.methods import HOST_FORCE_DOWN
+from zcompute.objects.messages.topology import HostListReply, HostListRequest
+from zcompute.objects.methods import HOST_FORCE_DOWN, HOST_LIST
 
 TIMEOUT_MS = 10_000
 LINK_WAIT_MS = 1_000
@@ -18,7 +24,7 @@ LINK_WAIT_MS = 1_000
 
 @click.group()
 def host() -> None:
-    """Force hosts down, and let them work again."""
+    """List hosts; force them down, and let them work again."""
 
 
 @host.command("force-down")
@@ -47,6 +53,59 @@ def force_down(
             request = HostForceDownRequest(host=name, forced_down=not off)
             reply = operator.ask_cell(home, HOST_FORCE_DOWN, request)
     _show(home, reply, dry_run, form)
+
+
+@host.command("list")
+@click.option("--cell", "cells", multiple=True, help="Only hosts of this cell; may be repeated.")
+@operator_options
+def list_hosts(cells: tuple[str, ...], config_path: str | None, state_dir: str, form: str) -> None:
+    """The hosts of all cells that are linked, or of those named."""
+    with open_operator(config_path, state_dir) as operator:
+        dial_cells(operator)
+        names = list(cells) or [linked for linked in operator.cells() if linked != ROOT_CELL]
+        rows = [
+            host_document(name, row)
+            for name in names
+            for row in hosts_of(lambda of, method, request: ask(operator, of, method, request), name)
+        ]
+    print_rows(rows, form)
+
+
+@host.command()
+@click.argument("name")
+@click.option("--cell", help="The host's cell, where several have one of this name.")
+@operator_options
+def show(name: str, cell: str | None, config_path: str | None, state_dir: str, form: str) -> None:
+    """One host."""
+    with open_operator(config_path, state_dir) as operator:
+        dial_cells(operator)
+        cells = [cell] if cell else [linked for linked in operator.cells() if linked != ROOT_CELL]
+        found = []
+        for asked in cells:
+            try:
+                reply: HostListReply = operator.ask_cell(asked, HOST_LIST, HostListRequest(name=name))
+            except HostNotFound:
+                continue
+            found += [host_document(asked, row) for row in reply.hosts]
+    if not found:
+        raise CommandError(f"host {name} is not known in cells {', '.join(cells) or '(none is linked)'}")
+    if len(found) > 1:
+        raise CommandError(f"cells {', '.join(row['cell'] for row in found)} have a host {name}: name one with --cell")
+    if form == "json":
+        click.echo(json.dumps(found[0], indent=2))
+        return
+    for key, value in found[0].items():
+        click.echo(f"{key}: {value}")
+
+
+def host_document(cell: str, row: Host) -> dict[str, Any]:
+    """A host as ``--format json`` prints it."""
+    return {
+        "name": row.name, "cell": cell, "state": row.state, "zone": row.availability_zone,
+        "forced_down": row.forced_down, "disabled": row.disabled, "instances": row.instances,
+        "vcpus": f"{row.used.vcpus}/{row.total.vcpus}", "memory_mb": f"{row.used.memory_mb}/{row.total.memory_mb}",
+        "disk_gb": f"{row.used.disk_gb}/{row.total.disk_gb}", "agent": row.service_id, "epoch": row.agent_epoch,
+    }  # fmt: skip
 
 
 def _find(operator: Operator, name: str, cell: str | None, forced_down: bool) -> tuple[str, HostForceDownReply]:

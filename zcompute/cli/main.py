@@ -16,11 +16,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "api": ("zcompute.cli.services:api", "Run one API service."),
     "audit": ("zcompute.cli.audit:audit_command", "Compare what API, databases and hosts say."),
     "bus": ("zcompute.cli.bus_commands:bus", "Look into the bus: queues, calls in flight, credit, refusals."),
+    "cell": ("zcompute.cli.cell_commands:cell", "Create, look at, open, close, drain, delete and verify cells."),
     "compute": ("zcompute.cli.services:compute", "Run one compute agent."),
     "conductor": ("zcompute.cli.conductor_commands:conductor", "Run one conductor; look at those that run."),
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
     "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
-    "host": ("zcompute.cli.host_commands:host", "Force hosts down, and let them work again."),
+    "host": ("zcompute.cli.host_commands:host", "List hosts; force them down, and let them work again."),
     "keys": ("zcompute.cli.keys_commands:keys", "Create, list, rotate and revoke keys."),
     "notifications": (
         "zcompute.cli.notifications_commands:notifications",

@@ -112,6 +112,13 @@ class Operator:
     def __exit__(self, *_: object) -> None:
         self._endpoint.close()
 
+    def dial_more(self, peers: Iterable[PeerConfig]) -> None:
+        """Dial these conductors too, those that are not known by their ids."""
+        for peer in peers:
+            if peer.id not in self._links:
+                with suppress(BusConfigError):  # an odd address in the root's rows keeps us from no other
+                    self._links[peer.id] = self._endpoint.dial(peer.address, peer.public_key)
+
     def ask_cell(self, cell: str, method: MethodSpec, request: Any) -> Any:
         """Call a conductor of a cell, another one when it does not answer. Raises CommandError, and what it answers."""
         reasons: list[str] = []

@@ -270,6 +270,23 @@ _table(
 )
 _table(
     shared,
+    "enrolments",
+    _key("id", ident(64)),
+    _partition(),
+    _need("token_key", ident(40)),
+    _need("role", ident(32)),
+    _need("cell", ident(64)),
+    _need("hosts", blob()),
+    _need("uses_max", sa.BigInteger),
+    _need("expires_at_us", sa.BigInteger),
+    _need("created_at_us", sa.BigInteger),
+    _need("created_by", ident(255)),
+    _need("revoked", sa.Boolean),
+    _need("enrolled", blob()),
+    _revision(),
+)
+_table(
+    shared,
     "notifications",
     _key("partition_id", sa.SmallInteger()),
     _key("n", sa.BigInteger()),
@@ -377,6 +394,8 @@ _table(
     _partition(),
     _need("conductors", blob()),
     _need("disabled", sa.Boolean),
+    _since("draining", sa.Boolean),
+    _since("deleted_at_us", sa.BigInteger),
     _since("term", sa.BigInteger),
     _since("map_version", sa.BigInteger),
     _need("created_at_us", sa.BigInteger),

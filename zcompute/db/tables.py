@@ -15,6 +15,7 @@ from zcompute.objects.archive import ArchivedRow
 from zcompute.objects.base import VersionedObject, pack, unpack
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.cell import CellInfo, OutboxEntry
+from zcompute.objects.enrolment import EnrolledKey, Enrolment
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Claim, Host
@@ -335,8 +336,23 @@ CELLS: TableCodec[CellInfo] = TableCodec(
     (
         *_plain("name"),
         *_packed_list("conductors", ConductorInfo),
-        *_flags("disabled"),
-        *_plain("term", "map_version", "created_at_us", "revision"),
+        *_flags("disabled", "draining"),
+        *_plain("deleted_at_us", "term", "map_version", "created_at_us", "revision"),
+    ),
+    _of_global,
+)
+
+ENROLMENTS: TableCodec[Enrolment] = TableCodec(
+    "enrolments",
+    Enrolment,
+    ("id",),
+    (
+        *_plain("id", "token_key", "role", "cell"),
+        *_blob("hosts", _STRINGS),
+        *_plain("uses_max", "expires_at_us", "created_at_us", "created_by"),
+        *_flags("revoked"),
+        *_packed_list("enrolled", EnrolledKey),
+        *_plain("revision"),
     ),
     _of_global,
 )
@@ -403,7 +419,7 @@ CELL_TABLES: tuple[TableCodec[Any], ...] = (
     INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX, INSTANCE_ACTIONS, INSTANCE_ACTION_EVENTS, USAGE_AUDITS,
 )  # fmt: skip
 ROOT_TABLES: tuple[TableCodec[Any], ...] = (BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS)
-SHARED_TABLES: tuple[TableCodec[Any], ...] = (NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
+SHARED_TABLES: tuple[TableCodec[Any], ...] = (ENROLMENTS, NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
 _ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)
 TABLE_ORDER: dict[str, int] = {table.name: at for at, table in enumerate(_ALL)}
 CODECS: dict[str, TableCodec[Any]] = {table.name: table for table in _ALL}

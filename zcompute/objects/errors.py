@@ -52,6 +52,24 @@ class HostNotFound(ServiceError):
     wire_name = "HostNotFound"
 
 
+class CellNotFound(ServiceError):
+    """The root knows no such cell. details: cell."""
+
+    wire_name = "CellNotFound"
+
+
+class CellRefused(ServiceError):
+    """The cell's state does not allow this. details: cell, state, left (what is still there)."""
+
+    wire_name = "CellRefused"
+
+
+class EnrolmentRefused(ServiceError):
+    """The token lets nobody in, or not this one. details: reason (expired | used | revoked | unknown | foreign)."""
+
+    wire_name = "EnrolmentRefused"
+
+
 class MarkerNotFound(ServiceError):
     """The marker of a list is not an instance that this caller sees. details: marker."""
 
@@ -104,6 +122,9 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     InstanceNotFound,
     FlavorNotFound,
     HostNotFound,
+    CellNotFound,
+    CellRefused,
+    EnrolmentRefused,
     MarkerNotFound,
     OperationConflict,
     InstanceBusy,

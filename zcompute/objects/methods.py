@@ -59,6 +59,27 @@ from zcompute.objects.messages.region import (
     ServersCreateReply,
     ServersCreateRequest,
 )
+from zcompute.objects.messages.topology import (
+    CellCreateRequest,
+    CellDeleteRequest,
+    CellMappingsReply,
+    CellMappingsRequest,
+    CellReply,
+    CellStateRequest,
+    CellStatus,
+    CellStatusRequest,
+    CensusReply,
+    CensusRequest,
+    EnrolmentCreateRequest,
+    EnrolmentListReply,
+    EnrolmentListRequest,
+    EnrolmentReply,
+    EnrolmentRevokeRequest,
+    EnrolReply,
+    EnrolRequest,
+    HostListReply,
+    HostListRequest,
+)
 from zcompute.objects.messages.upkeep import MigrateDataReply, UpkeepReply, UpkeepRequest
 from zcompute.objects.partition import PartitionMap, PartitionMapDelta
 from zcompute.objects.relay import FindReply, FindRequest, RelayedBeat, RelayedBegin, RelayedReport
@@ -77,6 +98,8 @@ _CONDUCTOR = frozenset({"conductor"})
 _COMPUTE = frozenset({"compute"})
 _API = frozenset({"api"})
 _OPERATOR = frozenset({"operator"})
+_ENROLLING = frozenset({"enrolling"})
+_ALL_CALLERS = frozenset({"api", "conductor", "operator"})
 _OPERATOR_OR_CONDUCTOR = frozenset({"operator", "conductor"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
 _FOLLOWERS = frozenset({"api", "operator"})
@@ -120,6 +143,7 @@ FLAVOR_INTERFACE = Interface("flavor")
 CELL_INTERFACE = Interface("cell")
 MAPPING_INTERFACE = Interface("mapping")
 UPKEEP_INTERFACE = Interface("upkeep")
+ENROLMENT_INTERFACE = Interface("enrolment")
 
 MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
@@ -131,6 +155,7 @@ HOST_ATTACH = HOST_INTERFACE.method("attach", HostAttachRequest, Empty, _COMPUTE
 HOST_FORCE_DOWN = HOST_INTERFACE.method(
     "force_down", HostForceDownRequest, HostForceDownReply, _OPERATOR_OR_CONDUCTOR, "calls"
 )
+HOST_LIST = HOST_INTERFACE.method("list", HostListRequest, HostListReply, _OPERATOR, "reads")
 HOST_BEAT = HOST_INTERFACE.method("beat", HostBeat, None, _COMPUTE, "control")
 
 CLAIM = CLAIM_INTERFACE.method("claim", ClaimRequest, ClaimReply, _CONDUCTOR, "leaf")
@@ -170,6 +195,7 @@ INSTANCE_DELETE = INSTANCE_INTERFACE.method("delete", InstanceDeleteRequest, Emp
 INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
     "actions", InstanceGetRequest, InstanceActionsReply, _API_OR_CONDUCTOR, "reads"
 )
+INSTANCE_CENSUS = INSTANCE_INTERFACE.method("census", CensusRequest, CensusReply, _OPERATOR, "reads")
 SERVICE_LIST = SERVICE_INTERFACE.method("list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
 
 NOTIFICATION_HEADS = NOTIFICATION_INTERFACE.method("heads", Empty, NotificationHeadsReply, _FOLLOWERS, "reads")
@@ -183,7 +209,12 @@ SERVERS_DELETE = SERVERS_INTERFACE.method("delete", ServerDeleteRequest, ServerD
 FLAVOR_LIST = FLAVOR_INTERFACE.method("list", Empty, FlavorListReply, _API_OR_CONDUCTOR, "reads")
 FLAVOR_GET = FLAVOR_INTERFACE.method("get", FlavorGetRequest, FlavorReply, _API_OR_CONDUCTOR, "reads")
 
-CELL_LIST = CELL_INTERFACE.method("list", Empty, CellListReply, _API_OR_CONDUCTOR, "reads")
+CELL_LIST = CELL_INTERFACE.method("list", Empty, CellListReply, _ALL_CALLERS, "reads")
+CELL_CREATE = CELL_INTERFACE.method("create", CellCreateRequest, CellReply, _OPERATOR_OR_CONDUCTOR)
+CELL_STATE = CELL_INTERFACE.method("state", CellStateRequest, CellReply, _OPERATOR_OR_CONDUCTOR)
+CELL_DELETE = CELL_INTERFACE.method("delete", CellDeleteRequest, CellReply, _OPERATOR_OR_CONDUCTOR)
+CELL_STATUS = CELL_INTERFACE.method("status", CellStatusRequest, CellStatus, _OPERATOR, "reads")
+CELL_MAPPINGS = CELL_INTERFACE.method("mappings", CellMappingsRequest, CellMappingsReply, _OPERATOR, "reads")
 CELL_REGISTER = CELL_INTERFACE.method("register", CellRegisterRequest, Empty, _CONDUCTOR)
 CELL_CAPACITY = CELL_INTERFACE.method("capacity", CellCapacity, None, _CONDUCTOR, "control")
 MAPPING_DELETED = MAPPING_INTERFACE.method("deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
@@ -192,6 +223,11 @@ MAPPING_REFUSED = MAPPING_INTERFACE.method("refused", MappingReleaseRequest, Emp
 UPKEEP_ARCHIVE = UPKEEP_INTERFACE.method("archive", UpkeepRequest, UpkeepReply, _OPERATOR)
 UPKEEP_PURGE = UPKEEP_INTERFACE.method("purge", UpkeepRequest, UpkeepReply, _OPERATOR)
 UPKEEP_MIGRATE_DATA = UPKEEP_INTERFACE.method("migrate_data", UpkeepRequest, MigrateDataReply, _OPERATOR)
+
+ENROLMENT_CREATE = ENROLMENT_INTERFACE.method("create", EnrolmentCreateRequest, EnrolmentReply, _OPERATOR_OR_CONDUCTOR)
+ENROLMENT_LIST = ENROLMENT_INTERFACE.method("list", EnrolmentListRequest, EnrolmentListReply, _OPERATOR, "reads")
+ENROLMENT_REVOKE = ENROLMENT_INTERFACE.method("revoke", EnrolmentRevokeRequest, EnrolmentReply, _OPERATOR_OR_CONDUCTOR)
+ENROLMENT_ENROL = ENROLMENT_INTERFACE.method("enrol", EnrolRequest, EnrolReply, _ENROLLING)
 
 INTERFACES: tuple[Interface, ...] = (
     CLUSTER_INTERFACE,
@@ -209,4 +245,5 @@ INTERFACES: tuple[Interface, ...] = (
     CELL_INTERFACE,
     MAPPING_INTERFACE,
     UPKEEP_INTERFACE,
+    ENROLMENT_INTERFACE,
 )

@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcompute.cells.choice import choose_cell, servers_that_fit
-from zcompute.objects.cell import CellCapacity
+from zcompute.cells.choice import Wanted, by_cell, choose_cell, servers_that_fit
+from zcompute.objects.cell import CellCapacity, ZoneCapacity
 from zcompute.objects.flavor import Amounts
 
-ONE = Amounts(vcpus=1, memory_mb=512, disk_gb=1)
+ONE = Wanted(Amounts(vcpus=1, memory_mb=512, disk_gb=1))
 
 
 def capacity(cell: str, vcpus: int, largest: int | None = None) -> CellCapacity:
@@ -53,9 +53,33 @@ def test_one_by_one_the_cells_fill_evenly() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=6), st.integers(1, 3))
 def test_what_is_chosen_fits(cells: list[tuple[str, int]], size: int) -> None:
     amounts = Amounts(vcpus=size, memory_mb=1, disk_gb=0)
-    chosen = choose_cell([capacity(cell, vcpus) for cell, vcpus in cells], amounts, [], [])
+    chosen = choose_cell([capacity(cell, vcpus) for cell, vcpus in cells], Wanted(amounts), [], [])
     if chosen is not None:
         assert any(cell == chosen and vcpus >= size for cell, vcpus in cells)
         assert servers_that_fit(amounts, amounts) == 1
     else:
         assert all(vcpus < size for _, vcpus in cells)
+
+
+def zoned(cell: str, **zones: int) -> CellCapacity:
+    whole = capacity(cell, sum(zones.values()))
+    for zone, vcpus in zones.items():
+        part = capacity(cell, vcpus)
+        whole.zones.append(ZoneCapacity(zone=zone, free=part.free, largest_free=part.largest_free, hosts=1))
+    return whole
+
+
+def test_only_hosts_of_the_zone_that_was_asked_for_count() -> None:
+    cells = [zoned("c1", east=2, west=9), zoned("c2", east=5), zoned("c3", west=50)]
+    assert choose_cell(cells, Wanted(ONE.amounts, "east"), [], []) == "c2"
+    assert choose_cell(cells, Wanted(ONE.amounts, "west"), [], ["c3"]) == "c1"
+    assert choose_cell(cells, Wanted(ONE.amounts, "north"), [], []) is None
+
+
+def test_a_cell_of_the_release_before_tells_of_no_zones_and_counts_whole() -> None:
+    assert choose_cell([capacity("c1", 3)], Wanted(ONE.amounts, "east"), [], []) == "c1"
+
+
+def test_the_zones_of_a_cells_conductors_add_up() -> None:
+    whole = by_cell([zoned("c1", east=2), zoned("c1", east=3, west=1)])["c1"]
+    assert [(part.zone, part.free.vcpus, part.hosts) for part in whole.zones] == [("east", 5, 2), ("west", 1, 1)]

@@ -9,7 +9,7 @@ from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.methods import EVENTS, INTERFACES
 
 ALL = [value for value in vars(methods).values() if isinstance(value, Method)]
-ROLES = {"api", "conductor", "compute", "scheduler", "operator"}
+ROLES = {"api", "conductor", "compute", "scheduler", "operator", "enrolling"}
 WRITING = ("build", "spawn", "destroy", "adopt", "claim", "release", "deleted", "refused", "register")
 
 

@@ -14,7 +14,7 @@ from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv
 from zcompute.config import SchedulerConfig
-from zcompute.objects.cell import ROOT_CELL, CellCapacity, CellInfo
+from zcompute.objects.cell import ROOT_CELL, CellCapacity, CellInfo, ZoneCapacity
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import Host
 from zcompute.objects.messages.region import CellRegisterRequest
@@ -24,19 +24,46 @@ from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, PartitionMap
 log = logging.getLogger(__name__)
 
 
-def capacity_of(cell: str, service_id: str, hosts: Iterable[Host], ratios: SchedulerConfig) -> CellCapacity:
-    """What is free on those hosts that take new instances. Pure."""
-    count = 0
-    free, largest = Amounts(), Amounts()
+def capacity_of(
+    cell: str, service_id: str, hosts: Iterable[Host], ratios: SchedulerConfig, zones_max: int = 64
+) -> CellCapacity:
+    """What is free on those hosts that take new instances, and in each availability zone. Pure.
+
+    With more zones than ``zones_max`` those with most hosts are told; the cell is then not chosen for the others.
+    """
+    whole = _Part()
+    zones: dict[str, _Part] = {}
     for host in hosts:
-        if not takes_new(host):
-            continue
-        room = free_on(host, ratios)
-        count += 1
-        free = free.plus(room)
+        if takes_new(host):
+            room = free_on(host, ratios)
+            whole.add(room)
+            zones.setdefault(host.availability_zone, _Part()).add(room)
+    told = sorted(zones.items(), key=lambda item: (-item[1].hosts, item[0]))[:zones_max]
+    return CellCapacity(
+        cell=cell,
+        service_id=service_id,
+        free=whole.free,
+        largest_free=whole.largest,
+        hosts=whole.hosts,
+        zones=[
+            ZoneCapacity(zone=zone, free=part.free, largest_free=part.largest, hosts=part.hosts)
+            for zone, part in sorted(told)
+        ],
+    )
+
+
+class _Part:
+    """What is free on some hosts, summed as they come."""
+
+    def __init__(self) -> None:
+        self.free, self.largest, self.hosts = Amounts(), Amounts(), 0
+
+    def add(self, room: Amounts) -> None:
+        self.hosts += 1
+        self.free = self.free.plus(room)
+        largest = self.largest
         if (room.memory_mb, room.vcpus, room.disk_gb) > (largest.memory_mb, largest.vcpus, largest.disk_gb):
-            largest = room
-    return CellCapacity(cell=cell, service_id=service_id, free=free, largest_free=largest, hosts=count)
+            self.largest = room
 
 
 def conductors_of(new_map: PartitionMap) -> list[ConductorInfo]:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import gevent
 
+from zcompute.conductor.cell.census import Census
 from zcompute.conductor.cell.claim_service import Claims
 from zcompute.conductor.cell.grants import Grants
 from zcompute.conductor.cell.history_purge import history_purge
@@ -89,6 +90,7 @@ class CellRole:
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
         self._instances = Instances(env, self.engine, self._outbox.owed, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
+        self._census = Census(env, self._settings)
         self._registration = Registration(env, env.root_router, self._table, self._settings)
         self._notifications = Notifications(env, env.config.notifications)
         self._history = history_purge(env)
@@ -104,6 +106,7 @@ class CellRole:
             *self._claims.handlers(),
             *self._instances.handlers(),
             *self._reads.handlers(),
+            *self._census.handlers(),
             *self._notifications.handlers(),
             *self._upkeep.handlers(),
         ]

@@ -33,3 +33,4 @@ class CellSettings:
     without_max: int = 20_000  # uuids that a count leaves out
     history_rows_max: int = 1000
     services_max: int = 20_000
+    census_rows_max: int = 1000

@@ -3,29 +3,15 @@
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from zcompute.cells.choice import choose_cell
+from zcompute.cells.choice import Wanted, by_cell, choose_cell, has_zone
 from zcompute.conductor.root.settings import RootSettings
 from zcompute.objects.cell import CellCapacity
 from zcompute.objects.flavor import Amounts
 
 
-def _largest(first: Amounts, second: Amounts) -> Amounts:
-    """Field by field: what no single host of either exceeds."""
-    return Amounts(
-        vcpus=max(first.vcpus, second.vcpus),
-        memory_mb=max(first.memory_mb, second.memory_mb),
-        disk_gb=max(first.disk_gb, second.disk_gb),
-    )
-
-
 def sum_capacities(cell: str, reports: Iterable[CellCapacity]) -> CellCapacity:
     """One capacity for the whole cell from those of its conductors, whose partitions do not overlap."""
-    free, largest, hosts = Amounts(), Amounts(), 0
-    for report in reports:
-        free = free.plus(report.free)
-        largest = _largest(largest, report.largest_free)
-        hosts += report.hosts
-    return CellCapacity(cell=cell, service_id="", free=free, largest_free=largest, hosts=hosts)
+    return by_cell([CellCapacity(cell=cell, service_id="", free=Amounts(), largest_free=Amounts()), *reports])[cell]
 
 
 class _Handed:
@@ -89,18 +75,26 @@ class Capacities:
             result.append(total)
         return result
 
-    def choose(self, amounts: Amounts, tried: Collection[str], disabled: Collection[str], now: float) -> str | None:
+    def of(self, cell: str, now: float) -> CellCapacity | None:
+        """The capacity of one cell, None when it has not reported lately."""
+        return next((capacity for capacity in self.known(now) if capacity.cell == cell), None)
+
+    def choose(self, wanted: Wanted, tried: Collection[str], closed: Collection[str], now: float) -> str | None:
         """The cell for one more server, counted at once; None when no known cell is left.
 
         Where none has room by its own word, a first choice still goes to the cell with the most: its scheduler is
-        the judge, and its refusal is definite and has a reason. Once a cell has refused, only those that fit are
-        tried.
+        the judge, and its refusal is definite and has a reason. Where a zone was asked for, a cell with hosts in it
+        goes first. Once a cell has refused, only those that fit are tried.
         """
         known = self.known(now)
-        cell = choose_cell(known, amounts, tried, disabled)
+        cell = choose_cell(known, wanted, tried, closed)
         if cell is None and not tried:
-            rest = [capacity for capacity in known if capacity.cell not in disabled]
-            cell = max(rest, key=lambda c: (c.hosts > 0, c.free.memory_mb)).cell if rest else None
+            rest = [capacity for capacity in known if capacity.cell not in closed]
+            cell = (
+                max(rest, key=lambda c: (has_zone(c, wanted.zone), c.hosts > 0, c.free.memory_mb)).cell
+                if rest
+                else None
+            )
         if cell is not None:
-            self.hand(cell, amounts, now)
+            self.hand(cell, wanted.amounts, now)
         return cell

@@ -5,32 +5,17 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import gevent
-from msgspec.structs import replace
 
 from zcompute.bus import Link
-from zcompute.conductor.change import Change
 from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import CELLS, TableCodec
 from zcompute.log import REPEATED
-from zcompute.objects.cell import CellInfo
+from zcompute.objects.cell import CELL_ENABLED, CellInfo
 from zcompute.objects.errors import ObjectError
 from zcompute.objects.methods import TOPIC_CELLS
 
 log = logging.getLogger(__name__)
-
-
-def register_cell(change: Change, told: CellInfo) -> bool:
-    """Keep which conductors the cell says it has. False when nothing is written: that was known, or a newer map of the
-    cell's was registered before (the older one was on its way for long)."""
-    conductors = sorted(told.conductors, key=lambda conductor: conductor.service_id)
-    former = change.get(CELLS, (told.name,))
-    if former is None:
-        former = CellInfo(name=told.name, created_at_us=change.now_us)
-    elif (told.term, told.map_version) <= (former.term, former.map_version):
-        return False
-    change.put(CELLS, replace(former, conductors=conductors, term=told.term, map_version=told.map_version))
-    return True
 
 
 class CellRows(Protocol):
@@ -68,9 +53,21 @@ class CellsFeed:
         """Every cell as last read, by name."""
         return [self._cells[name] for name in sorted(self._cells)]
 
-    def disabled(self) -> set[str]:
-        """Cells that take no new servers."""
-        return {cell.name for cell in self._cells.values() if cell.disabled}
+    def closed(self) -> set[str]:
+        """Cells that take no new servers: disabled, draining, deleted."""
+        return {cell.name for cell in self._cells.values() if cell.state != CELL_ENABLED}
+
+    def deleted(self, name: str) -> bool:
+        """Whether the cell is known to be deleted: nothing is there, and nothing that is handed to it arrives."""
+        cell = self._cells.get(name)
+        return cell is not None and cell.deleted_at_us > 0
+
+    def why_closed(self) -> str:
+        """Why no cell at all takes new servers; "" while one does, or none is known yet."""
+        left = [cell for cell in self._cells.values() if not cell.deleted_at_us]
+        if not left or any(cell.state == CELL_ENABLED for cell in left):
+            return ""
+        return "No cell takes new servers: " + ", ".join(f"{cell.name} is {cell.state}" for cell in left[:5]) + "."
 
     def refresh(self) -> None:
         """Read the table; push what changed."""

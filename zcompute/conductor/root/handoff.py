@@ -51,6 +51,16 @@ class Links(Protocol):
     ) -> list[Link]: ...
 
 
+class Closings(Protocol):
+    """What the hand-off wants to know of cells."""
+
+    def closed(self) -> set[str]: ...
+
+    def deleted(self, name: str) -> bool: ...
+
+    def why_closed(self) -> str: ...
+
+
 class HandOff:
     """Workers that bring build requests to their cells; started and stopped with the root role."""
 
@@ -59,14 +69,14 @@ class HandOff:
         ledger: Commits,
         endpoint: Links,
         choose: Chooser,
-        is_disabled: Callable[[str], bool],
+        cells: Closings,
         build_deadline_s: int,
         limits: HandOffLimits | None = None,
     ) -> None:
         self._ledger = ledger
         self._endpoint = endpoint
         self._choose = choose
-        self._is_disabled = is_disabled
+        self._cells = cells
         self._build_deadline_us = build_deadline_s * 1_000_000
         self._limits = limits or HandOffLimits()
         self._queue = HandOffQueue(self._limits)
@@ -207,14 +217,16 @@ class HandOff:
         """See that the request has a cell, another one where the first is out of reach and knows nothing of it yet.
         False when the request is no more."""
         build_request = item.build_request
-        unsent_to = build_request.cell if item.unsent and self._out_of_reach(item) else None
+        gone = self._cells.deleted(item.cell)  # whoever decided on it: no conductor of a deleted cell is heard
+        unsent_to = build_request.cell if gone or (item.unsent and self._out_of_reach(item)) else None
         if build_request.cell is not None and unsent_to is None:
             return True
         uuid, generation = build_request.uuid, build_request.generation
         give_up_at_us = build_request.created_at_us + self._build_deadline_us
+        nobody = self._cells.why_closed()
         placed = self._commit(
             item,
-            lambda change: assign_cell(change, uuid, generation, unsent_to, self._choose, give_up_at_us),
+            lambda change: assign_cell(change, uuid, generation, unsent_to, self._choose, give_up_at_us, nobody),
         )
         if placed is None:
             return False
@@ -226,7 +238,7 @@ class HandOff:
         return True
 
     def _out_of_reach(self, item: Item) -> bool:
-        if item.cell and self._is_disabled(item.cell):
+        if item.cell and item.cell in self._cells.closed():
             return True
         if self._links(item):
             item.unreachable_since = None

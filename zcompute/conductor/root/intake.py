@@ -6,12 +6,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from zcompute.cells.choice import Wanted
 from zcompute.conductor.change import Change
 from zcompute.conductor.notices import build_request_deleted
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, USAGES, TableCodec
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
-from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import ServerSpec
 from zcompute.objects.messages.region import (
     ServerDeleteReply,
@@ -23,7 +24,7 @@ from zcompute.objects.messages.region import (
 KIND_CREATE = "create"
 KIND_DELETE = "delete"
 
-Chooser = Callable[[Amounts, Collection[str]], str | None]  # (what it takes, cells tried) -> cell, counted at once
+Chooser = Callable[[Wanted, Collection[str]], str | None]  # (what it takes, cells tried) -> cell, counted at once
 Key = tuple[TableCodec[Any], tuple[Any, ...]]
 
 
@@ -123,10 +124,10 @@ def create_servers(
     )
     names = server_names(request.name, len(uuids))
     specs = _specs(request.spec, len(uuids), reservation_id)
-    amounts = flavor.amounts()
+    wanted = Wanted(flavor.amounts(), request.spec.availability_zone)
     build_requests = []
     for uuid, name, spec in zip(uuids, names, specs, strict=True):
-        cell = choose(amounts, ())
+        cell = choose(wanted, ())
         build_request = BuildRequest(
             uuid=uuid,
             project_id=request.project_id,
@@ -144,6 +145,11 @@ def create_servers(
         change.put(BUILD_REQUESTS, build_request)
         build_requests.append(build_request)
     return Created(ServersCreateReply(uuids=list(uuids), reservation_id=reservation_id), build_requests)
+
+
+def wanted_of(build_request: BuildRequest) -> Wanted:
+    """What the server needs of a cell."""
+    return Wanted(build_request.flavor.amounts(), build_request.spec.availability_zone)
 
 
 def usage_of(build_request: BuildRequest) -> Usage:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Change
-from zcompute.conductor.root.intake import Chooser, delete_server_rows, delete_unbuilt
+from zcompute.conductor.root.intake import Chooser, delete_server_rows, delete_unbuilt, wanted_of
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest, InstanceMapping
 from zcompute.objects.instance import Fault
@@ -39,11 +39,18 @@ def current_request(change: Change, uuid: str, generation: int | None = None) ->
 
 
 def assign_cell(
-    change: Change, uuid: str, generation: int, unsent_to: str | None, choose: Chooser, give_up_at_us: int
+    change: Change,
+    uuid: str,
+    generation: int,
+    unsent_to: str | None,
+    choose: Chooser,
+    give_up_at_us: int,
+    nobody: str = "",
 ) -> BuildRequest | None:
     """Give a build request a cell that has none, or another one than ``unsent_to``, to which it was certainly never
     sent (the caller's word). The build request to go on with, its cell None as long as none is known; None when there
-    is nothing left to hand off: deleted, superseded, or in ERROR because no cell was known by ``give_up_at_us``.
+    is nothing left to hand off: deleted, superseded, or in ERROR because no cell was known by ``give_up_at_us``, or
+    because none takes new servers (``nobody`` says why; "" where that is not certain).
     """
     build_request = current_request(change, uuid, generation)
     mapping = change.get(MAPPINGS, (uuid,))
@@ -55,11 +62,12 @@ def assign_cell(
         delete_unbuilt(change, build_request, build_request.request_id)
         return None
     tried = list(mapping.tried_cells)
-    cell = choose(build_request.flavor.amounts(), tried if unsent_to is None else [*tried, unsent_to])
+    cell = choose(wanted_of(build_request), tried if unsent_to is None else [*tried, unsent_to])
     if cell is None:
-        if build_request.cell is not None or change.now_us < give_up_at_us:
+        if not nobody and (build_request.cell is not None or change.now_us < give_up_at_us):
             return build_request
-        change.put(BUILD_REQUESTS, _in_error(build_request, "No cell has answered.", change.now_us))
+        change.put(MAPPINGS, replace(mapping, cell=None))
+        change.put(BUILD_REQUESTS, _in_error(build_request, nobody or "No cell has answered.", change.now_us))
         return None
     generation += build_request.cell is not None
     chosen = replace(build_request, cell=cell, generation=generation)
@@ -124,7 +132,7 @@ def mapping_refused(change: Change, request: MappingReleaseRequest, choose: Choo
         delete_unbuilt(change, build_request, build_request.request_id)
         return None
     tried = [*mapping.tried_cells, request.cell]
-    cell = choose(build_request.flavor.amounts(), tried)
+    cell = choose(wanted_of(build_request), tried)
     if cell is None:
         change.put(MAPPINGS, replace(mapping, cell=None, tried_cells=tried))
         change.put(BUILD_REQUESTS, _in_error(build_request, request.reason, change.now_us))

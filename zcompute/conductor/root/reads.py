@@ -61,6 +61,6 @@ class RootReads:
         return PendingReply(build_requests=build_requests)
 
     def cell_list(self, request: Empty, context: Any) -> CellListReply:
-        return CellListReply(
-            cells=self._reads.read(context, lambda view: view.scan(CELLS, limit=self._settings.cells_max))
-        )
+        """Every cell that is not deleted."""
+        cells = self._reads.read(context, lambda view: view.scan(CELLS, limit=self._settings.cells_max))
+        return CellListReply(cells=[cell for cell in cells if not cell.deleted_at_us])

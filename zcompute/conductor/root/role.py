@@ -12,6 +12,7 @@ import gevent
 from zcompute.bus import Link
 from zcompute.bus.context import request_id
 from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
+from zcompute.cells.choice import Wanted
 from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
@@ -20,11 +21,13 @@ from zcompute.conductor.notifiers.service import Notifications
 from zcompute.conductor.purge import Purge, PurgeSettings
 from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
-from zcompute.conductor.root.cells import CellsFeed, register_cell
+from zcompute.conductor.root.cell_states import register_cell
+from zcompute.conductor.root.cells import CellsFeed
 from zcompute.conductor.root.flavors import Flavors
 from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
+from zcompute.conductor.root.topology import Topology
 from zcompute.conductor.upkeep.service import Upkeep
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, OPERATIONS
@@ -34,7 +37,6 @@ from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
 from zcompute.objects.cell import ROOT_CELL, CellCapacity
 from zcompute.objects.errors import ObjectError
-from zcompute.objects.flavor import Amounts
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.region import (
@@ -104,7 +106,7 @@ class RootRole:
             env.ledger,
             env.endpoint,
             self._choose,
-            lambda cell: cell in self._cells.disabled(),
+            self._cells,
             env.config.conductor.build_deadline_s,
             self._limits,
         )
@@ -118,6 +120,7 @@ class RootRole:
         )
         self._notifications = Notifications(env, env.config.notifications, usage=False)
         self._upkeep = Upkeep(env)
+        self._topology = Topology(env, self._cells, self._capacities, self._settings)
         self._resumers: set[gevent.Greenlet] = set()
         self._running = False
 
@@ -135,6 +138,7 @@ class RootRole:
             (methods.CELL_LIST, self._reads.cell_list),
             (methods.CELL_REGISTER, self.cell_register),
             (methods.CELL_CAPACITY, self.cell_capacity),
+            *self._topology.handlers(),
         ]
         return [
             *((method, unavailable_without_database(handler)) for method, handler in served),
@@ -291,16 +295,22 @@ class RootRole:
     def cell_capacity(self, capacity: CellCapacity, context: Any) -> None:
         """One conductor's free room; soft state."""
         self._require_cell(context, capacity.cell)
+        if self._cells.deleted(capacity.cell):
+            return
         if context.peer.service_id != capacity.service_id:
             raise Forbidden(f"{context.peer.service_id} may not speak for {capacity.service_id}")
         self._capacities.report(capacity, time.monotonic())
 
-    def _choose(self, amounts: Amounts, tried: Collection[str]) -> str | None:
-        return self._capacities.choose(amounts, tried, self._cells.disabled(), time.monotonic())
+    def _choose(self, wanted: Wanted, tried: Collection[str]) -> str | None:
+        return self._capacities.choose(wanted, tried, self._cells.closed(), time.monotonic())
 
     def _require_cell(self, context: Any, cell: str) -> None:
         """A cell's key speaks for its own cell only. Raises Forbidden."""
         if context.peer.cell != cell:
+            peer = context.peer
+            self._env.endpoint.refusals.count(
+                "foreign_cell", f"{peer.role}/{peer.service_id}@{peer.cell}", f"security: speaks for cell {cell}"
+            )
             raise Forbidden(f"a key of cell {context.peer.cell} may not speak for cell {cell}")
 
     def _timeout_ms(self, context: Any) -> int:

@@ -31,6 +31,8 @@ class RootSettings:
     servers_max: int = 1000
     conductors_max: int = 16
     cells_max: int = 1000
+    counted_max: int = 1000  # servers of a cell are counted as far as that
+    mappings_rows_max: int = 1000  # a page for those who verify
     flavors_max: int = 1000
     list_rows_max: int = 1001  # one more than the largest page, so that the api can tell that there is a next one
     commit_ms_max: int = 10_000

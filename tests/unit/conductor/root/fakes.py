@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 from zcompute.bus.errors import NotOwner
+from zcompute.cells.choice import Wanted
 from zcompute.conductor.cache import Entry
 from zcompute.conductor.change import Change, Ticket
 from zcompute.conductor.errors import NotLoaded
-from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import ServerSpec
 from zcompute.objects.messages.region import ServersCreateRequest
 from zcompute.objects.partition import PARTITIONS
@@ -122,6 +123,9 @@ class FakeEndpoint:
         self.up = []
         self.published = []
         self.link_up_callbacks = []
+        self.keyring = None
+        self.refused = []
+        self.refusals = SimpleNamespace(count=lambda reason, peer, detail="": self.refused.append((reason, peer)))
 
     def links(self, *, role=None, cell=None, service_id=None):
         return [link for link in self.up if cell in (None, link.peer.cell)]
@@ -178,8 +182,8 @@ def choosing(*cells):
     """A chooser that gives these cells in turn, skipping those tried; then None."""
     left = list(cells)
 
-    def choose(amounts, tried):
-        assert isinstance(amounts, Amounts)
+    def choose(wanted, tried):
+        assert isinstance(wanted, Wanted)
         while left:
             cell = left.pop(0)
             if cell not in tried:

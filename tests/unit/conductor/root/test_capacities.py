@@ -1,11 +1,13 @@
 """Which cell gets the next server, from what the cells said lately."""
 
+from zcompute.cells.choice import Wanted
 from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.settings import RootSettings
-from zcompute.objects.cell import CellCapacity
+from zcompute.objects.cell import CellCapacity, ZoneCapacity
 from zcompute.objects.flavor import Amounts
 
 TINY = Amounts(vcpus=1, memory_mb=512, disk_gb=1)
+ONE = Wanted(TINY)
 
 
 def free(servers):
@@ -22,7 +24,7 @@ def test_servers_spread_over_cells_as_each_is_counted_when_it_is_handed():
     capacities = Capacities(RootSettings())
     capacities.report(capacity("c1", 100), 0.0)
     capacities.report(capacity("c2", 100), 0.0)
-    chosen = [capacities.choose(TINY, (), (), 0.1) for _ in range(100)]
+    chosen = [capacities.choose(ONE, (), (), 0.1) for _ in range(100)]
     assert 45 <= chosen.count("c1") <= 55
 
 
@@ -45,22 +47,22 @@ def test_the_parts_of_several_conductors_add_up():
 def test_a_cell_that_says_nothing_any_more_is_not_known():
     capacities = Capacities(RootSettings(capacity_ms_max=5000))
     capacities.report(capacity("c1", 3), 0.0)
-    assert capacities.choose(TINY, (), (), 4.9) == "c1"
-    assert capacities.choose(TINY, (), (), 5.1) is None
+    assert capacities.choose(ONE, (), (), 4.9) == "c1"
+    assert capacities.choose(ONE, (), (), 5.1) is None
 
 
 def test_a_first_choice_among_full_cells_still_asks_one_and_a_second_does_not():
     capacities = Capacities(RootSettings())
     capacities.report(capacity("c1", 0), 0.0)
     capacities.report(capacity("c2", 0), 0.0)
-    assert capacities.choose(TINY, (), (), 0.0) in ("c1", "c2")
-    assert capacities.choose(TINY, ("c1",), (), 0.0) is None
+    assert capacities.choose(ONE, (), (), 0.0) in ("c1", "c2")
+    assert capacities.choose(ONE, ("c1",), (), 0.0) is None
 
 
 def test_a_disabled_cell_gets_nothing_even_as_a_last_resort():
     capacities = Capacities(RootSettings())
     capacities.report(capacity("c1", 9), 0.0)
-    assert capacities.choose(TINY, (), ("c1",), 0.0) is None
+    assert capacities.choose(ONE, (), ("c1",), 0.0) is None
 
 
 def test_cells_and_services_beyond_the_limits_are_not_kept():
@@ -70,3 +72,16 @@ def test_cells_and_services_beyond_the_limits_are_not_kept():
         capacities.report(capacity("c0", 1, f"s{number}"), 0.0)
     assert [known.cell for known in capacities.known(0.0)] == ["c0", "c1"]
     assert capacities.known(0.0)[0].hosts == 2
+
+
+def test_a_zone_that_was_asked_for_is_looked_for_before_room():
+    capacities = Capacities(RootSettings())
+    east, west = capacity("c1", 1), capacity("c2", 90)
+    east.zones = [ZoneCapacity(zone="east", free=free(1), largest_free=free(1), hosts=1)]
+    west.zones = [ZoneCapacity(zone="west", free=free(90), largest_free=free(90), hosts=1)]
+    capacities.report(east, 0.0)
+    capacities.report(west, 0.0)
+    wanted = Wanted(TINY, "east")
+    assert [capacities.choose(wanted, (), (), 0.0) for _ in range(3)] == ["c1"] * 3, "full: its scheduler is the judge"
+    assert capacities.choose(wanted, ("c1",), (), 0.0) is None, "no other cell has the zone"
+    assert capacities.choose(Wanted(TINY, "north"), (), (), 0.0) == "c2", "some cell says definitely that nobody has it"

@@ -19,6 +19,7 @@ from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.settings import HandOffLimits
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS
+from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.messages.region import MappingReleaseRequest
 from zcompute.objects.partition import partition_of
@@ -29,19 +30,35 @@ PATIENT = HandOffLimits(retry_ms_min=100, retry_ms_max=200, idle_ms=50)
 QUICK = HandOffLimits(retry_ms_min=1, retry_ms_max=20, unreachable_ms_max=30, idle_ms=50)
 
 
+class Closings:
+    """Which cells take no new servers, and why none does."""
+
+    def __init__(self):
+        self.names, self.gone, self.why = set(), set(), ""
+
+    def closed(self):
+        return self.names
+
+    def deleted(self, name):
+        return name in self.gone
+
+    def why_closed(self):
+        return self.why
+
+
 class Bench:
     """A hand-off with its surroundings."""
 
     def __init__(self, limits=QUICK):
         self.ledger = FakeLedger()
         self.endpoint = FakeEndpoint()
-        self.disabled = set()
+        self.closings = Closings()
         self.choose = choosing()
         self.hand_off = HandOff(
             self.ledger,
             self.endpoint,
             lambda amounts, tried: self.choose(amounts, tried),
-            lambda cell: cell in self.disabled,
+            self.closings,
             build_deadline_s=300,
             limits=limits,
         )
@@ -126,8 +143,27 @@ def test_a_cell_out_of_reach_that_was_never_asked_is_replaced(bench):
     assert (bench.mapping().cell, bench.mapping().generation) == ("c2", 2)
 
 
+def test_a_server_bound_for_a_deleted_cell_goes_elsewhere_whoever_sent_it_there(bench):
+    bench.closings.gone.add("c1")
+    bench.choose = choosing("c2")
+    second = bench.link("c2")
+    bench.create(decided_here=False)
+    bench.until(lambda: second.calls)
+    assert bench.ledger.get(MAPPINGS, UUID).cell == "c2"
+
+
+def test_when_no_cell_takes_new_servers_the_server_is_in_error_with_the_reason(bench):
+    bench.closings.why = "No cell takes new servers: c1 is draining."
+    bench.create(cell=None)
+    bench.until(lambda: bench.ledger.get(BUILD_REQUESTS, UUID).state == BUILD_ERROR)
+    assert bench.ledger.get(BUILD_REQUESTS, UUID).fault.message == (
+        "No valid host was found. No cell takes new servers: c1 is draining."
+    )
+    assert bench.ledger.get(MAPPINGS, UUID).cell is None
+
+
 def test_a_disabled_cell_that_was_never_asked_is_replaced_at_once(bench):
-    bench.disabled.add("c1")
+    bench.closings.names.add("c1")
     link, other = bench.link("c1"), bench.link("c2")
     bench.choose = choosing("c2")
     bench.create()

@@ -233,6 +233,7 @@ def test_a_cells_key_speaks_for_its_own_cell_only(region):
     ):
         with pytest.raises(Forbidden):
             region.call(method, request, stranger)
+    assert region.endpoint.refused == [("foreign_cell", "conductor/s1@c2")] * 4, "each is counted"
     with pytest.raises(Forbidden):
         region.call(methods.CELL_CAPACITY, told, context("c1", "another", "conductor"))
 
