@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from zcompute.cli.operator import Missing, Operator, operator_config
 from zcompute.cli.tables import print_rows
 from zcompute.config import PeerConfig
 from zcompute.objects.cell import CELL_DISABLED, CELL_DRAINING, CELL_ENABLED, ROOT_CELL, CellInfo
-from zcompute.objects.errors import SERVICE_ERRORS, ServiceError
+from zcompute.objects.errors import SERVICE_ERRORS, CellNotFound, ServiceError
 from zcompute.objects.messages.cluster import Empty, MapReply
 from zcompute.objects.messages.region import CellListReply
 from zcompute.objects.messages.topology import (
@@ -207,24 +208,20 @@ def delete(name: str, dry_run: bool, config_path: str | None, state_dir: str, fo
     What is left is said. Keys that it enrolled by tokens are shut out; those in keyring files are yours to revoke.
     """
     with open_operator(config_path, state_dir) as operator:
-        for status in each_status(operator, name).values():
-            if status.linked:
-                raise CommandError(f"cell {name} is not empty: conductors still run: {', '.join(status.linked)}")
+        with suppress(CellNotFound):  # or deleted by now: the owner says which
+            for status in each_status(operator, name).values():
+                if status.linked:
+                    raise CommandError(f"cell {name} is not empty: conductors still run: {', '.join(status.linked)}")
         reply: CellReply = ask(operator, ROOT_CELL, CELL_DELETE, CellDeleteRequest(name=name, dry_run=dry_run))
     _say_changed(reply, "deleted", dry_run, form)
 
 
 def each_status(operator: Operator, name: str) -> dict[str, CellStatus]:
-    """What each root conductor says of a cell, by its id. Raises CommandError when one does not answer."""
-    found: dict[str, CellStatus] = {}
-    for conductor in operator.conductors(ROOT_CELL):
-        try:
-            answers, missing = operator.ask_each([conductor], CELL_STATUS, CellStatusRequest(name=name))
-        except ServiceError as error:
-            raise CommandError(error.message) from error
-        if missing:
-            raise CommandError(f"{conductor} does not answer: {missing[0].reason}")
-        found[conductor] = answers[0]
+    """What each root conductor says of a cell, by its id. Raises CellNotFound, CommandError where one is silent."""
+    found: dict[str, CellStatus] = {
+        conductor: operator.ask_one(conductor, CELL_STATUS, CellStatusRequest(name=name))
+        for conductor in operator.conductors(ROOT_CELL)
+    }
     if not found:
         raise CommandError("no conductor of the root is reached")
     return found

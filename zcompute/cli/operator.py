@@ -147,6 +147,10 @@ class Operator:
         stats = [outcome for outcome in outcomes if isinstance(outcome, EndpointStat)]
         return stats, [outcome for outcome in outcomes if isinstance(outcome, Missing)]
 
+    def ask_one(self, service: str, method: MethodSpec, request: Any) -> Any:
+        """What this conductor answers. Raises CommandError when it does not, and what it answers."""
+        return self._reach(service, lambda link, _, timeout_ms: link.call(method, request, timeout_ms=timeout_ms))
+
     def ask_each(self, services: Iterable[str], method: MethodSpec, request: Any) -> tuple[list[Any], list[Missing]]:
         """What each of these conductors answers."""
 

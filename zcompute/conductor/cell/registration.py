@@ -14,7 +14,9 @@ from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv
 from zcompute.config import SchedulerConfig
+from zcompute.log import REPEATED
 from zcompute.objects.cell import ROOT_CELL, CellCapacity, CellInfo, ZoneCapacity
+from zcompute.objects.errors import ServiceError
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import Host
 from zcompute.objects.messages.region import CellRegisterRequest
@@ -112,6 +114,8 @@ class Registration:
     def _link_up(self, link: Link) -> None:
         if link.peer is not None and (link.peer.role, link.peer.cell) == ("conductor", ROOT_CELL):
             self._news.set()
+            self._registered = None  # the root may be another than before: restored, or the cell created anew
+            self._wanted.set()
 
     def _cast_loop(self) -> None:
         """Every ``capacity_ms``, and soon after news: a first burst of servers is shared among all cells' hosts."""
@@ -147,8 +151,8 @@ class Registration:
                 self._root_router.call(
                     GLOBAL_KEY, CELL_REGISTER, CellRegisterRequest(cell=info), timeout_ms=self._settings.register_ms_max
                 )
-            except BusError as error:
-                log.info("cell not registered yet cell=%s error=%s", self._env.cell, error)
+            except (BusError, ServiceError) as error:
+                log.info("cell not registered yet cell=%s error=%s", self._env.cell, error, extra=REPEATED)
                 gevent.sleep(self._settings.register_retry_ms / 1000)
                 self._wanted.set()
                 continue

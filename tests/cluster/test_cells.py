@@ -1,0 +1,157 @@
+"""Cells that come and go under traffic: one of three is drained, deleted and brought back; the root is away."""
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, delete_all, started, wait_until
+from zcompute.bus import Endpoint, Identity, Link, register_error
+from zcompute.cli.up.databases import SQLITE
+from zcompute.cli.up.layout import PROJECT_ID, Shape
+from zcompute.cli.up.region import Region
+from zcompute.keys import read_keys
+from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound
+from zcompute.objects.instance import VM_DELETED
+from zcompute.objects.messages.instances import InstanceDeleteRequest, InstanceGetRequest, InstanceReply
+from zcompute.objects.methods import INSTANCE_DELETE, INSTANCE_GET
+
+CELLS = ("c1", "c2", "c3")
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
+    for error in SERVICE_ERRORS:
+        register_error(error)
+    shape = Shape(cells=CELLS, computes=1, hosts_per_compute=2)
+    with started(tmp_path_factory.mktemp("r") / "s", SQLITE, shape) as made:
+        yield made
+
+
+def cells(region: Region, *arguments: str, code: int = 0) -> Any:
+    """`zcompute cell ...`'s answer."""
+    done = command("cell", *arguments, "--state-dir", str(region.paths.state_dir), "--format", "json")
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def servers_by_cell(region: Region) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {cell: [] for cell in CELLS}
+    client = region.client()
+    for row in client.get("/v2.1/servers/detail?all_tenants=1&limit=1000")["servers"]:
+        host = row["OS-EXT-SRV-ATTR:host"]
+        if host:
+            found[host.split("-")[0]].append(row["id"])
+    client.close()
+    return found
+
+
+def services_of(region: Region, cell: str) -> list[str]:
+    return [plan.id for plan in region.plans.values() if plan.cell == cell]
+
+
+def test_a_cell_is_drained_deleted_and_brought_back_under_traffic(region: Region) -> None:
+    assert_all_active(boot(region, 30))
+    assert all(servers_by_cell(region).values()), "every cell has some"
+    assert [row["state"] for row in cells(region, "list")] == ["enabled"] * 3
+    for cell in CELLS:
+        assert cells(region, "verify", cell)["holds"]
+
+    assert cells(region, "drain", "c3", "--dry-run")["changed"]
+    assert cells(region, "show", "c3")["state"] == "enabled"
+    left = cells(region, "drain", "c3")["servers_left"]
+    assert left == len(servers_by_cell(region)["c3"]) > 0
+    assert "not empty" in cells(region, "delete", "c3", code=1)
+    gevent.sleep(2 * 1.1)  # every root conductor has read it by now
+    before = set(servers_by_cell(region)["c3"])
+    traffic = gevent.spawn(boot, region, 30)
+    assert cells(region, "drain", "c3", "--wait", "1", code=9)["servers_left"] == left
+    assert set(servers_by_cell(region)["c3"]) == before, "nothing new goes there"
+    delete_all(region, sorted(before))
+    assert cells(region, "drain", "c3", "--wait", "30")["servers_left"] == 0
+    assert_all_active(traffic.get(timeout=60))
+
+    traffic = gevent.spawn(boot, region, 30)
+    assert "conductors still run" in cells(region, "delete", "c3", code=1)
+    for service in services_of(region, "c3"):
+        region.processes[service].end_expected = True
+        region.kill(service)
+    wait_until(lambda: not cells(region, "show", "c3")["conductors"] or not linked(region, "c3"), "c3 unlinked")
+    assert cells(region, "delete", "c3", "--dry-run")["changed"]
+    assert cells(region, "delete", "c3")["state"] == "deleted"
+    assert not cells(region, "delete", "c3")["changed"], "a repeat"
+    assert [row["name"] for row in cells(region, "list")] == ["c1", "c2"]
+    assert "not known" in cells(region, "show", "c3", code=1)
+    assert_all_active(traffic.get(timeout=60))
+    for service in services_of(region, "c3"):
+        region.restart(service)
+    gevent.sleep(2.0)  # its conductors knock meanwhile
+    assert [row["name"] for row in cells(region, "list")] == ["c1", "c2"], "a deleted cell does not come back by itself"
+    assert cells(region, "create", "c3")["changed"]
+    wait_until(lambda: len(cells(region, "show", "c3")["conductors"]) == 2, "c3 registered")
+    wait_until(lambda: cells(region, "show", "c3")["hosts_with_room"] == 2, "its hosts are known")
+    assert_all_active(boot(region, 30))
+    assert servers_by_cell(region)["c3"], "it gets servers again"
+    for cell in CELLS:
+        found = cells(region, "verify", cell)
+        assert found["holds"], found
+    assert_audit_holds(region)
+
+
+def linked(region: Region, cell: str) -> list[str]:
+    return [row["id"] for row in cells(region, "show", cell)["conductors"] if row["linked"]]
+
+
+def test_a_cell_works_on_while_the_root_is_away_and_what_it_owes_the_root_arrives_later(region: Region) -> None:
+    assert_all_active(boot(region, 6))
+    uuids = servers_by_cell(region)["c1"][:4]
+    keys = read_keys(str(region.paths.key("api-1")))
+    caller = Endpoint(Identity("api", "root", "api-7", "1", frozenset(), keys.public_key, keys.secret_key))
+    roots = [name for name in region.processes if name.startswith("root-conductor")]
+    link = caller.dial(
+        f"tcp://127.0.0.1:{region.file.bus_ports['c1-conductor-1']}",
+        read_keys(str(region.paths.key("c1-conductor-1"))).public_key,
+    )
+    assert link.wait_up(5000)
+    for name in roots:
+        region.kill(name, signal.SIGSTOP)
+    try:
+        client = region.client(timeout_s=40.0)
+        asking = gevent.spawn(client.request, "POST", "/v2.1/servers", LATE)
+        for uuid in uuids:
+            request = InstanceDeleteRequest(uuid=uuid, project_id=PROJECT_ID, operation_id=f"op-{uuid}")
+            link.call(INSTANCE_DELETE, request, timeout_ms=10_000)
+        for uuid in uuids:
+            wait_until(lambda uuid=uuid: is_gone(link, uuid), f"{uuid} deleted in its cell")
+        status, _ = asking.get(timeout=45)
+        assert status in (503, 504), status
+        client.close()
+    finally:
+        for name in roots:
+            region.kill(name, signal.SIGCONT)
+        caller.close()
+    wait_until(lambda: command("cell", "list", *at(region)).returncode == 0, "the root is back")
+    assert_audit_holds(region)
+    assert not set(uuids) & {uuid for found in servers_by_cell(region).values() for uuid in found}
+    client = region.client()
+    names = [row["name"] for row in client.get("/v2.1/servers?all_tenants=1&limit=1000")["servers"]]
+    client.close()
+    assert "late" not in names, "what was answered with an error had no effect"
+
+
+LATE = {"server": {"name": "late", "flavorRef": "1", "imageRef": "", "networks": "none"}}
+
+
+def at(region: Region) -> tuple[str, str]:
+    return "--state-dir", str(region.paths.state_dir)
+
+
+def is_gone(link: Link, uuid: str) -> bool:
+    try:
+        reply: InstanceReply = link.call(INSTANCE_GET, InstanceGetRequest(uuid=uuid), timeout_ms=5000)
+    except InstanceNotFound:
+        return True
+    return reply.instance.vm_state == VM_DELETED
