@@ -1,7 +1,6 @@
 """Cells that come and go under traffic: one of three is drained, deleted and brought back; the root is away."""
 
 import json
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,7 +116,8 @@ def test_a_cell_works_on_while_the_root_is_away_and_what_it_owes_the_root_arrive
     )
     assert link.wait_up(5000)
     for name in roots:
-        region.kill(name, signal.SIGSTOP)
+        region.processes[name].end_expected = True
+        region.kill(name)
     try:
         client = region.client(timeout_s=40.0)
         asking = gevent.spawn(client.request, "POST", "/v2.1/servers", LATE)
@@ -131,7 +131,7 @@ def test_a_cell_works_on_while_the_root_is_away_and_what_it_owes_the_root_arrive
         client.close()
     finally:
         for name in roots:
-            region.kill(name, signal.SIGCONT)
+            region.restart(name)
         caller.close()
     wait_until(lambda: command("cell", "list", *at(region)).returncode == 0, "the root is back")
     assert_audit_holds(region)
