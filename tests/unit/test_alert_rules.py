@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conductor.test_stat import exposition
+from zcompute.api.listing import new_room
+from zcompute.cells.gate import Gate
+from zcompute.metrics import measured
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 
 ROOT = Path(__file__).parents[2]
-RULES = [ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("conductors", "replicas")]
+RULES = [ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("api", "conductors", "replicas")]
 DOCUMENTS = "\n".join(
     (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8")
-    for name in ("conductors.md", "database.md", "replicas.md")
+    for name in ("conductors.md", "database.md", "lists.md", "replicas.md")
 )
 Rule = dict[str, str]
 
@@ -44,6 +47,11 @@ def parsed(text: str) -> Iterator[Rule]:
 
 ALERTS = [rule for file in RULES for rule in parsed(file.read_text(encoding="utf-8"))]
 NAMES = {line.split(" ")[0].split("{")[0] for line in exposition().splitlines() if not line.startswith("#")}
+OF_THE_API = {
+    sample.name
+    for family in measured("api-1", [*Gate().measures("c1"), *new_room().measures()])
+    for sample in family.samples
+}
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
@@ -53,7 +61,7 @@ def test_a_rule_is_whole_and_asks_for_metrics_that_there_are(rule: Rule) -> None
     assert rule["expr"].count("(") == rule["expr"].count(")")
     asked = set(re.findall(r"\b(?:zcompute|process)_[a-z_]+\b", rule["expr"]))
     assert asked or rule["expr"].startswith("up{")
-    assert asked <= NAMES, asked - NAMES
+    assert asked <= NAMES | OF_THE_API, asked - NAMES
     assert f"`{rule['alert']}`" in DOCUMENTS, "say what to do, in docs/operating"
 
 
@@ -61,6 +69,11 @@ def test_the_names_of_metrics_were_found() -> None:
     assert {"zcompute_conductor_lane_batches_total", "zcompute_conductor_lane_commit_seconds_bucket"} <= NAMES
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS) >= 10
     assert len(COMMIT_MS_BOUNDS) == len(set(COMMIT_MS_BOUNDS))
+
+
+def test_every_metric_of_an_api_process_is_documented() -> None:
+    own = {name.removeprefix("zcompute_").removesuffix("_total") for name in OF_THE_API}
+    assert not sorted(name for name in own if f"`{name}" not in DOCUMENTS), "explain them in docs/operating/lists.md"
 
 
 def test_every_metric_of_a_conductor_is_documented() -> None:

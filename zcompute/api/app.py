@@ -15,6 +15,7 @@ from zcompute.api.region import Region
 from zcompute.api.servers import ServerCollection, ServerDetails, ServerItem
 from zcompute.api.services import ServiceCollection
 from zcompute.bus.context import request_id
+from zcompute.cells.room import Room
 from zcompute.config import ApiConfig
 from zcompute.objects.cell import ROOT_CELL
 
@@ -88,14 +89,14 @@ class Health:
         context.answer(resp, {"status": "unavailable" if missing else "ok", "missing": missing}, status)
 
 
-def make_app(region: Region, authenticator: Authenticator, config: ApiConfig) -> Any:
-    """The application, over any region."""
+def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, room: Room | None = None) -> Any:
+    """The application, over any region. ``room``: for its lists, to be measured by who has made it."""
     app = falcon.App(middleware=[EveryRequest(authenticator, config.deadline_ms)])
     app.req_options.strip_url_path_trailing_slash = True
     app.req_options.auto_parse_qs_csv = False
     _handle_errors(app)
     servers = Servers(region)
-    listing = Listing(region, servers)
+    listing = Listing(region, servers, room=room)
     routes: dict[str, object] = {
         "/": VersionList(),
         "/healthz": Health(region),

@@ -60,17 +60,20 @@ class Count:
     missing: list[str] = field(default_factory=list)
 
 
+def new_room(limits: Limits = LIMITS) -> Room:
+    """Room for the lists of one process."""
+    return Room(limits.list_rows_in_flight_max, limits.lists_in_flight_max, limits.list_wait_ms_max, limits.busy_ms)
+
+
 class Listing:
     """Lists servers. The root's build requests are read before the cells are: a server leaves the root only after its
     cell has committed it, so in this order none is missed on its way."""
 
-    def __init__(self, region: Region, servers: Servers, limits: Limits = LIMITS) -> None:
+    def __init__(self, region: Region, servers: Servers, limits: Limits = LIMITS, room: Room | None = None) -> None:
         self._region = region
         self._servers = servers
         self._limits = limits
-        self.room = Room(
-            limits.list_rows_in_flight_max, limits.lists_in_flight_max, limits.list_wait_ms_max, limits.busy_ms
-        )
+        self._room = new_room(limits) if room is None else room
 
     def page(self, wanted: ServerList, scope: str | None, deadline: Deadline) -> Page:
         """One page. ``scope``: the project in which a marker must be, None for any.
@@ -82,7 +85,7 @@ class Listing:
             return Page()
         cells = known_cells(self._region)
         ours = Deadline(deadline.left_at_most(self._limits.list_ms_max))
-        with self.room.held(wanted.query.limit, ours.left_ms) as share:
+        with self._room.held(wanted.query.limit, ours.left_ms) as share:
             order = order_of(wanted.query)
             query = self._from_marker(wanted, order, scope, cells, ours)
             pending, missing = self._pending(query, ours)

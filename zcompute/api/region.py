@@ -148,12 +148,7 @@ class BusRegion:
     def measures(self) -> Iterable[Measure]:
         """By cell: whether it answers, and what was not asked because it does not."""
         for cell in (ROOT_CELL, *self._directory.cells()):
-            gate = self._gates.get(cell) or Gate()
-            labels = {"cell": cell}
-            yield Measure("cell_unreachable", "1: the cell does not answer", float(gate.silent), labels=labels)
-            yield Measure("cell_open", "Questions to the cell without an answer", float(gate.open), labels=labels)
-            yield Measure("cell_late", "Questions not answered in time", gate.late, counter=True, labels=labels)
-            yield Measure("cell_refused", "Questions that were not asked", gate.refused, counter=True, labels=labels)
+            yield from (self._gates.get(cell) or Gate()).measures(cell)
 
     def cells(self) -> list[str] | None:
         """Names of all cells but the root; None until the root has said which there are."""

@@ -1,14 +1,17 @@
 """The API's process: the region behind it, the application, the HTTP server."""
 
 import logging
+from collections.abc import Iterable
 
 from zcompute.api.app import make_app
 from zcompute.api.auth import Authenticator
+from zcompute.api.listing import new_room
 from zcompute.api.region import BusRegion
 from zcompute.api.settings import LIMITS
 from zcompute.api.wsgi import Server, listen
 from zcompute.config import Config, ConfigError
 from zcompute.keys import load_identity
+from zcompute.measure import Measure
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ class ApiService:
         self._config = config
         self._region = BusRegion(config, load_identity(config, ROLE))
         self._authenticator = Authenticator(config.api.token_file)
+        self._room = new_room()
         self._server: Server | None = None
 
     @property
@@ -41,9 +45,14 @@ class ApiService:
         config = self._config.api
         listener = listen(config.host, config.port, LIMITS.backlog)
         self._region.start()
-        self._server = Server(listener, make_app(self._region, self._authenticator, config))
+        self._server = Server(listener, make_app(self._region, self._authenticator, config, self._room))
         self._server.start()
         log.info("listening address=%s:%d", *self.address)
+
+    def measures(self) -> Iterable[Measure]:
+        """Which cells answer, and what room lists have."""
+        yield from self._region.measures()
+        yield from self._room.measures()
 
     def stop(self) -> None:
         """Finish what is under way, for two seconds at most, then close everything."""

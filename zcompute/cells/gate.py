@@ -4,7 +4,10 @@ Without it each list would wait for a hung cell until its deadline, and so many 
 other cells would wait with it as requests arrive in that time. Pure: the time is passed in.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from zcompute.measure import Measure
 
 OPEN_MAX = 256  # questions to one cell at once
 SUSPECT_QUESTIONS = 8  # so many questions since the last answer,
@@ -58,6 +61,14 @@ class Gate:
             return False
         self._fall_silent(now_s)
         return True
+
+    def measures(self, cell: str) -> Iterable[Measure]:
+        """What is known of the cell, by its name."""
+        labels = {"cell": cell}
+        yield Measure("cell_unreachable", "1: the cell does not answer", float(self.silent), labels=labels)
+        yield Measure("cell_open", "Questions to the cell without an answer", float(self.open), labels=labels)
+        yield Measure("cell_late", "Questions not answered in time", self.late, counter=True, labels=labels)
+        yield Measure("cell_refused", "Questions that were not asked", self.refused, counter=True, labels=labels)
 
     def _fall_silent(self, now_s: float) -> None:
         self.silent = True

@@ -1,12 +1,13 @@
 """Room for the rows of all lists under way in a process: what does not fit waits its turn, for a bounded time."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from gevent.event import Event
 
 from zcompute.bus.errors import Busy
+from zcompute.measure import Measure
 
 
 class Room:
@@ -55,6 +56,12 @@ class Room:
             self.refused += 1
             self._let_in()
             raise Busy("too many lists are under way", retry_after_ms=self._retry_after_ms)
+
+    def measures(self) -> Iterable[Measure]:
+        """How full it is."""
+        yield Measure("lists_in_flight", "Lists of servers under way", float(self.lists))
+        yield Measure("list_rows_in_flight", "Rows that they hold or have asked for", float(self.rows))
+        yield Measure("lists_refused", "Lists that found no room and were told Busy", self.refused, counter=True)
 
     def give_back(self, rows: int) -> None:
         """Rows that are held no more."""

@@ -137,6 +137,8 @@ _table(
     _revision(),
     sa.Index("ix_instances_project", "project_id", "created_at_us", "uuid"),
     sa.Index("ix_instances_created", "created_at_us", "uuid"),
+    sa.Index("ix_instances_project_name", "project_id", "name", "uuid"),
+    sa.Index("ix_instances_name", "name", "uuid"),
     sa.Index("ix_instances_host", "host"),
     sa.Index("ix_instances_partition", "partition_id"),
     sa.Index("ix_instances_deleted", "partition_id", "deleted_at_us"),

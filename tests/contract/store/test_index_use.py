@@ -16,9 +16,10 @@ from zcompute.db.private import PrivateMariaDB
 from zcompute.db.session import Session
 from zcompute.db.tables import INSTANCES, TableCodec
 from zcompute.db.url import MariaDbTarget, parse_url
-from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.messages.instances import InstanceQuery, SortBy
 
 ROWS = 10_000
+BY_NAME = SortBy(key="display_name", descending=False)
 
 
 class Recorder:
@@ -38,7 +39,10 @@ def explain(mariadb: PrivateMariaDB) -> Callable[[Callable[[Session], Any]], dic
     migrate.upgrade(url, "cell", "c1")
     store = open_store(url)
     writer = LaneWriter.register(store, conductor())
-    made = [instance(uuid=new_uuid(n), created_at_us=n // 2, project_id=f"p{n % 10}") for n in range(ROWS)]
+    made = [
+        instance(uuid=new_uuid(n), created_at_us=n // 2, project_id=f"p{n % 10}", name=f"n{n % 50}", host=f"h{n % 90}")
+        for n in range(ROWS)
+    ]
     for at in range(0, ROWS, 500):
         writer.commit(insert(INSTANCES, *made[at : at + 500]))
     writer.connection.close()
@@ -82,6 +86,22 @@ def test_reads_by_key_use_the_primary_key(explain: Explain) -> None:
             "ix_instances_project",
         ),
         (InstanceQuery(project_id=None, limit=100), "ix_instances_created"),
+        (
+            InstanceQuery(project_id="p1", limit=100, sort=[SortBy(key="created_at", descending=False)]),
+            "ix_instances_project",
+        ),
+        (InstanceQuery(project_id="p1", limit=100, sort=[BY_NAME]), "ix_instances_project_name"),
+        (
+            InstanceQuery(project_id="p1", limit=100, sort=[BY_NAME], after=["n5", new_uuid(5)]),
+            "ix_instances_project_name",
+        ),
+        (InstanceQuery(project_id=None, limit=100, sort=[BY_NAME], after=["n5", new_uuid(5)]), "ix_instances_name"),
+        (InstanceQuery(project_id=None, limit=100, sort=[SortBy(key="uuid")], after=[new_uuid(700)]), "PRIMARY"),
+        (InstanceQuery(project_id=None, limit=100, sort=[SortBy(key="host")]), "ix_instances_host"),
+        (
+            InstanceQuery(project_id=None, limit=100, sort=[SortBy(key="host")], after=["h5", new_uuid(5)]),
+            "ix_instances_host",
+        ),
         (
             InstanceQuery(project_id=None, limit=100, after=[700, new_uuid(7)]),
             "ix_instances_created",

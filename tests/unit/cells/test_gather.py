@@ -42,3 +42,26 @@ def test_the_request_id_goes_along() -> None:
         assert gather({"a": request_id.get}, 1000).results == {"a": "req-7"}
     finally:
         request_id.reset(token)
+
+
+def test_results_are_told_as_they_come() -> None:
+    told: list[tuple[str, float]] = []
+    began_s = time.monotonic()
+    calls = {"slow": lambda: gevent.sleep(0.1), "fast": lambda: None}
+    gather(calls, 1000, on_result=lambda name, _: told.append((name, time.monotonic() - began_s)))
+    assert [name for name, _ in told] == ["fast", "slow"]
+    assert told[0][1] < 0.08
+
+
+def test_what_is_open_at_the_deadline_is_ended_and_leaves_nothing_behind() -> None:
+    ended = []
+
+    def hang() -> None:
+        try:
+            gevent.sleep(30)
+        finally:
+            ended.append(1)
+
+    gather({str(n): hang for n in range(3)}, 30)
+    gevent.sleep(0.01)
+    assert len(ended) == 3

@@ -199,3 +199,39 @@ def test_maps_are_believed_from_their_own_conductors_and_only_newer_ones() -> No
     arrive(mine, event(map_of("s1", 3)))
     arrive(mine, event(map_of("s2", 4)))
     assert heard == [4]
+
+
+def test_a_conductor_that_hangs_costs_one_call_half_its_time_and_is_then_left_out() -> None:
+    endpoint = FakeEndpoint()
+    hung, well = FakeLink("c1", "s1", silence), FakeLink("c1", "s2", answering(2))
+    endpoint.all = [hung, well]
+    router = router_of(endpoint)
+    took_ms = []
+    for _ in range(40):
+        began_s = time.monotonic()
+        assert router.call_any(INSTANCE_GET, Empty(), timeout_ms=400) == 2
+        took_ms.append((time.monotonic() - began_s) * 1000)
+    assert len(hung.calls) == 1  # found out once, by chance before long; then it rests
+    assert 150 < max(took_ms) < 350
+    assert sum(took > 100 for took in took_ms) == 1
+
+
+def test_the_only_conductor_is_asked_once_for_all_the_time() -> None:
+    endpoint = FakeEndpoint()
+    endpoint.all = [FakeLink("c1", "s1", silence)]
+    router = router_of(endpoint)
+    with pytest.raises(DeadlineExceeded):
+        router.call_any(INSTANCE_GET, Empty(), timeout_ms=200)
+    ((_, timeout_ms),) = endpoint.all[0].calls
+    assert timeout_ms >= 190
+
+
+def test_two_that_hang_are_asked_once_each_and_the_second_has_all_that_is_left() -> None:
+    endpoint = FakeEndpoint()
+    endpoint.all = [FakeLink("c1", f"s{number}", silence) for number in range(3)]
+    router = router_of(endpoint)
+    with pytest.raises(DeadlineExceeded):
+        router.call_any(INSTANCE_GET, Empty(), timeout_ms=1000)
+    asked = sorted((timeout_ms for link in endpoint.all for _, timeout_ms in link.calls), reverse=True)
+    assert len(asked) == 2
+    assert 450 <= asked[1] <= asked[0] <= 510
