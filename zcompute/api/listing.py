@@ -144,13 +144,13 @@ class Listing:
     def _ask(
         self, asks: dict[str, Ask], query: InstanceQuery, add: Callable[[str, InstanceListReply], None], ours: Deadline
     ) -> set[str]:
-        timeout_ms = ours.left_ms
+        timeout_ms = _before(ours.left_ms)
         calls: dict[str, Callable[[], InstanceListReply]] = {}
         for cell, ask in asks.items():
             after = query.after if ask.after is None else ask.after
             request = replace(query, limit=ask.rows, after=after)
             calls[cell] = partial(self._region.ask, cell, INSTANCE_LIST, request, timeout_ms)
-        gathered = gather(calls, timeout_ms + self._limits.grace_ms, on_result=add)
+        gathered = gather(calls, ours.left_ms, on_result=add)
         return set(gathered.missing)
 
     def _from_marker(
@@ -216,9 +216,15 @@ def ask_all(
     if timeout_ms <= 0:
         raise DeadlineExceeded("the request's deadline has passed")
     calls: dict[str, Callable[[], Any]] = {
-        cell: partial(region.ask, cell, method, request, timeout_ms) for cell in cells
+        cell: partial(region.ask, cell, method, request, _before(timeout_ms)) for cell in cells
     }
-    return gather(calls, timeout_ms + LIMITS.grace_ms)
+    return gather(calls, timeout_ms)
+
+
+def _before(timeout_ms: int) -> int:
+    """The time of the calls that are gathered within a time: a little less, so that their own errors come before they
+    are cut off."""
+    return max(timeout_ms - LIMITS.grace_ms, timeout_ms // 2)
 
 
 def _is_denial(error: Exception | None) -> bool:

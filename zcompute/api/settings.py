@@ -27,7 +27,7 @@ class Limits:
     same_place_misses_max: int = 2  # the same cell and generation denied so often: the server is gone
 
     marker_ms_max: int = 2_500  # to find the server behind which a page begins
-    grace_ms: int = 60  # after the deadline of a gathered call, for its own error to come
+    grace_ms: int = 60  # before the deadline of what is gathered, for the calls' own errors to come
     merge_rounds_max: int = 64
     busy_ms: int = 1_000  # what a caller is told to wait who found no room
 

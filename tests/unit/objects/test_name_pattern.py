@@ -39,7 +39,7 @@ def test_expressions_and_their_patterns(expression: str, like: str) -> None:
     "expression", ["a|b", "[ab]", "a*", "(a)", "a{2}", "a?", "a+", "\\", r"\d", "a^b", "a$b", r"\b"]
 )
 def test_what_cannot_be_had_is_refused_not_taken_for_something_else(expression: str) -> None:
-    with pytest.raises(ValueError, match="it ends|not taken"):
+    with pytest.raises(ValueError, match=r"it ends|not taken"):
         like_of(expression)
 
 
