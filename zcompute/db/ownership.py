@@ -234,18 +234,19 @@ class _LanesToEnd:
         self._waiting_for = lane
 
     def kill(self) -> None:
-        """End the connection of the lane whose lock did not come, as a zombie's transaction never ends by itself.
+        """End the session of the lane whose lock did not come, as a zombie's transaction never ends by itself.
 
         Called while the lock is waited for, and again after a wait that was given up: once for each wait.
         """
         lane, self._waiting_for = self._waiting_for, None
         if lane is None:
             return
-        sql = f"SELECT connection_id FROM lanes WHERE lane_id = :lane AND {self._where}"  # noqa: S608  # our own text
-        rows = self._sessions.read(lambda session: session.select(sql, lane=lane, **self._values))
-        if rows and rows[0][0] is not None:
+        doomed = self._sessions.read(
+            lambda session: _lane_ids(session, f"lane_id = :lane AND {self._where}", lane=lane, **self._values)
+        )
+        if doomed:
             failpoint("ownership.before_kill")
-            self._sessions.kill_connection(rows[0][0])
+            self._sessions.kill_lane(lane)
             failpoint("ownership.after_kill")
 
 

@@ -62,8 +62,8 @@ class Sessions(Protocol):
     def now_us(self) -> int:
         """The primary's UTC time."""
 
-    def kill_connection(self, connection_id: int) -> None:
-        """End a connection of another process."""
+    def kill_lane(self, lane_id: int) -> None:
+        """End the session in which a lane of another process writes, if there is one."""
 
     def close(self) -> None:
         """Close all connections."""

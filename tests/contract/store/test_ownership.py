@@ -14,6 +14,7 @@ from zcompute.db import ownership
 from zcompute.db.batch import HandOver
 from zcompute.db.errors import ConnectionLost, Fenced, GuardFailed, ReceiverDead
 from zcompute.db.native.connection import LOCK_WAIT_S, Connection
+from zcompute.db.native.lane_lock import take_lane
 from zcompute.db.store import ConductorRow, Store
 from zcompute.db.tables import INSTANCES
 from zcompute.db.url import MariaDbTarget, parse_url
@@ -223,8 +224,7 @@ def test_take_over_kills_a_zombie_that_holds_its_lane(store: Store) -> None:
     target = parse_url(store.url)
     assert isinstance(target, MariaDbTarget)
     lane = LaneWriter.register(store, conductor())
-    zombie = Connection(target)
-    zombie.query(b"UPDATE lanes SET connection_id = CONNECTION_ID() WHERE lane_id = %d" % lane.lane_id)
+    zombie = session_of_lane(target, lane.lane_id)
     zombie.query(b"START TRANSACTION")
     zombie.query(b"UPDATE lanes SET applied = 1 WHERE lane_id = %d" % lane.lane_id)
     heir = store.register(conductor("con2"), 1)
@@ -233,6 +233,51 @@ def test_take_over_kills_a_zombie_that_holds_its_lane(store: Store) -> None:
     with pytest.raises(Fenced):
         lane.commit()
     zombie.cut()
+
+
+def session_of_lane(target: MariaDbTarget, lane_id: int) -> Connection:
+    connection = Connection(target)
+    take_lane(target, lane_id, lambda sql: connection.rows(sql.encode())[0][0])
+    return connection
+
+
+@on_mariadb
+def test_a_take_over_ends_no_stranger_who_has_the_number_of_a_lane_from_before_the_servers_restart(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = parse_url(store.url)
+    assert isinstance(target, MariaDbTarget)
+    lane = LaneWriter.register(store, conductor())
+    stranger, holding, looked = Connection(target), Connection(target), Event()
+    stranger.query(b"UPDATE lanes SET connection_id = CONNECTION_ID() WHERE lane_id = %d" % lane.lane_id)
+    holding.query(b"START TRANSACTION")
+    holding.query(b"UPDATE lanes SET applied = 1 WHERE lane_id = %d" % lane.lane_id)
+    heir = store.register(conductor("con2"), 1)
+    monkeypatch.setattr(ownership, "failpoint", lambda name: looked.set() if name == "ownership.after_kill" else None)
+    taking = gevent.spawn(store.take_over, ["con1-1"], heir, 1)
+    assert looked.wait(LOCK_WAIT_S)
+    holding.query(b"ROLLBACK")
+    assert taking.get(timeout=5) == 3
+    assert stranger.rows(b"SELECT 1") == [(1,)]
+    for connection in (stranger, holding):
+        connection.cut()
+
+
+@on_mariadb
+def test_a_lane_that_connects_anew_ends_its_former_session_and_what_that_had_open(store: Store) -> None:
+    target = parse_url(store.url)
+    assert isinstance(target, MariaDbTarget)
+    lane = LaneWriter.register(store, conductor())
+    former, other = session_of_lane(target, lane.lane_id), session_of_lane(target, lane.lane_id + 1)
+    former.query(b"START TRANSACTION")
+    former.query(b"UPDATE lanes SET applied = 1 WHERE lane_id = %d" % lane.lane_id)
+    with gevent.Timeout(LOCK_WAIT_S * 0.75):
+        lane.commit()
+    with pytest.raises(ConnectionLost):
+        former.query(b"COMMIT")
+    assert other.rows(b"SELECT 1") == [(1,)]
+    other.cut()
+    lane.connection.close()
 
 
 @on_mariadb

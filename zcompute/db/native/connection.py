@@ -247,16 +247,3 @@ def store_error(error: ServerError) -> StoreError:
     if error.code in _ER_READ_ONLY or error.code in _ER_REFUSED:
         return ConnectionLost(f"the database takes no writes now: {error}")
     return StatementFailed(error.code, error.message)
-
-
-def kill(target: MariaDbTarget, connection_id: int) -> None:
-    """End another connection at the server; one that is gone already counts as ended. Raises ConnectionLost."""
-    connection = Connection(target)
-    try:
-        connection.query(b"KILL CONNECTION %d" % connection_id)
-    except ServerError as error:
-        # Denied: after a restart of the server the number is another user's, so ours is gone too.
-        if error.code not in (ER.NO_SUCH_THREAD, ER.KILL_DENIED_ERROR):
-            raise store_error(error) from error
-    finally:
-        connection.cut()

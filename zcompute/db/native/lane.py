@@ -22,9 +22,9 @@ from zcompute.db.native.connection import (
     Connection,
     ServerError,
     describe,
-    kill,
     store_error,
 )
+from zcompute.db.native.lane_lock import take_lane
 from zcompute.db.native.packet import ERROR_FENCED, ERROR_GUARD, ERROR_RECEIVER_DEAD, STAGE_LANE, render
 from zcompute.db.row_errors import bad_row
 from zcompute.db.tables import CODECS
@@ -61,8 +61,7 @@ class NativeLane:
         self._lane_id = lane_id
         self._term = term
         self._connection: Connection | None = None
-        # The server's id of a connection of ours that may still be at work there.
-        self._former_id: int | None = None
+        self._was_opened = False
 
     def commit(self, batch: Batch) -> None:
         if batch.lane_id != self._lane_id or batch.term != self._term:
@@ -72,7 +71,7 @@ class NativeLane:
             )
         if batch.rendered is None:
             batch.rendered = render(batch)
-        if self._connection is None and self._former_id is None:
+        if self._connection is None and not self._was_opened:
             self.reconnect(CONNECT_DEADLINE_MS)
         for _ in range(COMMIT_TRIES_MAX):
             try:
@@ -127,18 +126,19 @@ class NativeLane:
             sleep(_RECONNECT_PAUSE_S)
 
     def _connect(self) -> None:
-        if self._former_id is not None:
-            kill(self._target, self._former_id)
-            self._former_id = None
         connection = Connection(self._target)
-        self._former_id = connection.thread_id
+        self._was_opened = True
         try:
+            take_lane(self._target, self._lane_id, lambda sql: connection.rows(sql.encode())[0][0])
             connection.query(
                 b"UPDATE lanes SET connection_id = %d WHERE lane_id = %d" % (connection.thread_id, self._lane_id)
             )
         except ServerError as error:
             connection.cut()
             raise store_error(error) from error
+        except BaseException:
+            connection.cut()
+            raise
         self._connection = connection
         log.info("lane connected lane=%s server=%s", self._lane_id, describe(self._target))
 

@@ -10,9 +10,9 @@ from zcompute.db.native.connection import (
     IDLE_TRANSACTION_S,
     Connection,
     ServerError,
-    kill,
     store_error,
 )
+from zcompute.db.native.lane_lock import kill_lane
 from zcompute.db.native.literal import literal, tuple_literal
 from zcompute.db.native.rows import reader_of
 from zcompute.db.session import LockWaitTimeout, Pool, Session, retried
@@ -131,8 +131,8 @@ class NativeSessions:
     def now_us(self) -> int:
         return now_us(self.read)
 
-    def kill_connection(self, connection_id: int) -> None:
-        kill(self._target, connection_id)
+    def kill_lane(self, lane_id: int) -> None:
+        kill_lane(self._target, lane_id)
 
     def close(self) -> None:
         self._readers.close()

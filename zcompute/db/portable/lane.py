@@ -10,8 +10,8 @@ from gevent import sleep
 
 from zcompute.db.batch import Batch
 from zcompute.db.errors import BadRow, ConnectionLost, DatabaseBusy, StoreError
-from zcompute.db.native.connection import kill
 from zcompute.db.native.lane import COMMIT_TRIES_MAX, CONNECT_DEADLINE_MS, fence_verdict
+from zcompute.db.native.lane_lock import take_lane
 from zcompute.db.portable.apply import FenceMissed, RowsRefused, apply, named_bad_row
 from zcompute.db.portable.engine import PortableConnection
 from zcompute.db.portable.failures import DataRefused
@@ -104,7 +104,6 @@ class MariaDbLink:
         self._engine = engine
         self._lane_id = lane_id
         self._connection: PortableConnection | None = None
-        self._former_id: int | None = None
         self.was_opened = False
 
     def transact(self, work: Callable[[sa.Connection], R]) -> R:
@@ -113,13 +112,14 @@ class MariaDbLink:
         return transact(self._connection, work)
 
     def open(self) -> None:
-        if self._former_id is not None:
-            kill(self._target, self._former_id)
-            self._former_id = None
         connection = PortableConnection(self._engine)
-        number = self._former_id = connection.thread_id
-        mark = sa.update(lanes).where(lanes.c.lane_id == self._lane_id).values(connection_id=number)
+        mark = sa.update(lanes).where(lanes.c.lane_id == self._lane_id).values(connection_id=connection.thread_id)
+
+        def ask(sql: str) -> object:
+            return transact(connection, lambda session: session.exec_driver_sql(sql).scalar())
+
         try:
+            take_lane(self._target, self._lane_id, ask)
             transact(connection, lambda sql: sql.execute(mark).close())
         except BaseException:
             connection.cut()

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from zcompute.db.errors import ConnectionLost, StatementFailed, StoreError
 from zcompute.db.native import session as native_session
-from zcompute.db.native.connection import kill
+from zcompute.db.native.lane_lock import kill_lane
 from zcompute.db.native.session import WRITERS_MAX
 from zcompute.db.portable.engine import PortableConnection, mariadb_engine
 from zcompute.db.portable.failures import DataRefused, translated
@@ -101,8 +101,8 @@ class MariaDbSessions:
     def now_us(self) -> int:
         return native_session.now_us(self.read)
 
-    def kill_connection(self, connection_id: int) -> None:
-        kill(self._target, connection_id)
+    def kill_lane(self, lane_id: int) -> None:
+        kill_lane(self._target, lane_id)
 
     def close(self) -> None:
         self._readers.close()

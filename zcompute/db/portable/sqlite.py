@@ -36,7 +36,7 @@ class SqliteSessions:
         # The database is a file of this machine, so is its clock.
         return time.time_ns() // 1000
 
-    def kill_connection(self, connection_id: int) -> None:
+    def kill_lane(self, lane_id: int) -> None:
         """No lane of SQLite has a connection that could outlive its process."""
 
     def close(self) -> None:
