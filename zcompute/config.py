@@ -107,6 +107,22 @@ class ConductorConfig(Section, frozen=True):
     ] = False
 
 
+Limit = Annotated[int, msgspec.Meta(ge=-1, le=2147483647)]
+
+
+class QuotaConfig(Section, frozen=True):
+    """[quota]: conductors of the root cell, the same in each."""
+
+    instances: Annotated[
+        Limit, msgspec.Meta(description="servers of a project that has no limit of its own; -1: no limit")
+    ] = 10
+    cores: Annotated[Limit, msgspec.Meta(description="their virtual cores")] = 20
+    ram_mb: Annotated[Limit, msgspec.Meta(description="their memory in MiB")] = 51200
+    reconcile_s: Annotated[
+        int, msgspec.Meta(description="between two looks through all usage rows; 0: none is made", ge=0)
+    ] = 3600
+
+
 class NotifierConfig(Section, frozen=True):
     """One notifier: the same tables in every conductor of a cell."""
 
@@ -201,6 +217,7 @@ class Config(Section, frozen=True):
     bus: BusConfig = BusConfig()
     database: DatabaseConfig | None = None
     conductor: ConductorConfig = ConductorConfig()
+    quota: QuotaConfig = QuotaConfig()
     notifications: NotificationsConfig = NotificationsConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     compute: ComputeConfig = ComputeConfig()

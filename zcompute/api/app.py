@@ -11,6 +11,7 @@ from zcompute.api.deadline import Deadline
 from zcompute.api.flavors import FlavorCollection, FlavorItem
 from zcompute.api.listing import Listing
 from zcompute.api.locate import Servers
+from zcompute.api.quotas import LimitsItem, QuotaSet, QuotaSetDefaults, QuotaSetDetail
 from zcompute.api.region import Region
 from zcompute.api.servers import ServerCollection, ServerDetails, ServerItem
 from zcompute.api.services import ServiceCollection
@@ -107,6 +108,10 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/flavors": FlavorCollection(region, config, with_details=False),
         "/v2.1/flavors/detail": FlavorCollection(region, config, with_details=True),
         "/v2.1/flavors/{flavor_id}": FlavorItem(region),
+        "/v2.1/limits": LimitsItem(region),
+        "/v2.1/os-quota-sets/{project_id}": QuotaSet(region, config),
+        "/v2.1/os-quota-sets/{project_id}/defaults": QuotaSetDefaults(region),
+        "/v2.1/os-quota-sets/{project_id}/detail": QuotaSetDetail(region),
         "/v2.1/os-services": ServiceCollection(region),
     }
     for path, resource in routes.items():

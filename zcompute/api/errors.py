@@ -161,5 +161,5 @@ def _of_service_error(error: service_errors.ServiceError) -> ApiError:
     if isinstance(error, service_errors.InstanceBusy):
         return ConflictingRequest(error.message)
     if isinstance(error, service_errors.QuotaExceeded):
-        return Forbidden(error.message)
+        return Forbidden(error.message, headers={"Retry-After": "0"})  # as Nova's: waiting changes nothing
     return ComputeFault(f"Unexpected API Error. [{type(error).__name__}]")

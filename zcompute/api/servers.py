@@ -18,6 +18,7 @@ from zcompute.api.schemas import CREATE_SERVER, CreateServerBody, decode
 from zcompute.api.settings import LIMITS
 from zcompute.api.views import server_summary, server_view
 from zcompute.config import ApiConfig
+from zcompute.failpoints import failpoint
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound
 from zcompute.objects.messages.region import ServersCreateReply
 from zcompute.objects.methods import SERVERS_CREATE
@@ -47,6 +48,7 @@ class ServerCollection:
         operation_id = str(uuid.uuid4()) if key is None else operation_id_of(key, caller.project_id)
         request = create_request(body, caller, operation_id)
         deadline = context.deadline_of(req)
+        failpoint("servers.before_create")
         try:
             reply = cast(
                 ServersCreateReply,
@@ -58,6 +60,7 @@ class ServerCollection:
             raise BadRequest(
                 f"Invalid input for field/attribute flavorRef. Flavor {request.flavorid} could not be found."
             ) from None
+        failpoint("servers.after_create")
         log.info("servers accepted operation=%s instances=%s", operation_id, ",".join(reply.uuids[:10]))
         server = body.server
         if boolean(server.return_reservation_id, "return_reservation_id"):

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "zcompute.cli.notifications_commands:notifications",
         "Follow what is told of a cell's changes.",
     ),
+    "quota": ("zcompute.cli.quota_commands:quota", "Show, set and check what projects may have and have."),
     "scheduler": ("zcompute.cli.services:scheduler", "Run one scheduler."),
     "server": ("zcompute.cli.listings:server", "Look at servers."),
     "service": ("zcompute.cli.listings:service", "Look at services."),

@@ -47,6 +47,8 @@ class _TableChanges:
     def add(self, first: Put, last: Put) -> None:
         """One row over the whole batch: as it was before the first decision, as it is after the last."""
         table, image = self.table, last.image
+        if table.derived:
+            return
         if first.former is None:
             if image is not None:
                 self.inserts.append(_whole(last))

@@ -93,8 +93,10 @@ def shape_of(table: TableCodec[Any]) -> TableShape:
 
 
 def render_put(put: Put, partition: int, packed: Pack = pack) -> None:
-    """Render what the put changes. Raises what the codec raises."""
+    """Render what the put changes; of a derived row nothing is written. Raises what the codec raises."""
     table, image = put.table, put.image
+    if table.derived:
+        return
     if image is None:
         put.size_bytes = size_of(put.rowkey[1])
     elif put.former is None or not table.update_columns:

@@ -1,8 +1,9 @@
 """Reads of objects by key and by page; the lists that clients see are in zcompute.db.lists."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from zcompute.db import usage_sums
 from zcompute.db.columns import is_ascii
 from zcompute.db.schema import TABLES
 from zcompute.db.session import Session
@@ -18,6 +19,8 @@ FETCH_KEYS_MAX = 500  # a statement; more keys are fetched by several
 
 def fetch(session: Session, table: TableCodec[T], keys: Sequence[Key]) -> dict[Key, T]:
     """Store.fetch."""
+    if table.derived:
+        return cast(dict[Key, T], usage_sums.of_projects(session, keys))
     found: dict[Key, T] = {}
     wanted = [key for key in dict.fromkeys(keys) if _possible(table, key)]
     for start in range(0, len(wanted), FETCH_KEYS_MAX):

@@ -358,6 +358,27 @@ _table(
 )
 _table(
     root_only,
+    "quotas",
+    _key("project_id", ident(255)),
+    _partition(),
+    _may("instances", sa.BigInteger),
+    _may("cores", sa.BigInteger),
+    _may("ram_mb", sa.BigInteger),
+    _revision(),
+    sa.Index("ix_quotas_partition", "partition_id"),
+)
+_table(
+    root_only,
+    "quota_classes",
+    _key("name", ident(64)),
+    _partition(),
+    _may("instances", sa.BigInteger),
+    _may("cores", sa.BigInteger),
+    _may("ram_mb", sa.BigInteger),
+    _revision(),
+)
+_table(
+    root_only,
     "operations",
     _key("project_id", ident(255)),
     _key("operation_id", ident(255)),

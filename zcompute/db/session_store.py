@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from zcompute.db import lists, ownership, packed_forms, reads
+from zcompute.db import lists, ownership, packed_forms, reads, usage_sums
 from zcompute.db.session import Sessions
 from zcompute.db.store import KIND_MARIADB, ConductorRow, MapRows, ToldRow
 from zcompute.db.tables import Key, TableCodec
@@ -11,6 +11,7 @@ from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.quota import ProjectUsage
 
 T = TypeVar("T", bound=VersionedObject)
 
@@ -69,6 +70,9 @@ class SessionStore:
         return self._sessions.read(
             lambda session: reads.scan(session, table, partitions=partitions, where=where, limit=limit, after=after)
         )
+
+    def project_usages(self, after: str, limit: int, partition: int | None = None) -> list[ProjectUsage]:
+        return self._sessions.read(lambda session: usage_sums.page(session, after, limit, partition))
 
     def expired(self, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
         return self._sessions.read(lambda session: reads.expired(session, table, partition, column, before_us, limit))

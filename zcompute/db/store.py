@@ -16,6 +16,7 @@ from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceQuery
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
+from zcompute.objects.quota import ProjectUsage
 
 T = TypeVar("T", bound=VersionedObject)
 
@@ -216,6 +217,9 @@ class Store(Protocol):
 
         In ``where`` None means NULL and a list any of its values. At most SCAN_ROWS_MAX rows.
         """
+
+    def project_usages(self, after: str, limit: int, partition: int | None = None) -> list[ProjectUsage]:
+        """A page of the projects (of a partition) that have usage rows, with their sums, in order behind ``after``."""
 
     def expired(self, table: TableCodec[T], partition: int, column: str, before_us: int, limit: int) -> list[T]:
         """Rows of one partition whose ``column``, a time, is before this one, oldest first; NULL never is.

@@ -22,6 +22,7 @@ from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import Fault, Instance, ServerSpec
 from zcompute.objects.notification import NotifierCursor, StoredNotification, UsageAudit
 from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, partition_of
+from zcompute.objects.quota import ProjectUsage, Quota, QuotaClass
 from zcompute.objects.stored import Pack
 from zcompute.objects.task import Task, TaskBody
 
@@ -96,6 +97,8 @@ class TableCodec(Generic[T]):
 
     ``update_columns`` are those that an Update may set (revision, the row guard, among them); empty for tables whose
     rows are only inserted and deleted. ``partition_key`` None: the objects name their partition themselves.
+    ``derived``: no table at all, but what the database computes of another one: rows are read and kept like others,
+    and never written.
     """
 
     def __init__(
@@ -107,8 +110,10 @@ class TableCodec(Generic[T]):
         partition_key: Callable[[T], str] | None,
         *,
         insert_only: bool = False,
+        derived: bool = False,
     ) -> None:
         self.name = name
+        self.derived = derived
         self.kind = kind
         self.key_columns = key
         self.partition_key = partition_key
@@ -302,6 +307,27 @@ USAGES: TableCodec[Usage] = TableCodec(
     attrgetter("project_id"),
 )
 
+QUOTAS: TableCodec[Quota] = TableCodec(
+    "quotas",
+    Quota,
+    ("project_id",),
+    _plain("project_id", "instances", "cores", "ram_mb", "revision"),
+    attrgetter("project_id"),
+)
+
+QUOTA_CLASSES: TableCodec[QuotaClass] = TableCodec(
+    "quota_classes", QuotaClass, ("name",), _plain("name", "instances", "cores", "ram_mb", "revision"), _of_global
+)
+
+PROJECT_USAGES: TableCodec[ProjectUsage] = TableCodec(
+    "project_usages",
+    ProjectUsage,
+    ("project_id",),
+    _plain("project_id", "instances", "cores", "ram_mb", "revision"),
+    attrgetter("project_id"),
+    derived=True,
+)
+
 OPERATIONS: TableCodec[Operation] = TableCodec(
     "operations",
     Operation,
@@ -418,7 +444,9 @@ ARCHIVED_ROWS: TableCodec[ArchivedRow] = TableCodec(
 CELL_TABLES: tuple[TableCodec[Any], ...] = (
     INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX, INSTANCE_ACTIONS, INSTANCE_ACTION_EVENTS, USAGE_AUDITS,
 )  # fmt: skip
-ROOT_TABLES: tuple[TableCodec[Any], ...] = (BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS)
+ROOT_TABLES: tuple[TableCodec[Any], ...] = (
+    BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES,
+)  # fmt: skip
 SHARED_TABLES: tuple[TableCodec[Any], ...] = (ENROLMENTS, NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
 _ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)
 TABLE_ORDER: dict[str, int] = {table.name: at for at, table in enumerate(_ALL)}

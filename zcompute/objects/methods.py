@@ -44,6 +44,19 @@ from zcompute.objects.messages.instances import (
     NotificationsRequest,
     ServiceListReply,
 )
+from zcompute.objects.messages.quotas import (
+    QuotaDefaultReply,
+    QuotaDefaultSetRequest,
+    QuotaReconcileReply,
+    QuotaReconcileRequest,
+    QuotaReply,
+    QuotaRequest,
+    QuotaSetRequest,
+    QuotaUsageReply,
+    QuotaUsageRequest,
+    StandingReply,
+    StandingRequest,
+)
 from zcompute.objects.messages.region import (
     CellListReply,
     CellRegisterRequest,
@@ -102,6 +115,7 @@ _ENROLLING = frozenset({"enrolling"})
 _ALL_CALLERS = frozenset({"api", "conductor", "operator"})
 _OPERATOR_OR_CONDUCTOR = frozenset({"operator", "conductor"})
 _API_OR_CONDUCTOR = frozenset({"api", "conductor"})
+_API_OPERATOR_OR_CONDUCTOR = frozenset({"api", "conductor", "operator"})
 _FOLLOWERS = frozenset({"api", "operator"})
 
 TOPIC_ROLES: dict[str, frozenset[str]] = {
@@ -144,6 +158,7 @@ CELL_INTERFACE = Interface("cell")
 MAPPING_INTERFACE = Interface("mapping")
 UPKEEP_INTERFACE = Interface("upkeep")
 ENROLMENT_INTERFACE = Interface("enrolment")
+QUOTA_INTERFACE = Interface("quota")
 
 MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
@@ -228,6 +243,15 @@ ENROLMENT_CREATE = ENROLMENT_INTERFACE.method("create", EnrolmentCreateRequest, 
 ENROLMENT_LIST = ENROLMENT_INTERFACE.method("list", EnrolmentListRequest, EnrolmentListReply, _OPERATOR, "reads")
 ENROLMENT_REVOKE = ENROLMENT_INTERFACE.method("revoke", EnrolmentRevokeRequest, EnrolmentReply, _OPERATOR_OR_CONDUCTOR)
 ENROLMENT_ENROL = ENROLMENT_INTERFACE.method("enrol", EnrolRequest, EnrolReply, _ENROLLING)
+QUOTA_GET = QUOTA_INTERFACE.method("get", QuotaRequest, QuotaReply, _API_OPERATOR_OR_CONDUCTOR)
+QUOTA_SET = QUOTA_INTERFACE.method("set", QuotaSetRequest, QuotaReply, _API_OPERATOR_OR_CONDUCTOR)
+QUOTA_DEFAULT = QUOTA_INTERFACE.method("default", Empty, QuotaDefaultReply, _API_OPERATOR_OR_CONDUCTOR, "reads")
+QUOTA_SET_DEFAULT = QUOTA_INTERFACE.method(
+    "set_default", QuotaDefaultSetRequest, QuotaDefaultReply, _OPERATOR_OR_CONDUCTOR
+)
+QUOTA_USAGE = QUOTA_INTERFACE.method("usage", QuotaUsageRequest, QuotaUsageReply, _API_OPERATOR_OR_CONDUCTOR, "reads")
+QUOTA_RECONCILE = QUOTA_INTERFACE.method("reconcile", QuotaReconcileRequest, QuotaReconcileReply, _OPERATOR)
+QUOTA_STANDING = QUOTA_INTERFACE.method("standing", StandingRequest, StandingReply, _CONDUCTOR, "reads")
 
 INTERFACES: tuple[Interface, ...] = (
     CLUSTER_INTERFACE,
@@ -246,4 +270,5 @@ INTERFACES: tuple[Interface, ...] = (
     MAPPING_INTERFACE,
     UPKEEP_INTERFACE,
     ENROLMENT_INTERFACE,
+    QUOTA_INTERFACE,
 )

@@ -9,6 +9,7 @@ import msgspec
 
 from zcompute.cli.up.keys import KeyPair
 from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.quota import UNLIMITED
 
 CONDUCTOR, SCHEDULER, COMPUTE, API = "conductor", "scheduler", "compute", "api"
 OPERATOR = "operator"  # no service: the key and configuration of the commands that ask over the bus
@@ -196,6 +197,9 @@ def config_document(
         if replica_urls:
             document["database"]["replicas"] = [{"url": url} for url in replica_urls]
         document["conductor"] = {"allow_beside_compute": True}
+        if plan.cell == ROOT_CELL:
+            # Nova's default of ten servers would end every demonstration and benchmark; projects may be limited.
+            document["quota"] = {"instances": UNLIMITED, "cores": UNLIMITED, "ram_mb": UNLIMITED}
     elif plan.kind == COMPUTE:
         document["compute"] = {
             "fake_dir": str(paths.hosts),

@@ -20,6 +20,7 @@ from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.cell.standings import Standings
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import ConductorError
@@ -91,6 +92,7 @@ class CellRole:
         self._instances = Instances(env, self.engine, self._outbox.owed, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._census = Census(env, self._settings)
+        self._standings = Standings(env)
         self._registration = Registration(env, env.root_router, self._table, self._settings)
         self._notifications = Notifications(env, env.config.notifications)
         self._history = history_purge(env)
@@ -107,6 +109,7 @@ class CellRole:
             *self._instances.handlers(),
             *self._reads.handlers(),
             *self._census.handlers(),
+            *self._standings.handlers(),
             *self._notifications.handlers(),
             *self._upkeep.handlers(),
         ]

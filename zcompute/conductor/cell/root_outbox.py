@@ -16,6 +16,7 @@ from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
+from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ServiceError
@@ -113,8 +114,11 @@ class RootOutbox:
                 continue
             request_id.set(entry.request_id or "-")
             try:
+                failpoint("outbox.before_send")
                 self._send(entry)
+                failpoint("outbox.after_send")
                 self._delete(entry)
+                failpoint("outbox.after_delete")
             except NotOwner:
                 pass  # the new owner sends it again; should it be us, the gain brings it back
             except Exception as error:  # noqa: BLE001  # the row is durable: whatever went wrong, it is sent again

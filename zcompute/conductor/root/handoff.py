@@ -19,10 +19,12 @@ from zcompute.bus import Link
 from zcompute.bus.context import request_id
 from zcompute.bus.errors import BusError, Busy, NotOwner, Unavailable
 from zcompute.conductor.change import Change
+from zcompute.conductor.root.charging import Key
 from zcompute.conductor.root.handoff_queue import HandOffQueue, Item
-from zcompute.conductor.root.intake import Chooser, Key, server_keys
+from zcompute.conductor.root.intake import Chooser, server_keys
 from zcompute.conductor.root.placement import assign_cell, current_request, settle_deleted, settle_handed
 from zcompute.conductor.root.settings import HandOffLimits
+from zcompute.failpoints import failpoint
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.errors import InstanceNotFound, ServiceError
 from zcompute.objects.interface import Method
@@ -185,11 +187,14 @@ class HandOff:
                 return True
             if not self._placed(item):
                 return True
+            failpoint("handoff.before_send")
             if item.build_request.cell is None or not self._send(item):
                 return False
             item.acknowledged = True
+            failpoint("handoff.after_send")
         uuid, generation = item.build_request.uuid, item.build_request.generation
         unwanted = self._commit(item, lambda change: settle_handed(change, uuid, generation))
+        failpoint("handoff.after_settle")
         log.info("server handed over uuid=%s cell=%s generation=%s", uuid, item.cell, generation)
         if unwanted is None:
             return True
@@ -288,5 +293,5 @@ class HandOff:
             return True
 
     def _commit(self, item: Item, decide: Callable[[Change], R]) -> R:
-        keys: list[Any] = server_keys(item.build_request.uuid)
+        keys: list[Any] = server_keys(item.build_request.uuid, item.build_request.project_id)
         return self._ledger.commit(item.partition, keys, decide, timeout_ms=self._limits.commit_ms_max)

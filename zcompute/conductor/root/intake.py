@@ -2,14 +2,23 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from msgspec.structs import replace
 
 from zcompute.cells.choice import Wanted
 from zcompute.conductor.change import Change
 from zcompute.conductor.notices import build_request_deleted
-from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, USAGES, TableCodec
+from zcompute.conductor.root.charging import (
+    Key,
+    allowed_count,
+    amount_of,
+    charge,
+    limits_of,
+    release,
+    total_key,
+    total_of,
+)
+from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, QUOTAS, USAGES
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.flavor import Flavor
@@ -20,12 +29,12 @@ from zcompute.objects.messages.region import (
     ServersCreateReply,
     ServersCreateRequest,
 )
+from zcompute.objects.quota import Limits
 
 KIND_CREATE = "create"
 KIND_DELETE = "delete"
 
 Chooser = Callable[[Wanted, Collection[str]], str | None]  # (what it takes, cells tried) -> cell, counted at once
-Key = tuple[TableCodec[Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,13 @@ def instance_not_found(uuid: str) -> InstanceNotFound:
     return InstanceNotFound(f"Instance {uuid} could not be found.", uuid=uuid)
 
 
-def server_keys(uuid: str) -> list[Key]:
-    """Every row that the root may have of one server."""
+def _rows_of(uuid: str) -> list[Key]:
     return [(MAPPINGS, (uuid,)), (BUILD_REQUESTS, (uuid,)), (USAGES, (uuid,))]
+
+
+def server_keys(uuid: str, project_id: str) -> list[Key]:
+    """Every row that the root may have of one server, and the total that changes with them."""
+    return [*_rows_of(uuid), total_key(project_id)]
 
 
 def delete_unbuilt(change: Change, build_request: BuildRequest, request_id: str) -> None:
@@ -55,15 +68,17 @@ def delete_unbuilt(change: Change, build_request: BuildRequest, request_id: str)
 
 def delete_server_rows(change: Change, uuid: str) -> None:
     """The server is gone: no mapping, no usage, no build request."""
-    for table, key in server_keys(uuid):
-        change.delete(table, key)
+    release(change, uuid)
+    change.delete(MAPPINGS, (uuid,))
+    change.delete(BUILD_REQUESTS, (uuid,))
 
 
 def create_keys(request: ServersCreateRequest, uuids: Sequence[str]) -> list[Key]:
     """The rows that `create_servers` touches."""
-    keys: list[Key] = [(OPERATIONS, (request.project_id, request.operation_id))]
+    project_id = request.project_id
+    keys: list[Key] = [(OPERATIONS, (project_id, request.operation_id)), (QUOTAS, (project_id,)), total_key(project_id)]
     for uuid in uuids:
-        keys.extend(server_keys(uuid))
+        keys.extend(_rows_of(uuid))
     return keys
 
 
@@ -99,17 +114,22 @@ def create_servers(
     reservation_id: str,
     choose: Chooser,
     request_id: str,
+    default: Limits,
 ) -> Created:
     """One operation, and per server its usage, mapping and build request; or what the same operation gave before.
 
-    Raises OperationConflict for an operation id that was used for another request, FlavorNotFound without a flavor
-    (a repeat needs none: it may be gone by now).
+    ``uuids`` are as many as were asked for at most: the first are used, as far as the quota goes (``default`` where
+    the project has no limit of its own). Raises OperationConflict for an operation id that was used for another
+    request, FlavorNotFound without a flavor (a repeat needs none: it may be gone by now), QuotaExceeded.
     """
     former = _former(change, request.project_id, request.operation_id, KIND_CREATE, request.digest)
     if former is not None:
         return Created(ServersCreateReply(uuids=list(former.uuids), reservation_id=former.reservation_id))
     if flavor is None:
         raise FlavorNotFound(f"Flavor {request.flavorid} could not be found.", flavor=request.flavorid)
+    limits = limits_of(change, request.project_id, default)
+    used = total_of(change, request.project_id).used
+    uuids = uuids[: allowed_count(limits, used, amount_of(flavor), request.min_count, len(uuids))]
     change.put(
         OPERATIONS,
         Operation(
@@ -140,10 +160,10 @@ def create_servers(
             created_at_us=change.now_us,
             cell=cell,
         )
-        change.put(USAGES, usage_of(build_request))
         change.put(MAPPINGS, InstanceMapping(uuid=uuid, project_id=request.project_id, cell=cell))
         change.put(BUILD_REQUESTS, build_request)
         build_requests.append(build_request)
+    charge(change, [usage_of(build_request) for build_request in build_requests])
     return Created(ServersCreateReply(uuids=list(uuids), reservation_id=reservation_id), build_requests)
 
 
@@ -164,7 +184,8 @@ def usage_of(build_request: BuildRequest) -> Usage:
 
 def delete_keys(request: ServerDeleteRequest) -> list[Key]:
     """The rows that `delete_server` touches."""
-    return [(OPERATIONS, (request.project_id, request.operation_id)), *server_keys(request.uuid)]
+    operation = (OPERATIONS, (request.project_id, request.operation_id))
+    return [operation, *server_keys(request.uuid, request.project_id)]
 
 
 def delete_server(change: Change, request: ServerDeleteRequest, request_id: str = "") -> ServerDeleteReply:

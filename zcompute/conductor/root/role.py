@@ -23,20 +23,24 @@ from zcompute.conductor.root import intake, placement
 from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cell_states import register_cell
 from zcompute.conductor.root.cells import CellsFeed
+from zcompute.conductor.root.charging import Key
 from zcompute.conductor.root.flavors import Flavors
 from zcompute.conductor.root.handoff import HandOff
+from zcompute.conductor.root.quotas import Quotas
 from zcompute.conductor.root.reads import RootReads
+from zcompute.conductor.root.reconciler import Reconciler
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.conductor.root.topology import Topology
 from zcompute.conductor.upkeep.service import Upkeep
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, OPERATIONS
+from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
 from zcompute.measure import Measure
 from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_PENDING, BuildRequest
 from zcompute.objects.cell import ROOT_CELL, CellCapacity
-from zcompute.objects.errors import ObjectError
+from zcompute.objects.errors import ObjectError, QuotaExceeded
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.region import (
@@ -101,6 +105,8 @@ class RootRole:
         self._capacities = Capacities(self._settings)
         self._cells = CellsFeed(env.store, env.endpoint, self._settings)
         self._flavors = Flavors(env.store, self._settings)
+        self._quotas = Quotas(env, self._settings)
+        self._reconciler = Reconciler(env)
         self._reads = RootReads(env.reads, self._settings)
         self._hand_off = HandOff(
             env.ledger,
@@ -139,6 +145,8 @@ class RootRole:
             (methods.CELL_REGISTER, self.cell_register),
             (methods.CELL_CAPACITY, self.cell_capacity),
             *self._topology.handlers(),
+            *self._quotas.handlers(),
+            *self._reconciler.handlers(),
         ]
         return [
             *((method, unavailable_without_database(handler)) for method, handler in served),
@@ -152,6 +160,7 @@ class RootRole:
         self._cells.start()
         self._hand_off.start()
         self._purge.start()
+        self._reconciler.start()
         self._ledger.on_decided(tell_of_rows)
         self._notifications.start()
         self._ledger.on_gain(self._gained)
@@ -164,6 +173,7 @@ class RootRole:
         self._running = False
         gevent.killall(list(self._resumers), block=False)
         self._resumers.clear()
+        self._reconciler.stop()
         self._notifications.stop()
         self._purge.stop()
         self._hand_off.stop()
@@ -171,7 +181,7 @@ class RootRole:
 
     def measures(self) -> Iterable[Measure]:
         """For the metrics."""
-        return self._notifications.measures()
+        return [*self._notifications.measures(), *self._quotas.measures(), *self._reconciler.measures()]
 
     def servers_create(self, request: ServersCreateRequest, context: Any) -> ServersCreateReply:
         """At the project's owner. Raises OperationConflict, FlavorNotFound, InvalidRequest, Busy, NotOwner."""
@@ -188,17 +198,24 @@ class RootRole:
                 retry_after_ms=self._settings.busy_retry_ms,
             )
         flavor = self._flavors.for_new_server(request.flavorid)
+        default = self._quotas.default()
         uuids = [self._make_uuid() for _ in range(count)]
         reservation_id, request_name = new_reservation_id(), request_id.get()
-        created = self._decide(
-            request.project_id,
-            intake.create_keys(request, uuids),
-            lambda change: intake.create_servers(
-                change, request, flavor, uuids, reservation_id, self._choose, request_name
-            ),
-            context,
-            then=lambda done: self._hand_off.put(done.build_requests, decided_here=True),
-        )
+        failpoint("intake.before_create")
+        try:
+            created = self._decide(
+                request.project_id,
+                intake.create_keys(request, uuids),
+                lambda change: intake.create_servers(
+                    change, request, flavor, uuids, reservation_id, self._choose, request_name, default
+                ),
+                context,
+                then=lambda done: self._hand_off.put(done.build_requests, decided_here=True),
+            )
+        except QuotaExceeded:
+            self._quotas.refused += 1
+            raise
+        failpoint("intake.after_create")
         for build_request in created.build_requests:
             log.info("server accepted uuid=%s cell=%s", build_request.uuid, build_request.cell)
         return created.reply
@@ -219,15 +236,17 @@ class RootRole:
     def mapping_deleted(self, request: MappingReleaseRequest, context: Any) -> Empty:
         """A cell's server is gone. Acknowledged whether or not there was something to release."""
         self._require_cell(context, request.cell)
+        failpoint("mapping.before_release")
         try:
             released = self._decide(
                 request.project_id,
-                intake.server_keys(request.uuid),
+                intake.server_keys(request.uuid, request.project_id),
                 lambda change: placement.mapping_deleted(change, request),
                 context,
             )
         except WrongPartition as error:
             raise placement.not_of_project(request) from error
+        failpoint("mapping.after_release")
         if released:
             log.info("server gone uuid=%s cell=%s", request.uuid, request.cell)
         return Empty()
@@ -239,7 +258,7 @@ class RootRole:
         try:
             ticket = self._ledger.submit(
                 partition_of(request.project_id),
-                intake.server_keys(request.uuid),
+                intake.server_keys(request.uuid, request.project_id),
                 lambda change: placement.mapping_refused(change, request, self._choose),
             )
         except BaseException:
@@ -320,7 +339,7 @@ class RootRole:
     def _decide(
         self,
         key: str,
-        rows: Sequence[intake.Key],
+        rows: Sequence[Key],
         decide: Callable[[Change], R],
         context: Any,
         then: Callable[[R], None] | None = None,

@@ -38,6 +38,7 @@ class RootSettings:
     commit_ms_max: int = 10_000
     busy_retry_ms: int = 100
     flavor_cache_ms: int = 1000
+    quota_cache_ms: int = 1000  # after so long a changed default holds at every conductor
     cells_poll_ms: int = 1000
     capacity_ms_max: int = 5000
     handed_ms_max: int = 2000

@@ -23,6 +23,7 @@ from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.messages.region import MappingReleaseRequest
 from zcompute.objects.partition import partition_of
+from zcompute.objects.quota import Limits
 
 HOME = partition_of("p1")
 UUID = UUIDS[0]
@@ -74,7 +75,9 @@ class Bench:
         created = self.ledger.commit(
             HOME,
             intake.create_keys(request, [UUID]),
-            lambda change: intake.create_servers(change, request, TINY, [UUID], "r-1", choosing(cell), "req-9"),
+            lambda change: intake.create_servers(
+                change, request, TINY, [UUID], "r-1", choosing(cell), "req-9", Limits()
+            ),
             timeout_ms=100,
         )
         self.hand_off.put(created.build_requests, decided_here=decided_here)
@@ -254,7 +257,7 @@ def refuse(bench, *cells):
     request = MappingReleaseRequest(uuid=UUID, project_id="p1", cell="c1", generation=1, reason="full")
     return bench.ledger.commit(
         HOME,
-        intake.server_keys(UUID),
+        intake.server_keys(UUID, "p1"),
         lambda change: placement.mapping_refused(change, request, choosing(*cells)),
         timeout_ms=100,
     )

@@ -9,8 +9,10 @@ from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationC
 from zcompute.objects.messages.region import ServerDeleteRequest
 from zcompute.objects.notification import payload_document
 from zcompute.objects.partition import partition_of
+from zcompute.objects.quota import Limits
 
 HOME = partition_of("p1")
+NOVAS = Limits(instances=10, cores=20, ram_mb=51200)
 
 
 @pytest.fixture
@@ -18,13 +20,13 @@ def decide():
     return Decider()
 
 
-def create(decide, request, uuids=UUIDS, choose=None, flavor=TINY):
+def create(decide, request, uuids=UUIDS, choose=None, flavor=TINY, default=NOVAS):
     uuids = uuids[: request.max_count]
     choose = choose or choosing("c1", "c2", "c1", "c2")
     return decide(
         HOME,
         intake.create_keys(request, uuids),
-        lambda change: intake.create_servers(change, request, flavor, uuids, "r-12345678", choose, "req-1"),
+        lambda change: intake.create_servers(change, request, flavor, uuids, "r-12345678", choose, "req-1", default),
     )
 
 

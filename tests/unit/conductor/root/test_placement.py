@@ -8,6 +8,7 @@ from zcompute.conductor.root import intake, placement
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, USAGES
 from zcompute.objects.messages.region import MappingReleaseRequest
 from zcompute.objects.partition import partition_of
+from zcompute.objects.quota import Limits
 
 HOME = partition_of("p1")
 UUID = UUIDS[0]
@@ -27,12 +28,12 @@ def start(decider, cell):
     decider(
         HOME,
         intake.create_keys(request, UUIDS[:1]),
-        lambda change: intake.create_servers(change, request, TINY, UUIDS[:1], "r-1", choosing(cell), ""),
+        lambda change: intake.create_servers(change, request, TINY, UUIDS[:1], "r-1", choosing(cell), "", Limits()),
     )
 
 
 def on_rows(decider, decide):
-    return decider(HOME, intake.server_keys(UUID), decide)
+    return decider(HOME, intake.server_keys(UUID, "p1"), decide)
 
 
 def settle(decider, generation=1):

@@ -20,7 +20,7 @@ from zcompute.conductor.forwarding import Forwarding
 from zcompute.conductor.reading import ClientReads
 from zcompute.conductor.root.role import RootRole, new_reservation_id
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
-from zcompute.config import ConductorConfig, NotificationsConfig
+from zcompute.config import ConductorConfig, NotificationsConfig, QuotaConfig
 from zcompute.db.errors import ConnectionLost
 from zcompute.db.replicas.reading import Reading
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, FLAVORS, MAPPINGS
@@ -49,7 +49,9 @@ class Region:
         self.forwarded = []
         router = SimpleNamespace(call=lambda key, method, request, timeout_ms: self.forwarded.append((key, request)))
         env = SimpleNamespace(
-            config=SimpleNamespace(conductor=ConductorConfig(), notifications=NotificationsConfig()),
+            config=SimpleNamespace(
+                conductor=ConductorConfig(), notifications=NotificationsConfig(), quota=QuotaConfig()
+            ),
             cell="root",
             endpoint=self.endpoint,
             store=self.store,

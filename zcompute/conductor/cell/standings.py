@@ -1,0 +1,54 @@
+"""What a cell says of servers to the root that counts them: as its primary has them."""
+
+from typing import Any
+
+from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.cell.reads import unavailable_without_database
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.db.replicas.need import PRIMARY
+from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
+from zcompute.db.view import View
+from zcompute.objects.instance import VM_DELETED
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.quotas import Standing, StandingReply, StandingRequest
+from zcompute.objects.methods import QUOTA_STANDING
+
+SERVERS_MAX = 1000  # of one question
+
+
+class Standings:
+    """Served by any conductor of the cell."""
+
+    def __init__(self, env: ConductorEnv) -> None:
+        self._env = env
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        return [(QUOTA_STANDING, unavailable_without_database(self.standing))]
+
+    def standing(self, request: StandingRequest, context: Any) -> StandingReply:
+        """Raises InvalidRequest, Unavailable."""
+        uuids = request.uuids
+        if len(uuids) > SERVERS_MAX:
+            raise InvalidRequest(f"expected at most {SERVERS_MAX} servers, found {len(uuids)}", field="uuids")
+
+        def read(view: View) -> StandingReply:
+            # What is owed is read last: a deleted server that owes nothing by then is one that the root has let go.
+            instances = view.fetch(INSTANCES, [(uuid,) for uuid in uuids])
+            where = {"instance_uuid": list(uuids)}
+            owed = {row.instance_uuid for row in view.scan(ROOT_OUTBOX, where=where, limit=2 * SERVERS_MAX)}
+            return StandingReply(
+                servers=[
+                    Standing(
+                        uuid=instance.uuid,
+                        generation=instance.mapping_generation,
+                        deleted=instance.vm_state == VM_DELETED,
+                        owed=instance.uuid in owed,
+                        busy=instance.task_id is not None,
+                        cores=instance.flavor.vcpus,
+                        ram_mb=instance.flavor.memory_mb,
+                    )
+                    for instance in instances.values()
+                ]
+            )
+
+        return self._env.reads.read(context, read, PRIMARY)
