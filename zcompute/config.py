@@ -107,17 +107,14 @@ class ConductorConfig(Section, frozen=True):
     ] = False
 
 
-Limit = Annotated[int, msgspec.Meta(ge=-1, le=2147483647)]
-
-
 class QuotaConfig(Section, frozen=True):
     """[quota]: conductors of the root cell, the same in each."""
 
     instances: Annotated[
-        Limit, msgspec.Meta(description="servers of a project that has no limit of its own; -1: no limit")
+        int, msgspec.Meta(description="servers of a project without a limit of its own; -1: any", ge=-1, le=2147483647)
     ] = 10
-    cores: Annotated[Limit, msgspec.Meta(description="their virtual cores")] = 20
-    ram_mb: Annotated[Limit, msgspec.Meta(description="their memory in MiB")] = 51200
+    cores: Annotated[int, msgspec.Meta(description="their virtual cores; -1: any", ge=-1, le=2147483647)] = 20
+    ram_mb: Annotated[int, msgspec.Meta(description="their memory in MiB; -1: any", ge=-1, le=2147483647)] = 51200
     reconcile_s: Annotated[
         int, msgspec.Meta(description="between two looks through all usage rows; 0: none is made", ge=0)
     ] = 3600

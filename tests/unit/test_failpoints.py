@@ -18,6 +18,7 @@ PLACE = re.compile(r'(?:failpoint\(|passing=)"([a-z_.]+)"')
 
 
 OF_AGENTS = ("commands.", "steps.", "reporter.", "journal.")
+OF_QUOTAS = ("servers.", "intake.", "handoff.", "mapping.", "outbox.")  # tests/failpoints/test_quotas.py
 OF_UPGRADES = ("migrate.",)  # tests/contract/store/test_schema_life.py
 
 

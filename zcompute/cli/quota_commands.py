@@ -1,4 +1,4 @@
-"""``zcompute quota``: what projects may have and have, asked of the root's conductors; and whether the books are right."""
+"""``zcompute quota``: what projects may have and have, as the root says; and whether the books are right."""
 
 import json
 from collections.abc import Callable
