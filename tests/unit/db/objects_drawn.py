@@ -15,6 +15,7 @@ PARTITION_IDS = st.integers(0, 255)
 INTEGERS = st.integers(-(2**31), 2**31 - 1)
 
 # The columns that hold UTF-8 text; all other strings are identifiers.
+IDENT_NAMES = ("Host", "CellInfo", "QuotaClass")  # whose name is one
 TEXTS = {"name", "reason", "availability_zone", "disabled_reason", "description", "message"}
 
 
@@ -28,7 +29,7 @@ def drawn(kind: type[VersionedObject]) -> st.SearchStrategy[Any]:
 def _of(hint: Any, name: str, owner: type) -> st.SearchStrategy[Any]:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is str:
-        return TEXT if (name in TEXTS and owner.__name__ not in ("Host", "CellInfo")) or _packed(owner) else IDENT
+        return TEXT if (name in TEXTS and owner.__name__ not in IDENT_NAMES) or _packed(owner) else IDENT
     if hint is int:
         return PARTITION_IDS if name == "partition_id" else INTEGERS
     if hint is bytes:
