@@ -50,11 +50,13 @@ _JOINED = frozenset(
 
 @dataclass(frozen=True)
 class ServerList:
-    """A list of servers wanted. ``nothing``: no server can match, nobody need be asked."""
+    """A list of servers wanted. ``nothing``: no server can match, nobody need be asked. ``with_count``: and how many
+    there are on all pages."""
 
     query: InstanceQuery
     marker: str | None
     nothing: bool = False
+    with_count: bool = False
 
 
 def first_values(query: Query) -> dict[str, str]:
@@ -106,7 +108,8 @@ def server_list(query: Query, caller: Caller, limit_max: int) -> ServerList:
         or bool(host and node and host != node)  # a host is its own node
         or bool(values.get("tags") or values.get("tags-any"))  # no server of this release has tags
     )
-    return ServerList(query=wanted, marker=values.get("marker") or None, nothing=nothing)
+    counted = boolean(values.get("with_count", ""), "with_count")
+    return ServerList(query=wanted, marker=values.get("marker") or None, nothing=nothing, with_count=counted)
 
 
 def limit_of(values: Mapping[str, str], limit_max: int) -> int:
@@ -151,7 +154,7 @@ def time_us(text: str) -> int | None:
 
 def _allowed(values: dict[str, str], caller: Caller) -> dict[str, str]:
     """What counts of the parameters. Raises BadRequest for one that counts and is not served."""
-    kept = {"limit", "marker"}
+    kept = {"limit", "marker", "with_count"}
     if not caller.is_admin:
         values = {name: value for name, value in values.items() if name in _OF_PROJECTS or name in kept}
     for field in values:

@@ -146,8 +146,13 @@ def respond_with_page(listing: Listing, config: ApiConfig, req: Any, resp: Any, 
         body["servers"] = [server_summary(found, base_url) for found in page.instances]
     if page.instances and len(page.instances) == wanted.query.limit:
         body["servers_links"] = [next_link(base_url, req.path, query, page.instances[-1].uuid)]
-    if page.missing:
-        resp.set_header(MISSING_HEADER, ",".join(page.missing))
+    missing = set(page.missing)
+    if wanted.with_count:
+        counted = listing.count(wanted, context.deadline_of(req))
+        body["count"] = counted.servers
+        missing.update(counted.missing)
+    if missing:
+        resp.set_header(MISSING_HEADER, ",".join(sorted(missing)))
     context.answer(resp, body)
 
 
