@@ -184,6 +184,7 @@ class ApiConfig(Section, frozen=True):
     body_bytes_max: Annotated[int, msgspec.Meta(description="largest request body", ge=1024)] = 114688
     deadline_ms: Annotated[int, msgspec.Meta(description="how long a request may take", ge=100)] = 30000
     list_limit_max: Annotated[int, msgspec.Meta(description="largest page of a list", ge=1)] = 1000
+    workers: Annotated[int, msgspec.Meta(description="processes that serve behind one address", ge=1, le=64)] = 1
 
 
 class LogConfig(Section, frozen=True):

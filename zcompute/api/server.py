@@ -1,6 +1,7 @@
 """The API's process: the region behind it, the application, the HTTP server."""
 
 import logging
+import socket
 from collections.abc import Iterable
 
 from zcompute.api.app import make_app
@@ -21,12 +22,14 @@ ROLE = "api"
 class ApiService:
     """One API process. ``start()`` returns when it listens; it answers 503 until the region is linked (/healthz)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, listener: socket.socket | None = None) -> None:
+        """``listener``: a socket that listens already, shared with other processes."""
         if not config.api.token_file:
             raise ConfigError("api.token_file: expected a file with the tokens that are accepted, found none")
         if not config.bus.root:
             raise ConfigError("bus.root: expected the conductors of the root cell, found none")
         self._config = config
+        self._listener = listener
         self._region = BusRegion(config, load_identity(config, ROLE))
         self._authenticator = Authenticator(config.api.token_file)
         self._room = new_room()
@@ -43,9 +46,10 @@ class ApiService:
     def start(self) -> None:
         """Listen, dial, serve. Raises OSError when the address cannot be had."""
         config = self._config.api
-        listener = listen(config.host, config.port, LIMITS.backlog)
+        listener = self._listener or listen(config.host, config.port, LIMITS.backlog)
         self._region.start()
-        self._server = Server(listener, make_app(self._region, self._authenticator, config, self._room))
+        app = make_app(self._region, self._authenticator, config, self._room)
+        self._server = Server(listener, app, shared=self._listener is not None)
         self._server.start()
         log.info("listening address=%s:%d", *self.address)
 

@@ -152,7 +152,10 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]  # gevent is followed w
 class Server(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent is followed without types
     """Serves an application on a listening socket, connections_max at once; more wait in the backlog."""
 
-    def __init__(self, listener: socket.socket, application: Any, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, listener: socket.socket, application: Any, limits: Limits = LIMITS, *, shared: bool = False
+    ) -> None:
+        """``shared``: other processes accept from this socket too, so each takes one connection at a time."""
         self.limits = limits
         self.ending = False
         self.idle: set[Handler] = set()
@@ -163,7 +166,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]  # gevent is followed wit
             spawn=Pool(limits.connections_max),
             log=None,
             error_log=logging.getLogger(f"{__name__}.gevent"),
-            environ={"wsgi.multithread": True, "SERVER_NAME": listener.getsockname()[0]},
+            environ={"wsgi.multithread": True, "wsgi.multiprocess": shared, "SERVER_NAME": listener.getsockname()[0]},
         )
 
     def end(self, timeout_s: float) -> None:

@@ -1,26 +1,31 @@
 """``zcompute api|conductor|scheduler|compute --config FILE``: one service each, until SIGTERM or SIGINT."""
 
+import ctypes
 import errno
 import logging
+import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import click
 import gevent
 from gevent.event import Event
+from msgspec.structs import replace
 
 from zcompute import log as logs
 from zcompute.cli import beside
 from zcompute.cli.exits import CommandError, HostsTaken, PortInUse, UsageRefused
 from zcompute.cli.state_dump import StateDumper
-from zcompute.config import Config, ConfigError, load
+from zcompute.config import Config, ConfigError, MetricsConfig, load
 from zcompute.measure import Measured
 
 log = logging.getLogger(__name__)
 
 STOP_DEADLINE_S = 4.0
 SCHEMA_CHECK_S = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 class Service(Protocol):
@@ -103,11 +108,47 @@ _config_option = click.option(
 
 @click.command()
 @_config_option
-def api(config_path: str) -> None:
-    """Run one API service."""
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes that serve; instead of [api] workers.")
+@click.option("--worker", "number", type=int, default=0, hidden=True)
+@click.option("--listener-fd", type=int, default=-1, hidden=True)
+def api(config_path: str, workers: int | None, number: int, listener_fd: int) -> None:
+    """Run one API service, of one process or several behind one address."""
     from zcompute.api.server import ApiService
+    from zcompute.api.workers import Workers
 
-    run("api", _read(config_path), ApiService)
+    config = _read(config_path)
+    if number:
+        die_with_parent()
+        listener = socket.socket(fileno=listener_fd)
+        run("api", config_of_worker(config, number), lambda given: ApiService(given, listener))
+        return
+    if workers is not None:
+        config = replace(config, api=replace(config.api, workers=workers))
+    if config.api.workers == 1:
+        run("api", config, ApiService)
+        return
+    run("api", replace(config, metrics=MetricsConfig()), lambda given: Workers(given, config_path))
+
+
+def config_of_worker(config: Config, number: int) -> Config:
+    """A worker's own: a service id, and a place for its metrics: the next port, or the path with its number."""
+    service = replace(config.service, id=f"{config.service.id}.{number}")
+    place = config.metrics.listen
+    if place.startswith("unix:"):
+        place = f"{place}.{number}"
+    elif place:
+        host, _, port = place.rpartition(":")
+        place = f"{host}:{int(port) + number - 1 if port != '0' else 0}"
+    return replace(config, service=service, metrics=replace(config.metrics, listen=place))
+
+
+def die_with_parent() -> None:
+    """SIGTERM when the process that started this one ends, however it does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getppid()
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent or parent == 1:
+        raise CommandError("the process that listens has ended")
 
 
 def run_conductor(config_path: str) -> None:

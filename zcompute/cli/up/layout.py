@@ -32,6 +32,7 @@ class Shape(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     host_disk_gb: int = 100
     build_ms: int = 0
     delete_ms: int = 0
+    api_workers: int = 1
     replicas: int = 0  # of each cell's database, the root's too; MariaDB only
 
 
@@ -217,6 +218,7 @@ def config_document(
         }
     elif plan.kind == API:
         document["api"] = {"host": API_HOST, "port": region.api_port, "token_file": str(paths.tokens)}
+        document["api"]["workers"] = shape.api_workers
     return document
 
 

@@ -36,6 +36,7 @@ from zcompute.cli.up.layout import (
     services_of,
 )
 from zcompute.cli.up.process import ServiceProcess, cpu_ms, last_line
+from zcompute.db.private import PrivateMariaDB
 from zcompute.db.private_replicas import PrivateReplicas
 
 READY_DEADLINE_S = 60.0
@@ -133,6 +134,10 @@ class Region:
         plan = next(plan for plan in self.plans.values() if plan.kind == CONDUCTOR and plan.cell == cell)
         document = tomllib.loads(self.paths.config(plan.id).read_text(encoding="utf-8"))
         return str(document["database"]["url"])
+
+    def database_server(self, cell: str) -> PrivateMariaDB:
+        """The cell's primary, while the region runs. Raises KeyError for SQLite."""
+        return self._databases.server(cell)
 
     def database_servers(self, cell: str) -> PrivateReplicas:
         """The cell's primary with its replicas, while the region runs. Raises KeyError where there are none."""
