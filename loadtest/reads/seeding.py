@@ -41,7 +41,7 @@ def _fill(server: PrivateMariaDB, database: str, table: TableCodec[object], rows
     if not isinstance(target, MariaDbTarget) or not callable(rows):
         raise TypeError(f"expected a MariaDB database, found {target}")
     connection = Connection(replace(target, user=ADMINISTRATOR), timeout_s=STATEMENT_S_MAX)
-    head = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ".encode()
+    head = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ".encode()  # noqa: S608
     try:
         connection.query(b"SET sql_log_bin=0, foreign_key_checks=0, unique_checks=0")
         for chunk in _chunks(rows()):
