@@ -57,19 +57,44 @@ class Keyring:
         self._by_key: dict[str, KeyEntry] = {}
         self._by_name: dict[str, KeyEntry] = {}
         self._revoked: frozenset[str] = frozenset()
+        self._own: tuple[KeyEntry, ...] = ()
+        self._beside: dict[str, tuple[KeyEntry, ...]] = {}
         self.replace(entries, revoked)
 
     def replace(self, entries: Iterable[KeyEntry], revoked: Iterable[str] = ()) -> None:
         """Take a new set of keys; endpoints drop the links of keys that are gone or changed within a second."""
+        own = tuple(entries)
+        names: set[str] = set()
+        keys: set[str] = set()
+        for entry in own:
+            if entry.name in names or any(key in keys for key in entry.public_keys):
+                raise BusConfigError(f"expected each key once, found name={entry.name} again: remove one")
+            names.add(entry.name)
+            keys.update(entry.public_keys)
+        self._own, self._revoked = own, frozenset(revoked)
+        self._combine()
+
+    def take_beside(self, source: str, entries: Iterable[KeyEntry]) -> None:
+        """Take what another source lets in, instead of what it did before. An entry whose name or key is in the keyring
+        itself, or in a source that was taken before, is left out: nobody is displaced. What is revoked stays out."""
+        taken = tuple(entries)
+        if self._beside.get(source, ()) != taken:
+            self._beside[source] = taken
+            self._combine()
+
+    def _combine(self) -> None:
         by_key: dict[str, KeyEntry] = {}
         by_name: dict[str, KeyEntry] = {}
-        banned = frozenset(revoked)
-        for entry in entries:
+        entries = [(entry, False) for entry in self._own]
+        entries += [(entry, True) for source in self._beside.values() for entry in source]
+        for entry, beside in entries:
             if entry.name in by_name or any(key in by_key for key in entry.public_keys):
-                raise BusConfigError(f"expected each key once, found name={entry.name} again: remove one")
+                continue
+            if beside and not set(entry.public_keys) - self._revoked:
+                continue
             by_name[entry.name] = entry
-            by_key.update((key, entry) for key in entry.public_keys if key not in banned)
-        self._by_key, self._by_name, self._revoked = by_key, by_name, banned
+            by_key.update((key, entry) for key in entry.public_keys if key not in self._revoked)
+        self._by_key, self._by_name = by_key, by_name
         self.version += 1
 
     def entries(self) -> list[KeyEntry]:

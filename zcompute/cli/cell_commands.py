@@ -24,14 +24,13 @@ from zcompute.objects.errors import SERVICE_ERRORS, CellNotFound, ServiceError
 from zcompute.objects.messages.cluster import Empty, MapReply
 from zcompute.objects.messages.region import CellListReply
 from zcompute.objects.messages.topology import (
-    CellCreateRequest,
     CellDeleteRequest,
     CellReply,
     CellStateRequest,
     CellStatus,
     CellStatusRequest,
 )
-from zcompute.objects.methods import CELL_CREATE, CELL_DELETE, CELL_LIST, CELL_STATE, CELL_STATUS, MAP_GET
+from zcompute.objects.methods import CELL_DELETE, CELL_LIST, CELL_STATE, CELL_STATUS, MAP_GET
 
 TIMEOUT_MS = 20_000
 VERIFY_TIMEOUT_MS = 600_000
@@ -97,17 +96,6 @@ def cell() -> None:
     """
 
 
-@cell.command()
-@click.argument("name")
-@dry_run_option
-@operator_options
-def create(name: str, dry_run: bool, config_path: str | None, state_dir: str, form: str) -> None:
-    """Make the cell's row at the root, or bring a deleted cell back."""
-    with open_operator(config_path, state_dir) as operator:
-        reply: CellReply = ask(operator, ROOT_CELL, CELL_CREATE, CellCreateRequest(name=name, dry_run=dry_run))
-    _say_changed(reply, "created", dry_run, form)
-
-
 @cell.command("list")
 @operator_options
 def list_cells(config_path: str | None, state_dir: str, form: str) -> None:
@@ -164,7 +152,7 @@ def _state_command(name: str, state: str, text: str) -> None:
         with open_operator(config_path, state_dir) as operator:
             request = CellStateRequest(name=name, state=state, dry_run=dry_run)
             reply: CellReply = ask(operator, ROOT_CELL, CELL_STATE, request)
-        _say_changed(reply, state, dry_run, form)
+        say_changed(reply, state, dry_run, form)
 
 
 _state_command("enable", CELL_ENABLED, "Let a cell take new servers.")
@@ -193,7 +181,7 @@ def drain(name: str, wait_s: float | None, dry_run: bool, config_path: str | Non
                 break
             gevent.sleep(min(DRAIN_POLL_S, max(0.0, until - time.monotonic())))
     at_least = max(status.mappings, status.pending) >= status.counted_max
-    _say_changed(reply, CELL_DRAINING, dry_run, form, {"servers_left": left, "servers_left_at_least": at_least})
+    say_changed(reply, CELL_DRAINING, dry_run, form, {"servers_left": left, "servers_left_at_least": at_least})
     if wait_s is not None and left and not dry_run:
         raise click.exceptions.Exit(MORE_LEFT)
 
@@ -213,7 +201,7 @@ def delete(name: str, dry_run: bool, config_path: str | None, state_dir: str, fo
                 if status.linked:
                     raise CommandError(f"cell {name} is not empty: conductors still run: {', '.join(status.linked)}")
         reply: CellReply = ask(operator, ROOT_CELL, CELL_DELETE, CellDeleteRequest(name=name, dry_run=dry_run))
-    _say_changed(reply, "deleted", dry_run, form)
+    say_changed(reply, "deleted", dry_run, form)
 
 
 def each_status(operator: Operator, name: str) -> dict[str, CellStatus]:
@@ -285,7 +273,8 @@ def _show_verified(name: str, verified: cell_verify.Verified, form: str) -> None
         click.echo(f"{kind}: {meanings[kind]}")
 
 
-def _say_changed(reply: CellReply, what: str, dry_run: bool, form: str, more: dict[str, Any] | None = None) -> None:
+def say_changed(reply: CellReply, what: str, dry_run: bool, form: str, more: dict[str, Any] | None = None) -> None:
+    """What became of a cell, and what more there is to say."""
     row: CellInfo = reply.cell
     if form == "json":
         fields = {"name": row.name, "state": row.state, "changed": reply.changed, "dry_run": dry_run, **(more or {})}

@@ -11,6 +11,7 @@ from zcompute.cli.cell_verify import hosts_of
 from zcompute.cli.exits import CommandError
 from zcompute.cli.operator import Operator, operator_config
 from zcompute.cli.tables import print_rows
+from zcompute.cli.token_commands import add_host_commands
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS, HostNotFound
 from zcompute.objects.host import Host
@@ -25,6 +26,9 @@ LINK_WAIT_MS = 1_000
 @click.group()
 def host() -> None:
     """List hosts; force them down, and let them work again."""
+
+
+add_host_commands(host)
 
 
 @host.command("force-down")

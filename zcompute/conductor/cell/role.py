@@ -22,6 +22,7 @@ from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.cell.standings import Standings
 from zcompute.conductor.commands import Commands
+from zcompute.conductor.enrolment.service import Enrolments
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import ConductorError
 from zcompute.conductor.fellows import Fellows
@@ -97,6 +98,7 @@ class CellRole:
         self._notifications = Notifications(env, env.config.notifications)
         self._history = history_purge(env)
         self._upkeep = Upkeep(env)
+        self._enrolments = Enrolments(env)
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -112,6 +114,7 @@ class CellRole:
             *self._standings.handlers(),
             *self._notifications.handlers(),
             *self._upkeep.handlers(),
+            *self._enrolments.handlers(),
         ]
 
     def start(self) -> None:
@@ -131,6 +134,7 @@ class CellRole:
         self._registration.start()
         env.ledger.on_decided(tell_of_rows)
         self._notifications.start()
+        self._enrolments.start()
         self._history.start()
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
@@ -146,6 +150,7 @@ class CellRole:
         self._outbox.stop()
         self._history.stop()
         self._notifications.stop()
+        self._enrolments.stop()
         self._registration.stop()
         self._claims.stop()
         self._hosts.stop()

@@ -14,6 +14,7 @@ from zcompute.bus.context import request_id
 from zcompute.bus.errors import Busy, Forbidden, InvalidRequest, Unavailable
 from zcompute.cells.choice import Wanted
 from zcompute.conductor.change import Change, Ticket
+from zcompute.conductor.enrolment.service import Enrolments
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.errors import WrongPartition
 from zcompute.conductor.notices import tell_of_rows
@@ -126,6 +127,7 @@ class RootRole:
         )
         self._notifications = Notifications(env, env.config.notifications, usage=False)
         self._upkeep = Upkeep(env)
+        self._enrolments = Enrolments(env)
         self._topology = Topology(env, self._cells, self._capacities, self._settings)
         self._resumers: set[gevent.Greenlet] = set()
         self._running = False
@@ -152,6 +154,7 @@ class RootRole:
             *((method, unavailable_without_database(handler)) for method, handler in served),
             *self._notifications.handlers(),
             *self._upkeep.handlers(),
+            *self._enrolments.handlers(),
         ]
 
     def start(self) -> None:
@@ -163,6 +166,7 @@ class RootRole:
         self._reconciler.start()
         self._ledger.on_decided(tell_of_rows)
         self._notifications.start()
+        self._enrolments.start()
         self._ledger.on_gain(self._gained)
         self._ledger.on_lose(self._lost)
         self._env.endpoint.on_link_up(self._link_up)
@@ -175,6 +179,7 @@ class RootRole:
         self._resumers.clear()
         self._reconciler.stop()
         self._notifications.stop()
+        self._enrolments.stop()
         self._purge.stop()
         self._hand_off.stop()
         self._cells.stop()

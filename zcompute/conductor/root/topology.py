@@ -6,15 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
+from msgspec.structs import replace
 
 from zcompute.bus.errors import Forbidden, InvalidRequest
-from zcompute.conductor.change import Change
+from zcompute.conductor.change import Change, Keys
+from zcompute.conductor.enrolment.decisions import COUNTER_ID, put_enrolments
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cell_states import check_deletable, check_name, create_cell, delete_cell, living, set_state
 from zcompute.conductor.root.cells import CellsFeed
 from zcompute.conductor.root.settings import RootSettings
-from zcompute.db.tables import BUILD_REQUESTS, CELLS, MAPPINGS, TableCodec
+from zcompute.db.tables import BUILD_REQUESTS, CELLS, ENROLMENTS, MAPPINGS, TableCodec
 from zcompute.failpoints import failpoint
 from zcompute.objects.cell import ROOT_CELL, CellInfo
 from zcompute.objects.interface import Method
@@ -40,6 +42,7 @@ from zcompute.objects.partition import GLOBAL_KEY, partition_of
 log = logging.getLogger(__name__)
 
 CONDUCTOR, OPERATOR = "conductor", "operator"
+ENROLLED_MAX = 1000  # tokens of one cell that its end revokes; the cell's rows count for nothing afterwards anyway
 
 
 class Topology:
@@ -93,7 +96,17 @@ class Topology:
         check_deletable(cell, self._left(cell.name))
         failpoint("cell.delete.counted")
         looked_at = cell
-        return self._change(request.name, lambda change: delete_cell(change, looked_at), CELL_DELETE, request, context)
+        enrolled = [row.id for row in self._env.store.scan(ENROLMENTS, where={"cell": cell.name}, limit=ENROLLED_MAX)]
+
+        def decide(change: Change) -> CellReply:
+            reply = delete_cell(change, looked_at)
+            if reply.changed and not request.dry_run:
+                rows = [change.get(ENROLMENTS, (enrolment_id,)) for enrolment_id in enrolled]
+                put_enrolments(change, [replace(row, revoked=True) for row in rows if row is not None])
+            return reply
+
+        more: Keys = [(ENROLMENTS, (enrolment_id,)) for enrolment_id in [COUNTER_ID, *enrolled]]
+        return self._change(request.name, decide, CELL_DELETE, request, context, more)
 
     def status(self, request: CellStatusRequest, context: Any) -> CellStatus:
         """As this very conductor sees the cell. Raises CellNotFound."""
@@ -153,7 +166,13 @@ class Topology:
         return sorted({link.peer.service_id for link in links if link.peer is not None})
 
     def _change(
-        self, name: str, decide: Callable[[Change], CellReply], method: Method, request: Any, context: Any
+        self,
+        name: str,
+        decide: Callable[[Change], CellReply],
+        method: Method,
+        request: Any,
+        context: Any,
+        more: Keys = (),
     ) -> CellReply:
         """Decide at the owner of ``global``; push what has changed. A dry run decides and writes nothing."""
         require_operator(context)
@@ -169,7 +188,7 @@ class Topology:
 
         timeout_ms = max(1, min(self._settings.commit_ms_max, context.remaining_ms()))
         reply: CellReply = self._env.ledger.commit(
-            partition_of(GLOBAL_KEY), [(CELLS, (name,))], decided, timeout_ms=timeout_ms
+            partition_of(GLOBAL_KEY), [(CELLS, (name,)), *more], decided, timeout_ms=timeout_ms
         )
         if reply.changed and not request.dry_run:
             failpoint(f"cell.{method.name}.committed")

@@ -142,8 +142,9 @@ class EnrolmentRevokeRequest(msgspec.Struct, kw_only=True):
 
 
 class EnrolRequest(msgspec.Struct, kw_only=True):
-    """From a service whose link was made with the token's own key: let this key in from now on, under this name."""
+    """From a service whose link was made with the key of token ``id``: let this key in from now on, under this name."""
 
+    id: str
     service_id: str
     public_key: str
 
