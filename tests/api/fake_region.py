@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from zcompute import bus
+from zcompute.conductor.page_size import PAGE_BYTES_MAX, fitted
 from zcompute.objects import methods as m
 from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import ROOT_CELL, CellInfo, ServiceInfo
@@ -19,6 +20,13 @@ from zcompute.objects.server_list import instance_of, matches, page_of
 TINY = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
 SMALL = Flavor(flavorid="2", name="m1.small", vcpus=1, memory_mb=2048, root_gb=20, swap_mb=512)
 SECRET = Flavor(flavorid="3", name="m1.secret", vcpus=1, memory_mb=64, root_gb=1, is_public=False)
+
+
+PAGE_BYTES = PAGE_BYTES_MAX
+
+
+def copied(rows: list[Any]) -> list[Any]:
+    return [msgspec.structs.replace(row, spec=msgspec.structs.replace(row.spec)) for row in rows]
 
 
 class FakeConductor:
@@ -100,7 +108,8 @@ class FakeCell(FakeConductor):
         return m.InstanceReply(instance=found)
 
     def list(self, query: m.InstanceQuery) -> m.InstanceListReply:
-        return m.InstanceListReply(instances=page_of(query, self.instances.values()))
+        page, cut = fitted(copied(page_of(query, self.instances.values())), PAGE_BYTES)
+        return m.InstanceListReply(instances=page, cut=cut)
 
     def count(self, request: m.InstanceCountRequest) -> m.InstanceCountReply:
         found = [each for each in self.instances.values() if matches(request.query, each)]
@@ -179,7 +188,8 @@ class FakeRoot(FakeConductor):
 
     def pending(self, query: m.InstanceQuery) -> m.PendingReply:
         page = page_of(query, map(instance_of, self.build_requests.values()))
-        return m.PendingReply(build_requests=[self.build_requests[each.uuid] for each in page])
+        found, cut = fitted(copied([self.build_requests[each.uuid] for each in page]), PAGE_BYTES)
+        return m.PendingReply(build_requests=found, cut=cut)
 
     def delete(self, request: m.ServerDeleteRequest) -> m.ServerDeleteReply:
         mapping = self.mappings.get(request.uuid)

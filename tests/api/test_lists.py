@@ -193,6 +193,29 @@ def test_a_page_of_a_cell_that_has_most_servers_is_filled_by_asking_it_again(cli
     assert sum(asked) < 80
 
 
+def test_servers_with_much_metadata_come_in_shorter_pages_that_go_on(client, region, monkeypatch):
+    large = {f"key-{number}": "x" * 255 for number in range(128)}
+    for _ in range(4):
+        client.created(max_count=10, metadata=large)
+    expected = list(region.root.build_requests)[::-1]
+    for number, server in enumerate(expected):
+        if number % 3:
+            region.hand_over(server, region.c1 if number % 2 else region.c2, vm_state="active", task_state=None)
+    monkeypatch.setattr("tests.api.fake_region.PAGE_BYTES", 3 * 35_000)
+    seen: list[str] = []
+    path = "/v2.1/servers?limit=30"
+    pages = 0
+    while path:
+        answer = client.get(path)
+        seen += ids(answer)
+        pages += 1
+        links = answer.body.get("servers_links", [])
+        path = links[0]["href"].partition("//")[2].partition("/")[2] if links else ""
+        path = f"/{path}" if path else ""
+    assert seen == expected
+    assert pages > 2
+
+
 def test_a_cell_that_falls_silent_between_two_pages_is_named(own_region, own_service):
     client = Client(own_service.address)
     for _ in range(3):

@@ -1,10 +1,10 @@
 """A page of servers, or how many there are, from every cell and from the root, under one deadline."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -20,7 +20,6 @@ from zcompute.bus.errors import BusError, DeadlineExceeded
 from zcompute.cells.gather import Gathered, gather
 from zcompute.cells.room import Room, Share
 from zcompute.log import REPEATED
-from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceNotFound, ServiceError
 from zcompute.objects.instance import VM_BUILDING, VM_ERROR, Instance
@@ -50,6 +49,7 @@ class Page:
 
     instances: list[Instance] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    more: bool = False  # fewer servers than asked for, since they are so large, and there are more
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ class Listing:
         with self._room.held(wanted.query.limit, ours.left_ms) as share:
             order = order_of(wanted.query)
             query = self._from_marker(wanted, order, scope, cells, ours)
-            pending, missing = self._pending(query, ours)
-            merge = Merge(order, query.limit, cells, pending)
+            pending = self._pending(query, ours)
+            found = [] if pending is None else pending.build_requests
+            merge = Merge(order, query.limit, cells, found, pending_cut=pending is not None and pending.cut)
             silent = self._fill(merge, query, share, ours)
         if cells and len(silent) == len(cells) and not merge.page:
             raise ServiceUnavailable(f"No cell answered: {', '.join(cells[:10])}.")
-        return Page(merge.page, [*sorted(silent), *missing])
+        return Page(merge.page, _named(silent, pending), merge.more)
 
     def count(self, wanted: ServerList, deadline: Deadline) -> Count:
         """How many servers a list without a limit would have. Raises as ``page``, and Busy for more build requests than
@@ -104,20 +105,21 @@ class Listing:
         ours = Deadline(deadline.left_at_most(self._limits.list_ms_max))
         query = replace(wanted.query, limit=PENDING_PAGE, after=None, sort=[])
         order = order_of(query)
-        pending, missing = self._pending(query, ours)
-        while not missing and pending and len(pending) % PENDING_PAGE == 0:
-            if len(pending) >= self._limits.count_pending_max:
-                raise ServiceUnavailable(f"More than {len(pending)} servers are being built; they cannot be counted.")
-            further, missing = self._pending(replace(query, after=order.values(pending[-1])), ours)
-            pending += further
-            if not further:
+        pending = self._pending(query, ours)
+        uuids: list[str] = []
+        while pending is not None and pending.build_requests:
+            uuids += [each.uuid for each in pending.build_requests]
+            if len(pending.build_requests) < PENDING_PAGE and not pending.cut:
                 break
-        request = InstanceCountRequest(query=query, without=[each.uuid for each in pending])
+            if len(uuids) >= self._limits.count_pending_max:
+                raise ServiceUnavailable(f"More than {len(uuids)} servers are being built; they cannot be counted.")
+            pending = self._pending(replace(query, after=order.values(pending.build_requests[-1])), ours)
+        request = InstanceCountRequest(query=query, without=uuids)
         gathered: Gathered[InstanceCountReply] = ask_all(self._region, cells, INSTANCE_COUNT, request, ours.left_ms)
         if cells and not gathered.results:
             raise ServiceUnavailable(f"No cell answered: {', '.join(cells[:10])}.")
-        servers = len(pending) + sum(reply.count for reply in gathered.results.values())
-        return Count(servers, [*sorted(gathered.missing), *missing])
+        servers = len(uuids) + sum(reply.count for reply in gathered.results.values())
+        return Count(servers, _named(gathered.missing, pending))
 
     def _fill(self, merge: Merge, query: InstanceQuery, share: Share, ours: Deadline) -> set[str]:
         """Ask cells until the page is done; the cells that did not answer."""
@@ -130,7 +132,7 @@ class Listing:
 
             def add(cell: str, reply: InstanceListReply, asks: dict[str, Ask] = asks) -> None:
                 nonlocal asked_rows
-                merge.add(cell, reply.instances, asks[cell])
+                merge.add(cell, reply.instances, asks[cell], cut=reply.cut)
                 asked_rows -= asks[cell].rows
                 share.shrink_to(merge.rows_held + asked_rows)
 
@@ -186,19 +188,24 @@ class Listing:
             )
         raise _no_marker(wanted)
 
-    def _pending(self, query: InstanceQuery, ours: Deadline) -> tuple[list[BuildRequest], list[str]]:
+    def _pending(self, query: InstanceQuery, ours: Deadline) -> PendingReply | None:
+        """The root's part of a list; None when it does not answer."""
         states = set(query.vm_states or PENDING_STATES)
         if query.statuses:
             states &= vm_states_of(query.statuses)
         if query.host is not None or query.deleted is True or PENDING_STATES.isdisjoint(states):
-            return [], []  # a build request is on no host, and nothing but in BUILD or ERROR
+            return PendingReply(build_requests=[])  # a build request is on no host, and nothing but in BUILD or ERROR
         try:
             timeout_ms = ours.left_at_most(self._limits.list_ms_max // PENDING_SHARE)
-            reply: PendingReply = self._region.ask(ROOT_CELL, SERVERS_PENDING, query, timeout_ms)
+            return cast(PendingReply, self._region.ask(ROOT_CELL, SERVERS_PENDING, query, timeout_ms))
         except (BusError, ServiceError) as error:
             log.info("list without the root reason=%s", error, extra=REPEATED)
-            return [], [ROOT_CELL]
-        return reply.build_requests, []
+            return None
+
+
+def _named(silent: Iterable[str], pending: PendingReply | None) -> list[str]:
+    """The cells that did not answer, the root last."""
+    return [*sorted(silent), *([ROOT_CELL] if pending is None else [])]
 
 
 def known_cells(region: Region) -> list[str]:

@@ -17,6 +17,7 @@ SHARE_ROWS_MIN = 8
 # Of servers spread over cells by chance, a cell has its mean share and so many standard deviations more in one of 25
 # pages of ten cells: then it is asked a second time.
 SHARE_DEVIATIONS = 2.5
+CUTS_MAX = 8  # replies that were cut for their bytes (2 MB each): then the page ends where it is
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,17 @@ class Merge:
     its cell has committed it.
     """
 
-    def __init__(self, order: Order, limit: int, cells: Iterable[str], pending: Sequence[BuildRequest] = ()) -> None:
+    def __init__(
+        self,
+        order: Order,
+        limit: int,
+        cells: Iterable[str],
+        pending: Sequence[BuildRequest] = (),
+        *,
+        pending_cut: bool = False,
+    ) -> None:
         self.page: list[Instance] = []
+        self.more = False  # the page has fewer than ``limit`` servers, and there are more
         self._order = order
         self._limit = limit
         self._key, self._descending = sort_key(order)
@@ -67,6 +77,10 @@ class Merge:
         self._chosen = dict(self._of_root)
         self._settled: set[str] = set()
         self._is_sorted = False
+        self._cuts = 0
+        self._wall = (
+            self._key(self._rows[-1]) if pending_cut and self._rows else None
+        )  # the root says no more than this
 
     @property
     def rows_held(self) -> int:
@@ -78,7 +92,7 @@ class Merge:
         if not self._is_sorted:
             self._settle()
         wanted = self._limit - len(self.page)
-        if wanted <= 0:
+        if wanted <= 0 or self.more:
             return {}
         bound = self._bound()
         idle = [cell for cell, source in self._open.items() if source.last is None or self._key(source.last) == bound]
@@ -90,14 +104,17 @@ class Merge:
             found[cell] = Ask(rows, None if source.last is None else self._order.values(source.last))
         return found
 
-    def add(self, cell: str, rows: list[Instance], asked: Ask) -> None:
-        """What a cell answered; fewer rows than asked for mean that it has no more."""
+    def add(self, cell: str, rows: list[Instance], asked: Ask, *, cut: bool = False) -> None:
+        """What a cell answered; fewer rows than asked for mean that it has no more, unless they were ``cut``."""
         source = self._open.get(cell)
         if source is None:
             return
         self._is_sorted = False
         del rows[asked.rows :]
-        if len(rows) < asked.rows:
+        if cut and rows:
+            self._cuts += 1
+            source.last = rows[-1]
+        elif len(rows) < asked.rows:
             del self._open[cell]
         else:
             source.asked, source.last = asked.rows, rows[-1]
@@ -127,6 +144,10 @@ class Merge:
             if any(source.last is None for source in self._open.values()):
                 return
             cut = self._count_upto(self._bound())
+        if self._wall is not None:
+            upto_wall = self._count_upto(self._wall)
+            self.more = upto_wall <= cut
+            cut = min(cut, upto_wall)
         settled = rows[:cut]
         del rows[:cut]
         if not self._alone:
@@ -137,6 +158,7 @@ class Merge:
                 settled = [self._as_asked(row) for row in settled]
         self.page += settled
         del self.page[self._limit :]
+        self.more = (self.more or self._cuts >= CUTS_MAX) and 0 < len(self.page) < self._limit
 
     def _bound(self) -> Any:
         """The key up to which all cells have shown their rows; None where one has shown nothing, or none is left."""

@@ -144,7 +144,7 @@ def respond_with_page(listing: Listing, config: ApiConfig, req: Any, resp: Any, 
         body["servers"] = [server_view(found, base_url, is_admin=caller.is_admin) for found in page.instances]
     else:
         body["servers"] = [server_summary(found, base_url) for found in page.instances]
-    if page.instances and len(page.instances) == wanted.query.limit:
+    if page.instances and (len(page.instances) == wanted.query.limit or page.more):
         body["servers_links"] = [next_link(base_url, req.path, query, page.instances[-1].uuid)]
     missing = set(page.missing)
     if wanted.with_count:

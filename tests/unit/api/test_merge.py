@@ -130,6 +130,45 @@ def test_a_cell_that_has_them_all_is_asked_again_and_the_others_are_not() -> Non
     assert len(asked) == 11
 
 
+def test_a_cell_whose_reply_was_cut_is_asked_for_the_rest() -> None:
+    rows = [instance(f"{n}", created_at_us=n) for n in range(9)]
+    merge = Merge(order_of(InstanceQuery(project_id=None, limit=6)), 6, ["a", "b"])
+    asks = merge.asks()
+    merge.add("a", rows[:5:-1], asks["a"], cut=True)
+    merge.add("b", [instance("last", created_at_us=0)], asks["b"])
+    asks = merge.asks()
+    assert asks["a"].after == [6, "6"]
+    merge.add("a", rows[5::-1], asks["a"])
+    assert merge.asks() == {}
+    assert uuids(merge.page) == ["8", "7", "6", "5", "4", "3"]
+    assert not merge.more
+
+
+def test_a_page_of_servers_that_are_too_large_ends_early_and_says_that_there_are_more() -> None:
+    rows = [instance(f"{n:02}", created_at_us=n) for n in range(90)]
+    merge = Merge(order_of(InstanceQuery(project_id=None, limit=50)), 50, ["a", "b"])
+    rounds = 0
+    while asks := merge.asks():
+        rounds += 1
+        for cell, ask in asks.items():
+            found = [] if cell == "b" else page_of(InstanceQuery(project_id=None, limit=1, after=ask.after), rows)
+            merge.add(cell, found, ask, cut=cell == "a")
+    assert merge.more
+    assert (rounds, len(merge.page)) == (8, 8)
+
+
+@pytest.mark.parametrize("limit", [2, 3, 10])
+def test_nothing_behind_the_last_build_request_of_a_cut_reply_is_shown(limit: int) -> None:
+    pending = [build_request("p9", created_at_us=9), build_request("p7", created_at_us=7)]
+    rows = [instance(f"a{at}", created_at_us=at) for at in (8, 6, 5)]
+    query = InstanceQuery(project_id=None, limit=limit)
+    merge = Merge(order_of(query), limit, ["a"], pending, pending_cut=True)
+    while asks := merge.asks():
+        merge.add("a", page_of(InstanceQuery(project_id=None, limit=asks["a"].rows), rows), asks["a"])
+    assert uuids(merge.page) == ["p9", "a8", "p7"][:limit]
+    assert merge.more == (limit == 10)
+
+
 def test_shares_are_never_more_than_the_page() -> None:
     assert [share_of(1000, 1), share_of(1, 10), share_of(20, 2), share_of(1000, 10)] == [1000, 1, 18, 125]
 

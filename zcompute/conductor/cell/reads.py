@@ -8,6 +8,7 @@ from zcompute.bus import Endpoint
 from zcompute.bus.errors import InvalidRequest, Unavailable
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.page_size import fitted
 from zcompute.conductor.tasks.history import step_under_way
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, INSTANCES, TASKS
@@ -162,11 +163,12 @@ class Reads:
         )
 
     def instance_list(self, request: InstanceQuery, context: Any) -> InstanceListReply:
-        """A page; at most list_rows_max whatever was asked for. Raises InvalidRequest."""
+        """A page; at most list_rows_max whatever was asked for, and what goes over the wire. Raises InvalidRequest."""
         checked(request)
         if request.limit > self._settings.list_rows_max:
             request.limit = self._settings.list_rows_max
-        return InstanceListReply(instances=self._env.reads.read(context, lambda view: view.list_instances(request)))
+        instances, cut = fitted(self._env.reads.read(context, lambda view: view.list_instances(request)))
+        return InstanceListReply(instances=instances, cut=cut)
 
     def instance_count(self, request: InstanceCountRequest, context: Any) -> InstanceCountReply:
         """How many there are. Raises InvalidRequest."""

@@ -5,6 +5,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.page_size import fitted
 from zcompute.conductor.reading import ClientReads
 from zcompute.conductor.root.intake import instance_not_found
 from zcompute.conductor.root.settings import RootSettings
@@ -57,8 +58,8 @@ class RootReads:
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         bounded = replace(query, limit=min(query.limit, self._settings.list_rows_max))
-        build_requests = self._reads.read(context, lambda view: view.list_build_requests(bounded))
-        return PendingReply(build_requests=build_requests)
+        build_requests, cut = fitted(self._reads.read(context, lambda view: view.list_build_requests(bounded)))
+        return PendingReply(build_requests=build_requests, cut=cut)
 
     def cell_list(self, request: Empty, context: Any) -> CellListReply:
         """Every cell that is not deleted."""

@@ -64,7 +64,10 @@ class InstanceQuery(msgspec.Struct, kw_only=True):
 
 
 class InstanceListReply(msgspec.Struct, kw_only=True):
+    """A page, without user data. ``cut``: it is shorter than asked for because of its bytes, and there is more."""
+
     instances: list[Instance]
+    cut: bool = False
 
 
 class InstanceCountRequest(msgspec.Struct, kw_only=True):

@@ -42,9 +42,11 @@ class LocateReply(msgspec.Struct, kw_only=True):
 
 
 class PendingReply(msgspec.Struct, kw_only=True):
-    """Build requests that belong in a list (InstanceQuery's order and filters)."""
+    """Build requests that belong in a list (InstanceQuery's order and filters), without user data. ``cut``: there are
+    more than go over the wire at once."""
 
     build_requests: list[BuildRequest]
+    cut: bool = False
 
 
 class ServerDeleteRequest(msgspec.Struct, kw_only=True):
