@@ -102,6 +102,9 @@ class ConductorConfig(Section, frozen=True):
         float, msgspec.Meta(description="an instance's finished actions and their events are kept so long", gt=0)
     ] = 2160.0
     purge_every_s: Annotated[int, msgspec.Meta(description="between two looks for rows to let go", ge=1)] = 600
+    root_outbox_rows_max: Annotated[
+        int, msgspec.Meta(description="words owed to a root cell that is away; then new work is refused", ge=1)
+    ] = 100_000
     allow_beside_compute: Annotated[
         bool, msgspec.Meta(description="start although a compute of the same host runs")
     ] = False

@@ -9,14 +9,16 @@ import pytest
 from tests.unit.conductor.test_stat import exposition
 from zcompute.api.listing import new_room
 from zcompute.cells.gate import Gate
+from zcompute.conductor.cell.root_outbox import RootOutbox
+from zcompute.conductor.cell.settings import CellSettings
 from zcompute.metrics import measured
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 
 ROOT = Path(__file__).parents[2]
-RULES = [ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("api", "conductors", "replicas")]
+RULES = [ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("api", "cells", "conductors", "replicas")]
 DOCUMENTS = "\n".join(
     (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8")
-    for name in ("conductors.md", "database.md", "lists.md", "replicas.md")
+    for name in ("cells.md", "conductors.md", "database.md", "lists.md", "replicas.md")
 )
 Rule = dict[str, str]
 
@@ -47,6 +49,12 @@ def parsed(text: str) -> Iterator[Rule]:
 
 ALERTS = [rule for file in RULES for rule in parsed(file.read_text(encoding="utf-8"))]
 NAMES = {line.split(" ")[0].split("{")[0] for line in exposition().splitlines() if not line.startswith("#")}
+OF_A_CELL = {
+    sample.name
+    for family in measured("c1-1", RootOutbox(None, None, CellSettings()).measures(0))  # type: ignore[arg-type]  # idle
+    for sample in family.samples
+}
+OF_THE_BUS = {"zcompute_bus_refused_total"}
 OF_THE_API = {
     sample.name
     for family in measured("api-1", [*Gate().measures("c1"), *new_room().measures()])
@@ -61,7 +69,7 @@ def test_a_rule_is_whole_and_asks_for_metrics_that_there_are(rule: Rule) -> None
     assert rule["expr"].count("(") == rule["expr"].count(")")
     asked = set(re.findall(r"\b(?:zcompute|process)_[a-z_]+\b", rule["expr"]))
     assert asked or rule["expr"].startswith("up{")
-    assert asked <= NAMES | OF_THE_API, asked - NAMES
+    assert asked <= NAMES | OF_THE_API | OF_A_CELL | OF_THE_BUS, asked - NAMES
     assert f"`{rule['alert']}`" in DOCUMENTS, "say what to do, in docs/operating"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from zcompute.bus.errors import Busy, InvalidRequest
+from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
@@ -20,7 +21,6 @@ from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.objects.build_request import BuildRequest
-from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.interface import Method
@@ -89,7 +89,7 @@ class Instances:
         self,
         env: ConductorEnv,
         engine: TaskEngine,
-        owed: Callable[[OutboxEntry], None],
+        outbox: RootOutbox,
         settings: CellSettings,
         task_settings: TaskSettings,
         make_task_id: Callable[[], str] = new_task_id,
@@ -98,7 +98,7 @@ class Instances:
         self._ledger = env.ledger
         self._forwarding = env.forwarding
         self._engine = engine
-        self._owed = owed
+        self._outbox = outbox
         self._settings = settings
         self._task_settings = task_settings
         self._make_task_id = make_task_id
@@ -118,6 +118,7 @@ class Instances:
         if request.cell not in (None, self._env.cell):
             raise InvalidRequest(f"expected a request for cell {self._env.cell}, found {request.cell}", field="cell")
         self._engine.check_room()
+        self._outbox.check_room(self._engine.tasks)
         task_id = self._make_task_id()
         deadline_s = self._task_settings.build_deadline_s
 
@@ -145,6 +146,7 @@ class Instances:
         if self._forwarding.needed(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
         self._engine.check_room()
+        self._outbox.check_room(self._engine.tasks)
         fresh_id = self._make_task_id()
         known = self._engine.task_keys(request.uuid)
         for _ in range(TASK_READS_MAX):
@@ -199,7 +201,7 @@ class Instances:
         if not isinstance(snapshot, Snapshot) or snapshot.instance is None:
             return
         if snapshot.outbox is not None:
-            self._owed(snapshot.outbox)
+            self._outbox.owed(snapshot.outbox)
         if snapshot.task is None:
             self._engine.applied(snapshot)
         else:

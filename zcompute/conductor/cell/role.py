@@ -62,7 +62,7 @@ class CellRole:
         if env.root_router is None:
             raise ConductorError(f"cell {env.cell} needs a router to the root cell, found none")
         self._env = env
-        self._settings = settings or CellSettings()
+        self._settings = settings or CellSettings(outbox_rows_max=env.config.conductor.root_outbox_rows_max)
         task_settings = task_settings or TaskSettings(
             build_deadline_s=env.config.conductor.build_deadline_s,
             delete_deadline_s=env.config.conductor.delete_deadline_s,
@@ -90,7 +90,7 @@ class CellRole:
         self._claims = Claims(env, self._table, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
-        self._instances = Instances(env, self.engine, self._outbox.owed, self._settings, task_settings)
+        self._instances = Instances(env, self.engine, self._outbox, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._census = Census(env, self._settings)
         self._standings = Standings(env)
@@ -157,7 +157,7 @@ class CellRole:
 
     def measures(self) -> Iterable[Measure]:
         """For the metrics."""
-        return self._notifications.measures()
+        return [*self._notifications.measures(), *self._outbox.measures(self._env.ledger.now_us())]
 
     # -- ownership --------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 import logging
 import random
 from collections import deque
+from collections.abc import Iterator
 
 import gevent
 import msgspec
 
 from zcompute.bus.context import request_id
-from zcompute.bus.errors import BusError, NotOwner
+from zcompute.bus.errors import BusError, Busy, NotOwner
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys
@@ -18,6 +19,7 @@ from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
+from zcompute.measure import Measure
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -63,6 +65,7 @@ class RootOutbox:
         self._known: dict[EntryKey, OutboxEntry] = {}
         self._queue: deque[EntryKey] = deque()
         self._left: set[int] = set()  # partitions of which rows did not fit
+        self._refused = 0
         self._senders: set[gevent.Greenlet] = set()
         self._stopped = False
 
@@ -70,6 +73,27 @@ class RootOutbox:
         """End all senders; the rows stay for the next owner."""
         self._stopped = True
         gevent.killall(list(self._senders), block=False)
+
+    def check_room(self, under_way: int) -> None:
+        """Before work is taken in that will owe the root a row; ``under_way`` such works may still owe theirs. So the
+        rows that wait never pass ``outbox_rows_max``, but by those of partitions that were taken over. Raises Busy."""
+        rows_max = self._settings.outbox_rows_max
+        if not self._left and len(self._known) + under_way < rows_max:
+            return
+        self._refused += 1
+        raise Busy(
+            f"outbox_rows_max ({rows_max}) words are owed to the root cell, which does not answer: try again later",
+            retry_after_ms=self._settings.outbox_busy_ms,
+        )
+
+    def measures(self, now_us: int) -> Iterator[Measure]:
+        """What waits for the root here."""
+        oldest = next(iter(self._known.values()), None)
+        age_s = max(0.0, (now_us - oldest.created_at_us) / 1_000_000) if oldest is not None else 0.0
+        yield Measure("root_outbox_rows", "Words owed to the root", len(self._known))
+        yield Measure("root_outbox_rows_max", "At so many nothing more is taken in", self._settings.outbox_rows_max)
+        yield Measure("root_outbox_oldest_seconds", "Age of the oldest of these", age_s)
+        yield Measure("root_outbox_refused", "Builds and deletes refused at the limit", self._refused, counter=True)
 
     def owed(self, entry: OutboxEntry) -> None:
         """A committed row."""

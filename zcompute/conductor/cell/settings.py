@@ -28,7 +28,8 @@ class CellSettings:
     outbox_send_ms_max: int = 5000
     outbox_retry_ms_min: int = 200
     outbox_retry_ms_max: int = 5000
-    outbox_rows_max: int = 100_000
+    outbox_rows_max: int = 100_000  # as configured: [conductor] root_outbox_rows_max
+    outbox_busy_ms: int = 1000
     list_rows_max: int = 1000
     without_max: int = 20_000  # uuids that a count leaves out
     history_rows_max: int = 1000

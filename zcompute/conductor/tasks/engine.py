@@ -49,6 +49,11 @@ class TaskEngine:
 
     # -- for intake, reports and hosts ------------------------------------------------------------------------------
 
+    @property
+    def tasks(self) -> int:
+        """How many are under way here, parked ones too."""
+        return len(self._runs)
+
     def check_room(self) -> None:
         """Before a task is committed. Raises Busy at the limit of tasks."""
         if len(self._runs) >= self._env.settings.tasks_max:

@@ -143,7 +143,8 @@ class CellWorld:
         attached: Any = SimpleNamespace(attachments=self.attachments)
         self.reports = Reports(env, self.engine, attached, self.relay, settings)
         self.reports.start()
-        self.instances = Instances(env, self.engine, self.owed.append, CellSettings(), settings)
+        self.outbox: Any = SimpleNamespace(owed=self.owed.append, check_room=lambda under_way: None)
+        self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():
             self.attach(agent)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import NOW_US, UUID, new_build
-from zcompute.bus.errors import DeadlineExceeded
+from zcompute.bus.errors import Busy, DeadlineExceeded
 from zcompute.conductor.cell.root_outbox import RootOutbox, handed_back
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.tasks.build_walk import refuse_build
@@ -124,3 +124,23 @@ def test_rows_beyond_the_limit_are_taken_up_when_there_is_room(world):
         world.outbox.owed(entry)
     assert len(world.outbox) == 1
     wait_for(lambda: not world.database.tables["root_outbox"])
+
+
+def test_at_the_limit_new_work_is_refused_before_any_effect_and_taken_again_when_the_root_is_back(world):
+    world.root.failures = 10_000
+    world.outbox._settings = replace(world.outbox._settings, outbox_rows_max=3)
+    world.outbox.check_room(2)
+    entry = deleted_entry()
+    world.database.seed(ROOT_OUTBOX, entry)
+    world.outbox.owed(entry)
+    world.outbox.check_room(1)
+    with pytest.raises(Busy) as busy:
+        world.outbox.check_room(2)  # one row waits, two works under way may owe theirs
+    assert busy.value.retry_after_ms
+    measured = {measure.name: measure.value for measure in world.outbox.measures(5_000_000)}
+    assert measured["root_outbox_rows"] == 1
+    assert (measured["root_outbox_rows_max"], measured["root_outbox_refused"]) == (3, 1)
+    assert measured["root_outbox_oldest_seconds"] == 5.0
+    world.root.failures = 0
+    wait_for(lambda: len(world.outbox) == 0)
+    world.outbox.check_room(2)
