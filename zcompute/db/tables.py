@@ -35,6 +35,8 @@ REVISION_COLUMN = "revision"
 
 _STRINGS = msgspec.msgpack.Decoder(list[str])
 _STRING_MAP = msgspec.msgpack.Decoder(dict[str, str])
+ALIKE_MAX = 4096  # packed objects that are shared
+
 _BLOBS = msgspec.msgpack.Decoder(list[bytes])
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -70,6 +72,23 @@ def _packed(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
 
 def _blob(name: str, decoder: msgspec.msgpack.Decoder[Any]) -> tuple[Field, ...]:
     return (Field(name, (name,), (name,), lambda value, packed: _ENCODER.encode(value), decoder.decode),)
+
+
+def _packed_alike(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
+    """A packed object of which many rows have the very same: read once, shared by the rows (they are immutable by
+    agreement), up to a limit."""
+    (plain,) = _packed(name, kind)
+    known: dict[bytes | None, Any] = {}
+
+    def decode(data: bytes | None) -> Any:
+        found = known.get(data)
+        if found is None and plain.decode is not None:
+            found = plain.decode(data)
+            if len(known) < ALIKE_MAX:
+                known[data] = found
+        return found
+
+    return (Field(name, (name,), (name,), plain.encode, decode),)
 
 
 def _packed_list(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
@@ -215,7 +234,7 @@ INSTANCES: TableCodec[Instance] = TableCodec(
     ("uuid",),
     (
         *_plain("uuid", "project_id", "user_id", "name"),
-        *_packed("flavor", Flavor),
+        *_packed_alike("flavor", Flavor),
         *_packed("spec", ServerSpec),
         *_plain("mapping_generation", "created_at_us", "updated_at_us", "launched_at_us", "deleted_at_us"),
         *_plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
@@ -281,7 +300,7 @@ BUILD_REQUESTS: TableCodec[BuildRequest] = TableCodec(
     ("uuid",),
     (
         *_plain("uuid", "project_id", "user_id", "name"),
-        *_packed("flavor", Flavor),
+        *_packed_alike("flavor", Flavor),
         *_packed("spec", ServerSpec),
         *_plain("operation_id", "request_id", "created_at_us", "state", "cell", "generation"),
         *_flags("delete_requested"),

@@ -207,3 +207,33 @@ def test_the_cache_forgets_the_oldest_but_never_what_is_pending() -> None:
     assert kept.row == 3
     cache.drop(0)
     assert len(cache) == 1
+
+
+def test_rows_of_a_partition_that_was_lost_take_no_room_and_never_push_out_those_of_its_return() -> None:
+    cache = RowCache(4, 8)
+    for _ in range(100):
+        for n in range(4):
+            cache.add(n % 2, ("t", (n,)), n, 1)
+        assert len(cache) == 4
+        cache.drop(0)
+        assert len(cache) == 2
+        assert cache.get(0, ("t", (0,))) is None
+        cache.add(0, ("t", (0,)), "again", 2)
+        again = cache.get(0, ("t", (0,)))
+        assert again is not None
+        assert again.row == "again"
+        cache.drop(0)
+    assert len(cache._queue) <= 4
+    for n in range(4, 20):
+        cache.add(0, ("t", (n,)), n, 1)
+        assert len(cache) <= 4
+
+
+def test_of_rows_that_are_all_in_use_the_oldest_go() -> None:
+    cache = RowCache(3, 2)
+    for n in range(9):
+        cache.add(0, ("t", (n,)), n, 1)
+        for entry in cache.rows(0).values():
+            entry.used = True
+        assert len(cache) <= 3
+        assert cache.get(0, ("t", (n,))) is not None
