@@ -1,0 +1,159 @@
+"""An API, a conductor of the root or of the cell killed at a step of create, hand-off or release: nothing leaks.
+
+After each: the project has the servers that its clients were told of and no other, as many as its limit allows; when
+they are deleted nothing is charged, and the reconciler finds nothing.
+"""
+
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent.pool import Pool
+
+from tests.cluster.conftest import require_mariadb
+from tests.cluster.region import delete_all, started, wait_until
+from tests.cluster.test_faults import owners, store_of
+from tests.cluster.test_quotas import counted, create, demo_project, quota
+from tests.unit.test_failpoints import OF_QUOTAS, places
+from zcompute.cli.up.databases import MARIADB
+from zcompute.cli.up.layout import Shape
+from zcompute.cli.up.region import Region
+from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, USAGES
+from zcompute.failpoints import ENVIRONMENT, GATE
+from zcompute.objects.cell import ROOT_CELL
+
+LIMIT = 6
+CREATORS = 8
+OF_API, OF_ROOT = ("api-1",), ("root-conductor-1", "root-conductor-2")
+OF_CELL = ("c1-conductor-1", "c1-conductor-2")
+PLACES = {
+    "servers.before_create": OF_API,
+    "servers.after_create": OF_API,
+    "intake.before_create": OF_ROOT,
+    "intake.after_create": OF_ROOT,
+    "handoff.before_send": OF_ROOT,
+    "handoff.after_send": OF_ROOT,
+    "handoff.after_settle": OF_ROOT,
+    "mapping.before_release": OF_ROOT,
+    "mapping.after_release": OF_ROOT,
+    "outbox.before_send": OF_CELL,
+    "outbox.after_send": OF_CELL,
+    "outbox.after_delete": OF_CELL,
+}
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
+    require_mariadb()
+    shape = Shape(cells=("c1",), computes=1, hosts_per_compute=4)
+    with started(tmp_path_factory.mktemp("r") / "s", MARIADB, shape) as running:
+        running.on_unexpected_end = lambda text: None
+        yield running
+
+
+@pytest.fixture(scope="module")
+def project(region: Region) -> str:
+    found = demo_project(region)
+    quota(region, "set", found, "--instances", str(LIMIT))
+    return found
+
+
+def wait_owners(region: Region) -> None:
+    for cell in (ROOT_CELL, "c1"):
+        with store_of(region, cell) as store:
+            wait_until(lambda store=store: len(owners(store)) == 2, f"both conductors of {cell} own partitions")
+
+
+@contextmanager
+def armed(
+    region: Region, victims: tuple[str, ...], place: str, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """All of them may die there; the first to pass does, and the gate is closed behind it. Who is dead is restarted."""
+    for service_id in victims:
+        wait_owners(region)
+        region.kill(service_id)
+        with monkeypatch.context() as patch:
+            patch.setenv(ENVIRONMENT, f"{place}=kill")
+            patch.setenv(GATE, str(gate))
+            region.restart(service_id)
+    region.wait_ready()
+    wait_owners(region)
+    died: list[str] = []
+
+    def raise_the_dead() -> None:
+        while True:
+            for service_id in victims:
+                process = region.processes[service_id]
+                if not process.alive:
+                    died.append(f"{service_id} {process.exit_code}")
+                    region.restart(service_id)
+            gevent.sleep(0.05)
+
+    watching = gevent.spawn(raise_the_dead)
+    try:
+        yield
+        wait_until(lambda: died, f"a service dies at {place}")
+        assert len(died) == 1
+        assert died[0].endswith(f" {-signal.SIGKILL}")
+        assert not gate.exists()
+    finally:
+        watching.kill()
+
+
+def create_many(region: Region) -> list[str]:
+    """More at once than the limit allows; those that clients were told of."""
+    deadline = time.monotonic() + 60
+
+    def one(_: int) -> str | None:
+        client = region.client()
+        try:
+            status, answer = create(client, deadline, name=f"s-{uuid.uuid4().hex[:6]}")
+        finally:
+            client.close()
+        assert status in (202, 403), (status, answer)
+        return answer["server"]["id"] if status == 202 else None
+
+    return [created for created in Pool(CREATORS).map(one, range(CREATORS)) if created]
+
+
+def charged(region: Region) -> list[str]:
+    with store_of(region, ROOT_CELL) as store:
+        return sorted(usage.uuid for usage in store.scan(USAGES, limit=100))
+
+
+def left(region: Region) -> int:
+    with store_of(region, ROOT_CELL) as store:
+        return len(store.scan(MAPPINGS, limit=100)) + len(store.scan(BUILD_REQUESTS, limit=100)) + counted(region)
+
+
+def handed_over(region: Region) -> bool:
+    with store_of(region, ROOT_CELL) as store:
+        return not store.scan(BUILD_REQUESTS, limit=1)
+
+
+def test_every_place_of_the_books_is_tried() -> None:
+    assert sorted(PLACES) == sorted(place for place in places() if place.startswith(OF_QUOTAS))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_between_two_steps(
+    region: Region, project: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    with armed(region, PLACES[place], place, gate, monkeypatch):
+        gate.touch()
+        created = create_many(region)
+        assert len(created) == LIMIT
+        assert charged(region) == sorted(created)
+        wait_until(lambda: handed_over(region), "the cell has them all")
+        delete_all(region, created)
+    wait_until(lambda: left(region) == 0, "nothing is left of them", found=lambda: left(region))
+    assert quota(region, "show", project)["used"] == {"cores": 0, "instances": 0, "ram": 0}
+    report = quota(region, "reconcile")
+    assert report["found"] == []
+    assert report["silent_cells"] == []
