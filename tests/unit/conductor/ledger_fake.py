@@ -22,8 +22,9 @@ from zcompute.db.errors import (
     ReceiverDead,
 )
 from zcompute.db.store import ConductorRow, LaneRow, MapRows, PartitionRow
-from zcompute.db.tables import CODECS, TableCodec
+from zcompute.db.tables import CODECS, PROJECT_USAGES, USAGES, TableCodec
 from zcompute.objects.partition import PARTITIONS
+from zcompute.objects.quota import ProjectUsage
 
 LOST_BEFORE = "lost before the commit"
 LOST_AFTER = "lost after the commit"
@@ -53,8 +54,18 @@ class FakeDatabase:
         self.written_by: list[tuple[int, int, int]] = []  # lane, partition, epoch of each row written
 
     def row(self, table: TableCodec[Any], key: tuple[Any, ...]) -> Any:
+        if table.derived:
+            return self._total(key[0])
         row = self.tables[table.name].get(key)
         return None if row is None else table.from_row(row)
+
+    def _total(self, project_id: str) -> ProjectUsage | None:
+        rows = [USAGES.from_row(row) for row in self.tables[USAGES.name].values()]
+        mine = [usage for usage in rows if usage.project_id == project_id]
+        if not mine:
+            return None
+        cores, ram_mb = sum(usage.cores for usage in mine), sum(usage.ram_mb for usage in mine)
+        return ProjectUsage(project_id=project_id, instances=len(mine), cores=cores, ram_mb=ram_mb)
 
     def seed(self, table: TableCodec[Any], *objects: Any) -> None:
         for stored in objects:
@@ -317,6 +328,12 @@ class FakeStore:
         self.pause()
         self.fetch_gate.wait()
         return found
+
+    def project_usages(self, after: str, limit: int, partition: int | None = None) -> list[ProjectUsage]:
+        self._trip()
+        rows = [USAGES.from_row(row) for row in self.database.tables[USAGES.name].values()]
+        names = sorted({u.project_id for u in rows if partition in (None, USAGES.home_of(u)) and u.project_id > after})
+        return [self.database.row(PROJECT_USAGES, (name,)) for name in names[:limit]]
 
     def scan(
         self,
