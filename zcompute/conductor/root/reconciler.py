@@ -179,9 +179,9 @@ class Reconciler:
             store.fetch(BUILD_REQUESTS, keys).values(),
             None,
         )
-        same = set(first)
+        before = {doubt.uuid: doubt for doubt in first}
         for doubt in self._doubts(again, reply):
-            if doubt not in same:
+            if doubt != before.get(doubt.uuid):
                 continue
             repaired = repairs and (absent or doubt.kind != SERVER_ABSENT) and self._repair(partition, doubt)
             if len(reply.found) < self._limits.found_max:
