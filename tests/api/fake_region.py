@@ -15,8 +15,10 @@ from zcompute.objects.errors import SERVICE_ERRORS, FlavorNotFound, InstanceNotF
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import Instance
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
+from zcompute.objects.quota import Amount, Limits
 from zcompute.objects.server_list import instance_of, matches, page_of
 
+NOVAS = Limits(instances=10, cores=20, ram_mb=51200)
 TINY = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
 SMALL = Flavor(flavorid="2", name="m1.small", vcpus=1, memory_mb=2048, root_gb=20, swap_mb=512)
 SECRET = Flavor(flavorid="3", name="m1.secret", vcpus=1, memory_mb=64, root_gb=1, is_public=False)
@@ -132,6 +134,7 @@ class FakeRoot(FakeConductor):
         self.mappings: dict[str, InstanceMapping] = {}
         self.build_requests: dict[str, BuildRequest] = {}
         self.cells = cells
+        self.quotas: dict[str, Limits] = {}
         self._clock_us = 1_700_000_000_000_000
         super().__init__(ROOT_CELL)
 
@@ -144,6 +147,9 @@ class FakeRoot(FakeConductor):
             (m.SERVERS_DELETE, self.delete),
             (m.FLAVOR_LIST, lambda _: m.FlavorListReply(flavors=list(self.flavors.values()))),
             (m.FLAVOR_GET, self.flavor),
+            (m.QUOTA_GET, self.quota),
+            (m.QUOTA_SET, self.set_quota),
+            (m.QUOTA_DEFAULT, lambda _: m.QuotaDefaultReply(limits=NOVAS, own=Limits())),
             (m.CELL_LIST, lambda _: m.CellListReply(cells=[self.cell_info(cell) for cell in self.cells])),
         ]
 
@@ -179,6 +185,18 @@ class FakeRoot(FakeConductor):
         reply = m.ServersCreateReply(uuids=uuids, reservation_id="r-12345678")
         self.operations[key] = (request.digest, reply)
         return reply
+
+    def quota(self, request: m.QuotaRequest) -> m.QuotaReply:
+        own = self.quotas.get(request.project_id, Limits())
+        mine = [each for each in self.build_requests.values() if each.project_id == request.project_id]
+        ram_mb = sum(each.flavor.memory_mb for each in mine)
+        used = Amount(instances=len(mine), cores=sum(each.flavor.vcpus for each in mine), ram_mb=ram_mb)
+        return m.QuotaReply(limits=own.over(NOVAS), own=own, used=used)
+
+    def set_quota(self, request: m.QuotaSetRequest) -> m.QuotaReply:
+        former = Limits() if request.unset else self.quotas.get(request.project_id, Limits())
+        self.quotas[request.project_id] = request.limits.over(former)
+        return self.quota(m.QuotaRequest(project_id=request.project_id))
 
     def locate(self, request: m.LocateRequest) -> m.LocateReply:
         mapping = self.mappings.get(request.uuid)
@@ -223,7 +241,8 @@ class FakeRegion:
 
     def forget_servers(self) -> None:
         """As new."""
-        for kept in (self.root.operations, self.root.mappings, self.root.build_requests, self.c1.instances,
+        root = self.root
+        for kept in (root.quotas, root.operations, root.mappings, root.build_requests, self.c1.instances,
                      self.c2.instances):  # fmt: skip
             kept.clear()
         for conductor in (self.root, self.c1, self.c2):

@@ -17,6 +17,7 @@ from zcompute.cli.audit_kinds import (
     MAPPING_WITHOUT_SERVER,
     OBSERVED_DIFFERS,
     ORPHAN_DOMAIN,
+    QUOTA_TOTAL_WRONG,
     SERVER_ON_NO_HOST,
     SERVER_ON_SEVERAL_HOSTS,
     SERVER_WITHOUT_MAPPING,
@@ -33,6 +34,7 @@ from zcompute.cli.audit_snapshot import ApiServer, CellRows, Snapshot
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.instance import POWER_RUNNING, VM_ACTIVE, VM_BUILDING, VM_ERROR, Instance
+from zcompute.objects.quota import Amount
 
 
 def compare(snapshot: Snapshot) -> list[Finding]:
@@ -53,6 +55,7 @@ def _all_findings(snapshot: Snapshot) -> Iterator[Finding]:
     yield from _spawns(snapshot)
     yield from compare_mappings(snapshot)
     yield from _usages(snapshot)
+    yield from _totals(snapshot)
     for cell in snapshot.cells.values():
         yield from _claims(cell)
         yield from _used(cell)
@@ -166,6 +169,23 @@ def _usages(snapshot: Snapshot) -> Iterator[Finding]:
         if flavor is not None and (usage.cores, usage.ram_mb) != (flavor.vcpus, flavor.memory_mb):
             detail = f"{usage.cores} cores {usage.ram_mb} MiB, the flavor has {flavor.vcpus} and {flavor.memory_mb}"
             yield Finding(USAGE_WRONG, uuid, detail)
+
+
+def _totals(snapshot: Snapshot) -> Iterator[Finding]:
+    sums: dict[str, Amount] = {}
+    for usage in snapshot.root.usages:
+        former = sums.get(usage.project_id, Amount())
+        sums[usage.project_id] = Amount(
+            instances=former.instances + 1, cores=former.cores + usage.cores, ram_mb=former.ram_mb + usage.ram_mb
+        )
+    for project, told in snapshot.used.items():
+        summed = sums.get(project, Amount())
+        if told != summed:
+            yield Finding(QUOTA_TOTAL_WRONG, project, f"told {_amount(told)}, the rows have {_amount(summed)}")
+
+
+def _amount(amount: Amount) -> str:
+    return f"{amount.instances} instances {amount.cores} cores {amount.ram_mb} MiB"
 
 
 # -- claims and tasks of one cell ---------------------------------------------------------------------------------

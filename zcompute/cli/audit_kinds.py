@@ -12,6 +12,7 @@ SERVER_WITHOUT_MAPPING = "server_without_mapping"
 USAGE_WITHOUT_SERVER = "usage_without_server"
 SERVER_WITHOUT_USAGE = "server_without_usage"
 USAGE_WRONG = "usage_wrong"
+QUOTA_TOTAL_WRONG = "quota_total_wrong"
 CLAIM_LEAKED = "claim_leaked"
 CLAIM_MISSING = "claim_missing"
 HOST_USED_WRONG = "host_used_wrong"
@@ -36,6 +37,7 @@ KINDS: dict[str, str] = {
     USAGE_WITHOUT_SERVER: "a project pays for a server that is not there",
     SERVER_WITHOUT_USAGE: "a server that no project pays for",
     USAGE_WRONG: "a usage row differs from the server's flavor",
+    QUOTA_TOTAL_WRONG: "what a project is told that it uses differs from its usage rows",
     CLAIM_LEAKED: "a claim that neither a server nor its task names",
     CLAIM_MISSING: "a server without the claim that its row names",
     HOST_USED_WRONG: "a host's used amounts differ from the sum of its claims",
@@ -53,7 +55,8 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing that does not hold. ``subject`` is a server's uuid, a host's name, or a partition (CELL/NUMBER)."""
+    """One thing that does not hold. ``subject`` is a server's uuid, a host's name, a project's id, or a partition
+    (CELL/NUMBER)."""
 
     kind: str
     subject: str

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import gevent
 
@@ -29,13 +30,16 @@ from zcompute.db.tables import (
 )
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.quota import RESOURCES, Amount
 
 PAGE_ROWS = 5000
 PAGES_MAX = 2000
 READ_S_MAX = 60.0
+PROJECTS_MAX = 200  # whose totals are compared
 SERVERS_PATH = "/v2.1/servers/detail?all_tenants=1"
 
 T = TypeVar("T")
+R = TypeVar("R")
 Row = TypeVar("Row", bound=VersionedObject)
 
 
@@ -102,6 +106,16 @@ def read_api(client: ApiClient) -> dict[str, ApiServer]:
     return {row["id"]: ApiServer(row["id"], row["status"], row.get("OS-EXT-SRV-ATTR:host")) for row in rows}
 
 
+def read_used(client: ApiClient, projects: Sequence[str]) -> dict[str, Amount]:
+    """What each project uses, by the word of its owner at the root."""
+    used: dict[str, Amount] = {}
+    for project in projects:
+        detail = client.get(f"/v2.1/os-quota-sets/{quote(project, safe='')}/detail")["quota_set"]
+        in_use = {name: int(detail[name]["in_use"]) for name in RESOURCES}
+        used[project] = Amount(instances=in_use["instances"], cores=in_use["cores"], ram_mb=in_use["ram"])
+    return used
+
+
 def read_all(reads: Sequence[Callable[[], T]]) -> list[T]:
     """Make all reads at once, at most READ_S_MAX; raises the first error, AuditNotMade when the time is over."""
     failures: list[Exception] = []
@@ -147,13 +161,17 @@ class RegionReader:
         AuditNotMade when it takes longer than READ_S_MAX."""
         reads: dict[str, Callable[[], Any]] = {cell: partial(read_cell, store) for cell, store in self._stores.items()}
         reads[ROOT_CELL] = partial(read_root, self._stores[ROOT_CELL])
-        done = read_all([self._read_api, *reads.values()])
+        projects = [total.project_id for total in self._stores[ROOT_CELL].project_usages("", PROJECTS_MAX)]
+        before = self._asked(lambda client: read_used(client, projects))
+        done = read_all([lambda: self._asked(read_api), *reads.values()])
+        after = self._asked(lambda client: read_used(client, projects))
         rows = dict(zip(reads, done[1:], strict=True))
         return Snapshot(
             root=rows.pop(ROOT_CELL),
             cells=rows,
             hosts={host: read_host(self._hosts_dir, host) for host in self._hosts},
             api=done[0],
+            used={project: amount for project, amount in before.items() if after[project] == amount},
         )
 
     def close(self) -> None:
@@ -161,9 +179,9 @@ class RegionReader:
         for store in self._stores.values():
             store.close()
 
-    def _read_api(self) -> dict[str, ApiServer]:
+    def _asked(self, read: Callable[[ApiClient], R]) -> R:
         client = self._connect()
         try:
-            return read_api(client)
+            return read(client)
         finally:
             client.close()

@@ -11,6 +11,7 @@ from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.notification import NotifierCursor
+from zcompute.objects.quota import Amount
 from zcompute.objects.task import Task
 
 
@@ -73,12 +74,15 @@ class ApiServer:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One reading of everything; its parts are some milliseconds apart, so a finding needs two readings."""
+    """One reading of everything; its parts are some milliseconds apart, so a finding needs two readings.
+
+    ``used`` is what projects are told that they use, of those for which it did not change under the reading."""
 
     root: RootRows = field(default_factory=RootRows)
     cells: Mapping[str, CellRows] = field(default_factory=dict)
     hosts: Mapping[str, HostDomains] = field(default_factory=dict)
     api: Mapping[str, ApiServer] = field(default_factory=dict)
+    used: Mapping[str, Amount] = field(default_factory=dict)
 
     def tellers(self) -> Iterator[tuple[str, RootRows | CellRows]]:
         """Every database that has notifications, with its cell's name."""
@@ -94,6 +98,7 @@ class Snapshot:
             "build_requests": len(self.root.build_requests),
             "mappings": len(self.root.mappings),
             "usages": len(self.root.usages),
+            "projects": len(self.used),
             "claims": sum(len(cell.claims) for cell in cells),
             "tasks": sum(len(cell.tasks) for cell in cells),
             "outbox_rows": sum(len(cell.outbox) for cell in cells),

@@ -11,6 +11,7 @@ from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMa
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.host import HOST_UP, Claim, Host
 from zcompute.objects.instance import POWER_RUNNING, VM_ACTIVE, VM_DELETED, Fault, Instance, ServerSpec
+from zcompute.objects.quota import Amount
 
 NOW_US = 1_700_000_000_000_000
 CREATED_US = NOW_US - 120 * 10**6
@@ -41,9 +42,10 @@ class Region:
     cells: dict[str, CellRows] = field(default_factory=dict)
     hosts: dict[str, HostDomains] = field(default_factory=dict)
     api: dict[str, ApiServer] = field(default_factory=dict)
+    used: dict[str, Amount] = field(default_factory=dict)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(root=self.root, cells=self.cells, hosts=self.hosts, api=self.api)
+        return Snapshot(root=self.root, cells=self.cells, hosts=self.hosts, api=self.api, used=self.used)
 
     def instance(self, uuid: str) -> Instance:
         return next(i for cell in self.cells.values() for i in cell.instances if i.uuid == uuid)
@@ -51,6 +53,11 @@ class Region:
     def refresh_api(self) -> None:
         """Let the API show what the databases hold."""
         self.api = expected_api(self.snapshot())
+        for usage in self.root.usages:
+            former = self.used.get(usage.project_id, Amount())
+            self.used[usage.project_id] = Amount(
+                instances=former.instances + 1, cores=former.cores + usage.cores, ram_mb=former.ram_mb + usage.ram_mb
+            )
 
 
 def uuid_of(number: int) -> str:

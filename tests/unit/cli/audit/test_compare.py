@@ -110,6 +110,10 @@ def usage_changed(region):
     usage_of(region, ACTIVE).cores += 1
 
 
+def told_another_total(region):
+    region.used["p"] = region.used["p"].times(2)
+
+
 def claim_left(region):
     region.cells["c1"].claims.append(
         Claim(
@@ -246,6 +250,7 @@ CORRUPTIONS = [
     (usage_lost, kinds.SERVER_WITHOUT_USAGE, ACTIVE),
     (usage_left, kinds.USAGE_WITHOUT_SERVER, DELETED),
     (usage_changed, kinds.USAGE_WRONG, ACTIVE),
+    (told_another_total, kinds.QUOTA_TOTAL_WRONG, "p"),
     (claim_left, kinds.CLAIM_LEAKED, STRANGER),
     (claim_lost, kinds.CLAIM_MISSING, ACTIVE),
     (used_too_high, kinds.HOST_USED_WRONG, HOST),
@@ -288,7 +293,7 @@ def test_a_single_corruption_is_found(corrupt, kind, subject, region):
     corrupt(region)
     found = compare(region.snapshot())
     assert (kind, subject) in {(finding.kind, finding.subject) for finding in found}
-    assert {finding.subject for finding in found} <= {subject, HOST, OTHER, ACTIVE}, "nothing else is accused"
+    assert {finding.subject for finding in found} <= {subject, HOST, OTHER, ACTIVE, "p"}, "nothing else is accused"
 
 
 def test_every_kind_has_a_corruption_that_shows_it():
