@@ -9,8 +9,8 @@ from alembic import context
 from zcompute.db.columns import ident
 from zcompute.db.steps import create_table
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
