@@ -1,6 +1,7 @@
 """Asks the owners what a host reports, at each new epoch: the journal may have been lost, in part or as a whole.
 
-Partition by partition, a page at a time, and on where it stopped when an owner is away or changes meanwhile.
+Partition by partition, a page at a time, and on where it stopped when an owner is away or changes meanwhile. While the
+host runs what nobody granted, its partitions are asked again, ever more rarely.
 """
 
 import logging
@@ -92,7 +93,24 @@ class Regrants:
         end_all(self._asking.values(), "questions for grants")
 
     def _run(self, host: str) -> None:
-        pending = Pending()
+        self._ask_all(host, Pending())
+        self._observer.look(host)
+        self._tell_of_unknown(host)
+        self.on_done(host)
+        self._ask_again(host)
+
+    def _ask_again(self, host: str) -> None:
+        """What nobody granted may be this host's by now: the result of its spawn, whose record was lost with the
+        journal, was still owed when the owners were asked."""
+        backoff = Backoff(self._settings.unknown_retry_ms_min, self._settings.unknown_retry_ms_max)
+        while unknown := self._observer.unknown(host):
+            gevent.sleep(backoff.next_s())
+            granted = self.granted_anew
+            self._ask_all(host, Pending({partition_of(uuid): "" for uuid in unknown}))
+            if self.granted_anew > granted:
+                self._observer.look(host)
+
+    def _ask_all(self, host: str, pending: Pending) -> None:
         backoff = Backoff(self._settings.retry_ms_min, self._settings.retry_ms_max)
         while pending.after:
             left = len(pending.after)
@@ -104,9 +122,6 @@ class Regrants:
                 backoff.reset()
             if pending.after:
                 gevent.sleep(backoff.next_s())
-        self._observer.look(host)
-        self._tell_of_unknown(host)
-        self.on_done(host)
 
     def _ask(self, host: str, owner: str, link: Link, partitions: list[int], pending: Pending) -> None:
         while partitions:

@@ -38,6 +38,8 @@ class Settings:
     call_ms: int = 5_000  # map_get and attach
     begin_ms: int = 10_000  # host.begin: one commit at the owner
     grants_pause_ms: int = 20  # between two pages of a host's grants
+    unknown_retry_ms_min: int = 5_000  # between two questions after domains that nobody granted, doubled
+    unknown_retry_ms_max: int = 300_000
     doubt_ms: int = 5_000  # commands wait so long after records were lost: no older one is on its way then
     retry_ms_min: int = 50  # back-off of begin and attach, doubled up to the maximum
     retry_ms_max: int = 1_000
