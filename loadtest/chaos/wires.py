@@ -4,7 +4,9 @@
 
 A cut wire is a black hole: nothing is refused, nothing arrives, nothing is lost either once it is mended, as TCP would
 send it again. Each direction may be cut alone. A wire that refuses is what a REJECT rule with a TCP reset makes of it:
-its connections are reset, new ones refused. Addresses are ``tcp://host:port`` or paths of unix sockets.
+its connections are reset, new ones refused. A long wire delays each direction, and stalls as TCP does where a packet
+is lost: what is behind the lost one waits for its retransmission. Addresses are ``tcp://host:port`` or paths of unix
+sockets.
 """
 
 from gevent import monkey
@@ -12,9 +14,12 @@ from gevent import monkey
 monkey.patch_all()
 
 import json  # noqa: E402
+import random  # noqa: E402
 import socket  # noqa: E402
 import struct  # noqa: E402
 import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 from typing import Any  # noqa: E402
@@ -24,11 +29,16 @@ import msgspec  # noqa: E402
 from gevent import Timeout  # noqa: E402
 from gevent.event import Event  # noqa: E402
 from gevent.fileobject import FileObject  # noqa: E402
+from gevent.queue import Queue  # noqa: E402
 from gevent.server import StreamServer  # noqa: E402
 from gevent.socket import create_connection  # noqa: E402
 
 CHUNK_BYTES = 65536
 CONNECT_S = 5.0
+CHUNKS_ON_THE_WAY = 1024  # of one direction: a window of 64 MiB at most
+PACKET_BYTES = 1448
+FAST_RETRANSMIT_PACKETS = 3
+RETRANSMIT_MS_MIN = 200.0  # Linux' TCP_RTO_MIN
 TOWARDS, BACK = "towards", "back"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close resets
 
@@ -50,6 +60,25 @@ class Order(msgspec.Struct):
     refuse: list[str] = []
     accept: list[str] = []
     directions: tuple[str, ...] = (TOWARDS, BACK)
+    lengthen: list[str] = []
+    one_way_ms: float = 0.0
+    loss: float = 0.0  # share of packets
+
+
+class Length:
+    """How long a wire is: a delay, and the share of packets that are lost. A loss stalls its direction for a
+    retransmission: one round trip where enough follows (fast retransmit), else Linux' shortest timeout as well."""
+
+    def __init__(self) -> None:
+        self.one_way_ms = 0.0
+        self.loss = 0.0
+
+    def delay_s(self, size_bytes: int, draw: Callable[[], float] = random.random) -> float:
+        """For one chunk of so many bytes."""
+        packets = max(1, -(-size_bytes // PACKET_BYTES))
+        lost = self.loss > 0 and draw() >= (1 - self.loss) ** packets
+        stall_ms = 2 * self.one_way_ms + (0 if packets > FAST_RETRANSMIT_PACKETS else RETRANSMIT_MS_MIN)
+        return (self.one_way_ms + (stall_ms if lost else 0.0)) / 1000
 
 
 def place(address: str) -> tuple[int, Any]:
@@ -68,6 +97,7 @@ class LaidWire:
         self.gates = {TOWARDS: Event(), BACK: Event()}
         for gate in self.gates.values():
             gate.set()
+        self.length = Length()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._server: StreamServer | None = None
         self.accept()
@@ -118,20 +148,38 @@ class LaidWire:
         near.close()
         far.close()
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket, gate: Event) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, gate: Event) -> None:
+        """Chunks leave in the order in which they came, each when it is due: one that is late keeps those behind it."""
+        on_the_way: Queue = Queue(CHUNKS_ON_THE_WAY)
+        arriving = gevent.spawn(self._deliver, on_the_way, sink, gate)
+        due = 0.0
         try:
             while data := source.recv(CHUNK_BYTES):
-                gate.wait()
-                sink.sendall(data)
+                due = max(due, time.monotonic() + self.length.delay_s(len(data)))
+                on_the_way.put((due, data))
         except OSError:
             gate.wait()
+        on_the_way.put(None)
+        arriving.join()
         gate.wait()
         for side in (source, sink):
             try:
                 side.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
+
+    @staticmethod
+    def _deliver(on_the_way: "Queue", sink: socket.socket, gate: Event) -> None:
+        broken = False
+        while (chunk := on_the_way.get()) is not None:
+            due, data = chunk
+            gevent.sleep(max(0.0, due - time.monotonic()))
+            gate.wait()
+            try:
+                if not broken:
+                    sink.sendall(data)
+            except OSError:
+                broken = True  # the rest is taken and dropped, as by a host that is gone
 
 
 def obey(order: Order, laid: dict[str, LaidWire]) -> None:
@@ -142,6 +190,8 @@ def obey(order: Order, laid: dict[str, LaidWire]) -> None:
         laid[name].refuse()
     for name in order.accept:
         laid[name].accept()
+    for name in order.lengthen:
+        laid[name].length.one_way_ms, laid[name].length.loss = order.one_way_ms, order.loss
     for direction in order.directions:
         for name in order.cut:
             laid[name].gates[direction].clear()

@@ -211,18 +211,13 @@ def test_an_expired_token_says_so(region: Region, services: list[Service], tmp_p
     assert "expired" in late.enroll(token, code=1)
 
 
-@pytest.mark.parametrize("point", ["cell.create.committed", "enrolment.create.committed", "enrolment.enrol.committed"])
-def test_a_root_conductor_that_dies_between_the_steps_leaves_nothing_half_done(
-    region: Region, services: list[Service], tmp_path: Path, point: str
-) -> None:
-    gate = tmp_path / "gate"
-    name = f"c-{point.replace('.', '-')}"
+def armed(region: Region, point: str, gate: Path) -> list[str]:
+    """The root's conductors, started again so that the next to pass the point dies."""
     victims = sorted(one for one in region.processes if one.startswith("root-conductor"))
     os.environ["ZCOMPUTE_FAILPOINTS"] = f"{point}=kill"
     os.environ["ZCOMPUTE_FAILPOINTS_GATE"] = str(gate)
     try:
         for victim in victims:
-            region.processes[victim].end_expected = True
             region.kill(victim)
             region.restart(victim)
     finally:
@@ -230,6 +225,41 @@ def test_a_root_conductor_that_dies_between_the_steps_leaves_nothing_half_done(
     wait_until(lambda: command("cell", "list", "--state-dir", str(region.paths.state_dir)).returncode == 0, "root up")
     for victim in victims:
         region.processes[victim].end_expected = True
+    return victims
+
+
+def revive(region: Region, victims: list[str]) -> None:
+    """Start again who has died."""
+    for victim in victims:
+        if not region.processes[victim].alive:
+            region.restart(victim)
+
+
+@pytest.mark.parametrize("point", ["cell.delete.counted", "cell.delete.committed"])
+def test_a_delete_that_is_cut_short_is_carried_on_by_its_repeat(region: Region, tmp_path: Path, point: str) -> None:
+    name, gate = f"c-{point.replace('.', '-')}", tmp_path / "gate"
+    victims = armed(region, point, gate)
+    token_id = ask(region, "cell", "create", name)["token_id"]
+    ask(region, "cell", "drain", name)
+    gate.touch()
+    command("cell", "delete", name, "--state-dir", str(region.paths.state_dir))
+    wait_until(lambda: not gate.exists(), "the point was passed")
+    wait_until(
+        lambda: command("cell", "delete", name, "--state-dir", str(region.paths.state_dir)).returncode == 0,
+        "the repeat is done",
+    )
+    assert name not in {row["name"] for row in ask(region, "cell", "list")}
+    assert [row["revoked"] for row in ask(region, "cell", "tokens") if row["id"] == token_id] == [True]
+    revive(region, victims)
+
+
+@pytest.mark.parametrize("point", ["cell.create.committed", "enrolment.create.committed", "enrolment.enrol.committed"])
+def test_a_root_conductor_that_dies_between_the_steps_leaves_nothing_half_done(
+    region: Region, services: list[Service], tmp_path: Path, point: str
+) -> None:
+    gate = tmp_path / "gate"
+    name = f"c-{point.replace('.', '-')}"
+    victims = armed(region, point, gate)
     if point == "enrolment.enrol.committed":
         token = ask(region, "cell", "create", name)["token"]
         newcomer = conductor(region, services, tmp_path, 5)
@@ -249,10 +279,7 @@ def test_a_root_conductor_that_dies_between_the_steps_leaves_nothing_half_done(
         )
         assert ask(region, "cell", "create", name)["changed"] is False
         assert ask(region, "cell", "token", name)["token"].startswith(PREFIX), "a token can be had all the same"
-    for victim in victims:
-        if not region.processes[victim].alive:
-            region.restart(victim)
-    wait_until(lambda: all(region.processes[victim].alive for victim in victims), "all up")
+    revive(region, victims)
 
 
 def newcomer_enrolls(newcomer: Service, token: str) -> str:
