@@ -14,9 +14,10 @@ from zcompute.objects.cell import ROOT_CELL, CellInfo, ServiceInfo
 from zcompute.objects.errors import SERVICE_ERRORS, FlavorNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import Instance
+from zcompute.objects.messages.instances import InstanceBrief
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 from zcompute.objects.quota import Amount, Limits
-from zcompute.objects.server_list import instance_of, matches, page_of
+from zcompute.objects.server_list import instance_of, matches, order_of, page_of
 
 NOVAS = Limits(instances=10, cores=20, ram_mb=51200)
 TINY = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
@@ -78,7 +79,7 @@ class FakeConductor:
     def _served(self, method: m.Method, handler: Callable[[Any], Any]) -> Callable[[Any, bus.CallContext], Any]:
         def serve(request: Any, context: bus.CallContext) -> Any:
             self.seen.append((method.name, request, context.request_id))
-            hook = self.before.get(method)
+            hook = self.before.get(m.INSTANCE_LIST if method is m.INSTANCE_BRIEFS else method)  # both are lists
             if hook is not None:
                 hook()
             return handler(request)
@@ -98,6 +99,7 @@ class FakeCell(FakeConductor):
             *super().handlers(),
             (m.INSTANCE_GET, self.get),
             (m.INSTANCE_LIST, self.list),
+            (m.INSTANCE_BRIEFS, self.briefs),
             (m.INSTANCE_COUNT, self.count),
             (m.INSTANCE_DELETE, self.delete),
         ]
@@ -112,6 +114,11 @@ class FakeCell(FakeConductor):
     def list(self, query: m.InstanceQuery) -> m.InstanceListReply:
         page, cut = fitted(copied(page_of(query, self.instances.values())), PAGE_BYTES)
         return m.InstanceListReply(instances=page, cut=cut)
+
+    def briefs(self, query: m.InstanceQuery) -> m.InstanceBriefsReply:
+        columns = {"uuid", "name", "mapping_generation", *(name for name, _ in order_of(query).columns)}
+        rows = [{name: getattr(row, name) for name in columns} for row in page_of(query, self.instances.values())]
+        return m.InstanceBriefsReply(instances=[InstanceBrief(**row) for row in rows])
 
     def count(self, request: m.InstanceCountRequest) -> m.InstanceCountReply:
         found = [each for each in self.instances.values() if matches(request.query, each)]

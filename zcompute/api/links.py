@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 import msgspec
 
 
-class Link(msgspec.Struct, frozen=True):
+class Link(msgspec.Struct, frozen=True, gc=False):
     """One link."""
 
     rel: str

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, ServiceUnavailable
 from zcompute.api.locate import Servers
-from zcompute.api.merge import Ask, Merge
+from zcompute.api.merge import Ask, Listed, Merge
 from zcompute.api.queries import ServerList, canonical_uuid
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
@@ -25,6 +25,7 @@ from zcompute.objects.errors import InstanceNotFound, ServiceError
 from zcompute.objects.instance import VM_BUILDING, VM_ERROR, Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.instances import (
+    InstanceBriefsReply,
     InstanceCountReply,
     InstanceCountRequest,
     InstanceGetRequest,
@@ -33,10 +34,13 @@ from zcompute.objects.messages.instances import (
     InstanceReply,
 )
 from zcompute.objects.messages.region import PendingReply
-from zcompute.objects.methods import INSTANCE_COUNT, INSTANCE_GET, INSTANCE_LIST, SERVERS_PENDING
+from zcompute.objects.methods import INSTANCE_BRIEFS, INSTANCE_COUNT, INSTANCE_GET, INSTANCE_LIST, SERVERS_PENDING
 from zcompute.objects.server_list import Order, order_of, vm_states_of
 
 log = logging.getLogger(__name__)
+
+L = TypeVar("L", covariant=True)
+RowsReply = InstanceListReply | InstanceBriefsReply
 
 PENDING_STATES = frozenset({VM_BUILDING, VM_ERROR})
 PENDING_PAGE = 1_000
@@ -44,10 +48,10 @@ PENDING_SHARE = 2  # the root has one part in so many of the time: the cells are
 
 
 @dataclass(frozen=True)
-class Page:
+class Page(Generic[L]):
     """Servers in order, and the cells (the root among them) that did not answer."""
 
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[L] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     more: bool = False  # fewer servers than asked for, since they are so large, and there are more
 
@@ -75,12 +79,20 @@ class Listing:
         self._limits = limits
         self._room = new_room(limits) if room is None else room
 
-    def page(self, wanted: ServerList, scope: str | None, deadline: Deadline) -> Page:
+    def briefs(self, wanted: ServerList, scope: str | None, deadline: Deadline) -> Page[Listed]:
+        """A page as ``page`` has it, of which only ids and names are shown: a tenth of the bytes, a fifth of the
+        work. Raises the same."""
+        return self._page(INSTANCE_BRIEFS, wanted, scope, deadline)
+
+    def page(self, wanted: ServerList, scope: str | None, deadline: Deadline) -> Page[Instance]:
         """One page. ``scope``: the project in which a marker must be, None for any.
 
         Raises BadRequest for an unknown marker, Busy where too many lists are under way, ServiceUnavailable when no
         cell answers (or is known yet).
         """
+        return cast(Page[Instance], self._page(INSTANCE_LIST, wanted, scope, deadline))
+
+    def _page(self, method: Method, wanted: ServerList, scope: str | None, deadline: Deadline) -> Page[Listed]:
         if wanted.nothing or not wanted.query.limit:
             return Page()
         cells = known_cells(self._region)
@@ -91,7 +103,7 @@ class Listing:
             pending = self._pending(query, ours)
             found = [] if pending is None else pending.build_requests
             merge = Merge(order, query.limit, cells, found, pending_cut=pending is not None and pending.cut)
-            silent = self._fill(merge, query, share, ours)
+            silent = self._fill(merge, method, query, share, ours)
         if cells and len(silent) == len(cells) and not merge.page:
             raise ServiceUnavailable(f"No cell answered: {', '.join(cells[:10])}.")
         return Page(merge.page, _named(silent, pending), merge.more)
@@ -121,7 +133,7 @@ class Listing:
         servers = len(uuids) + sum(reply.count for reply in gathered.results.values())
         return Count(servers, _named(gathered.missing, pending))
 
-    def _fill(self, merge: Merge, query: InstanceQuery, share: Share, ours: Deadline) -> set[str]:
+    def _fill(self, merge: Merge, method: Method, query: InstanceQuery, share: Share, ours: Deadline) -> set[str]:
         """Ask cells until the page is done; the cells that did not answer."""
         silent: set[str] = set()
         for _ in range(self._limits.merge_rounds_max):
@@ -130,13 +142,13 @@ class Listing:
                 return silent
             asked_rows = sum(ask.rows for ask in asks.values())
 
-            def add(cell: str, reply: InstanceListReply, asks: dict[str, Ask] = asks) -> None:
+            def add(cell: str, reply: RowsReply, asks: dict[str, Ask] = asks) -> None:
                 nonlocal asked_rows
                 merge.add(cell, reply.instances, asks[cell], cut=reply.cut)
                 asked_rows -= asks[cell].rows
                 share.shrink_to(merge.rows_held + asked_rows)
 
-            missing = set(asks) if not ours.left_ms else self._ask(asks, query, add, ours)
+            missing = set(asks) if not ours.left_ms else self._ask(asks, method, query, add, ours)
             for cell in missing:
                 merge.drop(cell)
             silent |= missing
@@ -144,14 +156,19 @@ class Listing:
         return silent | set(merge.asks())
 
     def _ask(
-        self, asks: dict[str, Ask], query: InstanceQuery, add: Callable[[str, InstanceListReply], None], ours: Deadline
+        self,
+        asks: dict[str, Ask],
+        method: Method,
+        query: InstanceQuery,
+        add: Callable[[str, RowsReply], None],
+        ours: Deadline,
     ) -> set[str]:
         timeout_ms = _before(ours.left_ms)
-        calls: dict[str, Callable[[], InstanceListReply]] = {}
+        calls: dict[str, Callable[[], RowsReply]] = {}
         for cell, ask in asks.items():
             after = query.after if ask.after is None else ask.after
             request = replace(query, limit=ask.rows, after=after)
-            calls[cell] = partial(self._region.ask, cell, INSTANCE_LIST, request, timeout_ms)
+            calls[cell] = partial(self._region.ask, cell, method, request, timeout_ms)
         gathered = gather(calls, ours.left_ms, on_result=add)
         return set(gathered.missing)
 

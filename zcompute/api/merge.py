@@ -11,7 +11,11 @@ from typing import Any
 
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.instance import Instance
+from zcompute.objects.messages.instances import InstanceBrief
 from zcompute.objects.server_list import Order, as_asked_of_root, instance_of, sort_key
+
+Listed = Instance | InstanceBrief
+"""A row: whole, or as a list without details needs it. It has the sort keys, and what Merge compares."""
 
 SHARE_ROWS_MIN = 8
 # Of servers spread over cells by chance, a cell has its mean share and so many standard deviations more in one of 25
@@ -35,7 +39,7 @@ class _Source:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.last: Instance | None = None
+        self.last: Listed | None = None
 
 
 def share_of(rows: int, cells: int) -> int:
@@ -64,7 +68,7 @@ class Merge:
         *,
         pending_cut: bool = False,
     ) -> None:
-        self.page: list[Instance] = []
+        self.page: list[Listed] = []
         self.more = False  # the page has fewer than ``limit`` servers, and there are more
         self._order = order
         self._limit = limit
@@ -72,7 +76,7 @@ class Merge:
         self._open = {cell: _Source() for cell in cells}
         self._alone = len(self._open) == 1 and not pending
         self._pending = {request.uuid: request for request in pending}
-        self._rows = [instance_of(request) for request in pending]
+        self._rows: list[Listed] = [instance_of(request) for request in pending]
         self._of_root = {row.uuid: row for row in self._rows}
         self._chosen = dict(self._of_root)
         self._settled: set[str] = set()
@@ -104,13 +108,13 @@ class Merge:
             found[cell] = Ask(rows, None if source.last is None else self._order.values(source.last))
         return found
 
-    def add(self, cell: str, rows: list[Instance], asked: Ask, *, cut: bool = False) -> None:
+    def add(self, cell: str, rows: Sequence[Listed], asked: Ask, *, cut: bool = False) -> None:
         """What a cell answered; fewer rows than asked for mean that it has no more, unless they were ``cut``."""
         source = self._open.get(cell)
         if source is None:
             return
         self._is_sorted = False
-        del rows[asked.rows :]
+        rows = rows[: asked.rows]
         if cut and rows:
             self._cuts += 1
             source.last = rows[-1]
@@ -180,7 +184,7 @@ class Merge:
                 low = middle + 1
         return low
 
-    def _is_newer(self, row: Instance, known: Instance) -> bool:
+    def _is_newer(self, row: Listed, known: Listed) -> bool:
         """Whether a cell's row counts instead of what is known of the server."""
         request = self._pending.get(row.uuid)
         if request is not None:
@@ -190,6 +194,6 @@ class Merge:
                 return True
         return row.mapping_generation > known.mapping_generation
 
-    def _as_asked(self, row: Instance) -> Instance:
+    def _as_asked(self, row: Listed) -> Listed:
         request = self._pending.get(row.uuid)
         return row if request is None else as_asked_of_root(row, request)

@@ -1,5 +1,6 @@
 """The API's process: the region behind it, the application, the HTTP server."""
 
+import gc
 import logging
 import socket
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from zcompute.measure import Measure
 log = logging.getLogger(__name__)
 
 ROLE = "api"
+GARBAGE_THRESHOLDS = (50_000, 50, 50)  # as a conductor's: a page is hundreds of objects, none of them in a cycle
 
 
 class ApiService:
@@ -45,6 +47,7 @@ class ApiService:
 
     def start(self) -> None:
         """Listen, dial, serve. Raises OSError when the address cannot be had."""
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
         config = self._config.api
         listener = self._listener or listen(config.host, config.port, LIMITS.backlog)
         self._region.start()

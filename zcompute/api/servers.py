@@ -10,8 +10,9 @@ from zcompute.api import context
 from zcompute.api.creation import admin_pass, boolean, create_request, operation_id_of
 from zcompute.api.errors import BadRequest, ItemNotFound, ServiceUnavailable
 from zcompute.api.links import next_link, resource_links
-from zcompute.api.listing import Listing
+from zcompute.api.listing import Listing, Page
 from zcompute.api.locate import Servers
+from zcompute.api.merge import Listed
 from zcompute.api.queries import canonical_uuid, server_list
 from zcompute.api.region import Region
 from zcompute.api.schemas import CREATE_SERVER, CreateServerBody, decode
@@ -138,11 +139,14 @@ def respond_with_page(listing: Listing, config: ApiConfig, req: Any, resp: Any, 
     base_url = context.base_url_of(req)
     query = context.query_of(req)
     wanted = server_list(query, caller, config.list_limit_max)
-    page = listing.page(wanted, None if caller.is_admin else caller.project_id, context.deadline_of(req))
+    scope, deadline = None if caller.is_admin else caller.project_id, context.deadline_of(req)
     body: dict[str, Any] = {}
+    page: Page[Listed]
     if with_details:
-        body["servers"] = [server_view(found, base_url, is_admin=caller.is_admin) for found in page.instances]
+        page = whole = listing.page(wanted, scope, deadline)
+        body["servers"] = [server_view(found, base_url, is_admin=caller.is_admin) for found in whole.instances]
     else:
+        page = listing.briefs(wanted, scope, deadline)
         body["servers"] = [server_summary(found, base_url) for found in page.instances]
     if page.instances and (len(page.instances) == wanted.query.limit or page.more):
         body["servers_links"] = [next_link(base_url, req.path, query, page.instances[-1].uuid)]

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from zcompute.api.links import Link, bookmark, resource_links
+from zcompute.api.merge import Listed
 from zcompute.objects.instance import (
     VM_ACTIVE,
     VM_BUILDING,
@@ -21,14 +22,14 @@ _WITH_PROGRESS = frozenset({"ACTIVE", "BUILD"})
 _WITH_FAULT = frozenset({"ERROR", "DELETED"})
 
 
-class Reference(msgspec.Struct):
+class Reference(msgspec.Struct, gc=False):
     """An image or flavor in a server."""
 
     id: str
     links: list[Link]
 
 
-class FaultView(msgspec.Struct):
+class FaultView(msgspec.Struct, gc=False):
     """Why a server is in ERROR; ``details`` are for administrators, and for codes other than 500."""
 
     code: int
@@ -37,13 +38,13 @@ class FaultView(msgspec.Struct):
     details: str | UnsetType = UNSET
 
 
-class Named(msgspec.Struct):
+class Named(msgspec.Struct, gc=False):
     """Something with nothing but a name."""
 
     name: str
 
 
-class ServerSummary(msgspec.Struct):
+class ServerSummary(msgspec.Struct, gc=False):
     """A server in a list without details."""
 
     id: str
@@ -51,7 +52,7 @@ class ServerSummary(msgspec.Struct):
     links: list[Link]
 
 
-class ServerView(msgspec.Struct, kw_only=True):
+class ServerView(msgspec.Struct, kw_only=True, gc=False):
     """A whole server. What is UNSET is left out."""
 
     id: str
@@ -89,7 +90,7 @@ class ServerView(msgspec.Struct, kw_only=True):
     volumes_attached: list[str] = msgspec.field(name="os-extended-volumes:volumes_attached", default_factory=list)
 
 
-def server_summary(instance: Instance, base_url: str) -> ServerSummary:
+def server_summary(instance: Listed, base_url: str) -> ServerSummary:
     """For GET /servers."""
     return ServerSummary(instance.uuid, instance.name, resource_links(base_url, "servers", instance.uuid))
 

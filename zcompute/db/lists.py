@@ -6,17 +6,19 @@ database, of a project's rows or the cell's (docs/decisions/0019).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 
 from zcompute.db.errors import DatabaseBusy
 from zcompute.db.session import Session
 from zcompute.db.store import SCAN_ROWS_MAX
-from zcompute.db.tables import BUILD_REQUESTS, INSTANCES
+from zcompute.db.tables import BUILD_REQUESTS, INSTANCES, Projection, RowForm
 from zcompute.db.where import Where
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest
 from zcompute.objects.instance import VM_BUILDING, VM_DELETED, VM_ERROR, Instance
-from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.name_pattern import ESCAPE, plain_part
 from zcompute.objects.server_list import NULLABLE, Order, instance_of, order_of, page_of, vm_states_of
 
@@ -24,6 +26,10 @@ PENDING_PAGE = 1_000
 PENDING_ROWS_MAX = 20_000  # read for a list whose order or filters are of no column of theirs
 # Of a packed object, where its first field may begin: behind the array, the name, the version, the map.
 _FIRST_FIELD_AT_MAX = 24
+
+BRIEF_COLUMNS = ("uuid", "name", "mapping_generation")
+
+P = TypeVar("P")
 
 _BUILD_STATES = {VM_BUILDING: BUILD_PENDING, VM_ERROR: BUILD_ERROR}
 _BUILD_COLUMNS = frozenset({"created_at_us", "name", "project_id", "user_id", "uuid"})
@@ -33,11 +39,26 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def list_instances(session: Session, query: InstanceQuery) -> list[Instance]:
     """Store.list_instances."""
+    return _page(session, INSTANCES, query)
+
+
+def list_briefs(session: Session, query: InstanceQuery) -> list[InstanceBrief]:
+    """Store.list_briefs."""
+    form = _brief_of(tuple(column for column, _ in order_of(query).columns))
+    return _page(session, form, query)
+
+
+@lru_cache(64)
+def _brief_of(sorted_by: tuple[str, ...]) -> Projection[InstanceBrief]:
+    return Projection(INSTANCES.name, InstanceBrief, tuple(dict.fromkeys((*BRIEF_COLUMNS, *sorted_by))))
+
+
+def _page(session: Session, form: RowForm[P], query: InstanceQuery) -> list[P]:
     where = _instances(query)
     order = order_of(query)
     if query.after is not None:
         where.add(_after(where, order, query.after))
-    return session.objects(INSTANCES, where.select(INSTANCES, _order_by(order), _rows(query)), **where.values)
+    return session.objects(form, where.select(form, _order_by(order), _rows(query)), **where.values)
 
 
 def count_instances(session: Session, query: InstanceQuery, without: Sequence[str]) -> int:

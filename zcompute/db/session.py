@@ -13,13 +13,12 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from zcompute.db.errors import ConnectionLost, DatabaseBusy, StoreError
-from zcompute.db.tables import Row, TableCodec
-from zcompute.objects.base import VersionedObject
+from zcompute.db.tables import Row, RowForm
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-T = TypeVar("T", bound=VersionedObject)
+P = TypeVar("P")
 
 READERS_WAIT_S = 10.0
 TRANSACTION_TRIES_MAX = 5
@@ -32,7 +31,7 @@ class Session(Protocol):
     def select(self, sql: str, **values: Any) -> list[Row]:
         """All rows of a SELECT. Raises ConnectionLost, DatabaseBusy, StatementFailed."""
 
-    def objects(self, table: TableCodec[T], sql: str, **values: Any) -> list[T]:
+    def objects(self, table: RowForm[P], sql: str, **values: Any) -> list[P]:
         """The same, of a SELECT of all ``table.columns`` in their order, as objects."""
 
     def select_for_update(self, sql: str, **values: Any) -> list[Row]:

@@ -10,7 +10,7 @@ from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
-from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.quota import ProjectUsage
 
 T = TypeVar("T", bound=VersionedObject)
@@ -91,6 +91,9 @@ class SessionStore:
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         return self._sessions.read(lambda session: lists.list_instances(session, query))
+
+    def list_briefs(self, query: InstanceQuery) -> list[InstanceBrief]:
+        return self._sessions.read(lambda session: lists.list_briefs(session, query))
 
     def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
         return self._sessions.read(lambda session: lists.count_instances(session, query, without))

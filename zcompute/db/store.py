@@ -14,7 +14,7 @@ from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
-from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 from zcompute.objects.quota import ProjectUsage
 
@@ -240,6 +240,9 @@ class Store(Protocol):
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         """A page of instances in the query's order, by its filters. Raises ValueError for a sort key that there is
         not."""
+
+    def list_briefs(self, query: InstanceQuery) -> list[InstanceBrief]:
+        """The same page, of each row no more than InstanceBrief has. Raises the same."""
 
     def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
         """How many instances the query's filters let through, its marker and limit aside, but for those named."""

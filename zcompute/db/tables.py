@@ -4,10 +4,10 @@ Rows hold primitives only (None, int, float, str, bytes, bool), key columns firs
 rest in the schema's order. Objects inside objects are packed with their version (zcompute.objects.base.pack).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -27,8 +27,11 @@ from zcompute.objects.stored import Pack
 from zcompute.objects.task import Task, TaskBody
 
 T = TypeVar("T", bound=VersionedObject)
+P = TypeVar("P")
+Made = TypeVar("Made", covariant=True)
 Row = tuple[Any, ...]
 Key = tuple[Any, ...]
+Reader = tuple[str, int, int, Callable[..., Any] | None]
 
 PARTITION_COLUMN = "partition_id"
 REVISION_COLUMN = "revision"
@@ -151,7 +154,7 @@ class TableCodec(Generic[T]):
         self._path_of = {
             column: path for field in fields for column, path in zip(field.columns, field.paths, strict=True)
         }
-        self.readers: list[tuple[str, int, int, Callable[..., Any] | None]] = []
+        self.readers: list[Reader] = []
         self._key_of = attrgetter(*key)
         at = 0
         for field in fields:
@@ -222,6 +225,50 @@ class TableCodec(Generic[T]):
             else:
                 fields[attribute] = decode(*row[start:end])
         return self.kind(**fields)
+
+
+class RowForm(Protocol[Made]):
+    """What a driver needs of rows to make objects of them: a TableCodec, or a Projection."""
+
+    def __hash__(self) -> int:
+        """How to read a row is worked out once a form."""
+
+    @property
+    def name(self) -> str:
+        """The table's."""
+
+    @property
+    def kind(self) -> Callable[..., Made]:
+        """What is made, of its attributes."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is selected, in this order."""
+
+    @property
+    def readers(self) -> Sequence[Reader]:
+        """Which attribute comes of which columns: name, first, one behind the last, decoder."""
+
+    def from_row(self, row: Row) -> Made:
+        """The object of these columns' values."""
+
+
+@dataclass(frozen=True)
+class Projection(Generic[P]):
+    """Some columns of a table, as objects that have fields of their names. None of them is packed."""
+
+    name: str
+    kind: type[P]
+    columns: tuple[str, ...]
+
+    @property
+    def readers(self) -> Sequence[Reader]:
+        """As TableCodec.readers."""
+        return [(column, at, at + 1, None) for at, column in enumerate(self.columns)]
+
+    def from_row(self, row: Row) -> P:
+        """The object of these columns' values."""
+        return self.kind(**dict(zip(self.columns, row, strict=True)))
 
 
 def _of_global(_: VersionedObject) -> str:

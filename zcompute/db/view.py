@@ -10,7 +10,7 @@ from zcompute.db.tables import Key, TableCodec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
-from zcompute.objects.messages.instances import InstanceQuery
+from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 
 T = TypeVar("T", bound=VersionedObject)
 K = TypeVar("K", bound=Hashable)
@@ -36,6 +36,9 @@ class View(Protocol):
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         """Store.list_instances."""
+
+    def list_briefs(self, query: InstanceQuery) -> list[InstanceBrief]:
+        """Store.list_briefs."""
 
     def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
         """Store.count_instances."""
@@ -66,6 +69,9 @@ class SessionView:
 
     def list_instances(self, query: InstanceQuery) -> list[Instance]:
         return lists.list_instances(self._session, query)
+
+    def list_briefs(self, query: InstanceQuery) -> list[InstanceBrief]:
+        return lists.list_briefs(self._session, query)
 
     def count_instances(self, query: InstanceQuery, without: Sequence[str] = ()) -> int:
         return lists.count_instances(self._session, query, without)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zcompute.db.tables import TableCodec
+from zcompute.db.tables import RowForm, TableCodec
 
 
 class Where:
@@ -32,8 +32,8 @@ class Where:
         else:
             self.add(f"{column} = :{self.name(value)}")
 
-    def select(self, table: TableCodec[Any], order: str = "", limit: int | None = None) -> str:
-        """A SELECT of all columns of the table."""
+    def select(self, table: RowForm[Any], order: str = "", limit: int | None = None) -> str:
+        """A SELECT of all columns of the form."""
         parts = ["SELECT", ", ".join(table.columns), "FROM", table.name, *self._where()]
         if order:
             parts += ["ORDER BY", order]

@@ -32,6 +32,7 @@ from zcompute.objects.messages.hosts import (
 from zcompute.objects.messages.instances import (
     BuildRequestMessage,
     InstanceActionsReply,
+    InstanceBriefsReply,
     InstanceCountReply,
     InstanceCountRequest,
     InstanceDeleteRequest,
@@ -203,6 +204,7 @@ RELAYED_COMMANDS: dict[Method, Method] = {
 INSTANCE_BUILD = INSTANCE_INTERFACE.method("build", BuildRequestMessage, Empty, _CONDUCTOR)
 INSTANCE_GET = INSTANCE_INTERFACE.method("get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
 INSTANCE_LIST = INSTANCE_INTERFACE.method("list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_BRIEFS = INSTANCE_INTERFACE.method("briefs", InstanceQuery, InstanceBriefsReply, _API_OR_CONDUCTOR, "reads")
 INSTANCE_COUNT = INSTANCE_INTERFACE.method(
     "count", InstanceCountRequest, InstanceCountReply, _API_OR_CONDUCTOR, "reads"
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from zcompute.objects.instance import (
     VM_ERROR,
     Instance,
 )
-from zcompute.objects.messages.instances import InstanceQuery, SortBy
+from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery, SortBy
 from zcompute.objects.name_pattern import matches as name_matches
 
 STATUS_DELETED = "DELETED"
@@ -57,6 +57,7 @@ SORT_KEYS_MAX = 4
 UUID = "uuid"
 
 Key = tuple[Any, ...]
+Shown = TypeVar("Shown", bound=Instance | InstanceBrief)
 NEWEST_FIRST = SortBy(key="created_at", descending=True)
 
 
@@ -125,7 +126,7 @@ class _Descending:
 
 
 @lru_cache(64)
-def sort_key(order: Order) -> tuple[Callable[[Instance], Any], bool]:
+def sort_key(order: Order) -> tuple[Callable[[Any], Any], bool]:
     """A key for sorting, and whether to sort in reverse. As fast as the order allows: it is taken of every row."""
     directions = {descending for _, descending in order.columns}
     names = [column for column, _ in order.columns]
@@ -134,7 +135,7 @@ def sort_key(order: Order) -> tuple[Callable[[Instance], Any], bool]:
     mixed = len(directions) > 1
     reverse = not mixed and directions.pop()
 
-    def key(instance: Instance) -> Key:
+    def key(instance: Any) -> Key:
         return key_of_values(order, [getattr(instance, name) for name in names], mixed=mixed)
 
     return key, reverse
@@ -226,7 +227,7 @@ def instance_of(build_request: BuildRequest) -> Instance:
     return as_asked_of_root(instance, build_request)
 
 
-def as_asked_of_root(instance: Instance, build_request: BuildRequest) -> Instance:
+def as_asked_of_root(instance: Shown, build_request: BuildRequest) -> Shown:
     """A server whose deletion the root has accepted and not yet passed on to its cell is being deleted already."""
     if not build_request.delete_requested:
         return instance

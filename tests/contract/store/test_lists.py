@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.contract.store.lane_writer import LaneWriter, insert
 from tests.contract.store.samples import TINY, build_request, instance, new_uuid
 from zcompute.db.errors import DatabaseBusy
-from zcompute.db.lists import PENDING_PAGE
+from zcompute.db.lists import BRIEF_COLUMNS, PENDING_PAGE
 from zcompute.db.store import Store
 from zcompute.db.tables import BUILD_REQUESTS, INSTANCES
 from zcompute.objects.instance import Fault, Instance, ServerSpec
-from zcompute.objects.messages.instances import InstanceQuery, SortBy
+from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery, SortBy
 from zcompute.objects.name_pattern import like_of
 from zcompute.objects.server_list import SORT_KEYS, instance_of, matches, order_of, page_of
 
@@ -122,6 +122,12 @@ def test_each_filter_by_itself_finds_what_the_model_finds(store: Store, writer: 
         assert store.count_instances(query) == len(model(stored, query))
 
 
+def brief_of(instance: Instance, query: InstanceQuery) -> InstanceBrief:
+    """What a list without details reads of a row: what it shows, and what it is sorted by."""
+    wanted = {*BRIEF_COLUMNS, *(column for column, _ in order_of(query).columns)}
+    return InstanceBrief(**{column: getattr(instance, column) for column in wanted})
+
+
 def test_filters_orders_and_markers_together_find_what_the_model_finds(store: Store, writer: LaneWriter) -> None:
     stored = rows()
     writer.commit(insert(INSTANCES, *stored))
@@ -142,6 +148,7 @@ def test_filters_orders_and_markers_together_find_what_the_model_finds(store: St
         page = uuids_of(store.list_instances(query))
         assert page == model(stored, query)
         assert page == uuids_of(page_of(query, stored))
+        assert [brief_of(each, query) for each in page_of(query, stored)] == store.list_briefs(query)
         assert store.count_instances(query, everything[:3]) == max(0, len(everything) - 3)
 
     holds()

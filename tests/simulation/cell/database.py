@@ -493,6 +493,9 @@ class SimStore:
     def list_instances(self, query: Any) -> list[Any]:
         return self.scan(CODECS["instances"], limit=query.limit)
 
+    def list_briefs(self, query: Any) -> list[Any]:
+        raise NotImplementedError
+
     def list_build_requests(self, query: Any) -> list[Any]:
         return []
 

@@ -366,6 +366,9 @@ class FakeStore:
     def list_instances(self, query: Any) -> list[Any]:
         raise NotImplementedError
 
+    def list_briefs(self, query: Any) -> list[Any]:
+        raise NotImplementedError
+
     def list_build_requests(self, query: Any) -> list[Any]:
         raise NotImplementedError
 

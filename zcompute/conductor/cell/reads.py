@@ -23,6 +23,7 @@ from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.instances import (
     InstanceActionsReply,
+    InstanceBriefsReply,
     InstanceCountReply,
     InstanceCountRequest,
     InstanceGetRequest,
@@ -31,7 +32,14 @@ from zcompute.objects.messages.instances import (
     InstanceReply,
     ServiceListReply,
 )
-from zcompute.objects.methods import INSTANCE_COUNT, INSTANCE_GET, INSTANCE_HISTORY, INSTANCE_LIST, SERVICE_LIST
+from zcompute.objects.methods import (
+    INSTANCE_BRIEFS,
+    INSTANCE_COUNT,
+    INSTANCE_GET,
+    INSTANCE_HISTORY,
+    INSTANCE_LIST,
+    SERVICE_LIST,
+)
 from zcompute.objects.partition import PartitionMap
 from zcompute.objects.server_list import check
 from zcompute.objects.task import Task
@@ -126,6 +134,7 @@ class Reads:
         return [
             (INSTANCE_GET, unavailable_without_database(self.instance_get)),
             (INSTANCE_HISTORY, unavailable_without_database(self.instance_actions)),
+            (INSTANCE_BRIEFS, unavailable_without_database(self.instance_briefs)),
             (INSTANCE_COUNT, unavailable_without_database(self.instance_count)),
             (INSTANCE_LIST, unavailable_without_database(self.instance_list)),
             (SERVICE_LIST, unavailable_without_database(self.service_list)),
@@ -169,6 +178,13 @@ class Reads:
             request.limit = self._settings.list_rows_max
         instances, cut = fitted(self._env.reads.read(context, lambda view: view.list_instances(request)))
         return InstanceListReply(instances=instances, cut=cut)
+
+    def instance_briefs(self, request: InstanceQuery, context: Any) -> InstanceBriefsReply:
+        """A page as instance_list has it, of each row what a list without details shows."""
+        checked(request)
+        if request.limit > self._settings.list_rows_max:
+            request.limit = self._settings.list_rows_max
+        return InstanceBriefsReply(instances=self._env.reads.read(context, lambda view: view.list_briefs(request)))
 
     def instance_count(self, request: InstanceCountRequest, context: Any) -> InstanceCountReply:
         """How many there are. Raises InvalidRequest."""

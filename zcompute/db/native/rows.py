@@ -5,6 +5,7 @@ known needs the bytes only (https://mariadb.com/kb/en/result-set-packets/). docs
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from operator import methodcaller
 from typing import Any, TypeVar
 
@@ -13,10 +14,9 @@ from pymysql import err
 from pymysql.constants import COMMAND, CR
 
 from zcompute.db.schema import TABLES
-from zcompute.db.tables import TableCodec
-from zcompute.objects.base import VersionedObject
+from zcompute.db.tables import RowForm
 
-T = TypeVar("T", bound=VersionedObject)
+T = TypeVar("T")
 
 CHUNK_BYTES = 65_536
 PACKET_BYTES_MAX = 0xFFFFFF  # a packet of this size is continued in the next
@@ -117,18 +117,16 @@ def _long(payload: bytes, at: int, mark: int) -> tuple[int, int]:
     return at + width, int.from_bytes(payload[at : at + width], "little")
 
 
-_readers: dict[str, Callable[[bytes], Any]] = {}
+READERS_KEPT_MAX = 256
 
 
-def reader_of(table: TableCodec[T]) -> Callable[[bytes], T]:
-    """row_reader, made once a table."""
-    found = _readers.get(table.name)
-    if found is None:
-        found = _readers[table.name] = row_reader(table)
-    return found
+@lru_cache(READERS_KEPT_MAX)
+def reader_of(table: RowForm[T]) -> Callable[[bytes], T]:
+    """row_reader, made once a form."""
+    return row_reader(table)
 
 
-def row_reader(table: TableCodec[T]) -> Callable[[bytes], T]:
+def row_reader(table: RowForm[T]) -> Callable[[bytes], T]:
     """A function that makes the object of a row's packet; the row has all ``table.columns`` in their order."""
     converters = [_converter(TABLES[table.name].c[name].type) for name in table.columns]
     attributes: list[str | None] = [None] * len(converters)
@@ -167,7 +165,7 @@ def row_reader(table: TableCodec[T]) -> Callable[[bytes], T]:
     return read
 
 
-def _general_reader(table: TableCodec[T], converters: list[Converter]) -> Callable[[bytes], T]:
+def _general_reader(table: RowForm[T], converters: list[Converter]) -> Callable[[bytes], T]:
     """For tables with fields of several columns."""
 
     def read(payload: bytes) -> T:

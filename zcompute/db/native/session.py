@@ -17,12 +17,11 @@ from zcompute.db.native.literal import literal, tuple_literal
 from zcompute.db.native.rows import reader_of
 from zcompute.db.session import LockWaitTimeout, Pool, Session, retried
 from zcompute.db.store import READERS_MAX
-from zcompute.db.tables import Row, TableCodec
+from zcompute.db.tables import Row, RowForm
 from zcompute.db.url import MariaDbTarget
-from zcompute.objects.base import VersionedObject
 
 R = TypeVar("R")
-T = TypeVar("T", bound=VersionedObject)
+P = TypeVar("P")
 
 WRITERS_MAX = 4
 _NAME = re.compile(rb":([a-z_][a-z_0-9]*)")
@@ -40,7 +39,7 @@ class NativeSession:
         except ServerError as error:
             raise _translated(error) from error
 
-    def objects(self, table: TableCodec[T], sql: str, **values: Any) -> list[T]:
+    def objects(self, table: RowForm[P], sql: str, **values: Any) -> list[P]:
         try:
             packets = self._connection.packets(bound(sql, values))
         except ServerError as error:

@@ -14,12 +14,11 @@ from zcompute.db.portable.engine import PortableConnection, mariadb_engine
 from zcompute.db.portable.failures import DataRefused, translated
 from zcompute.db.session import Pool, Session, retried
 from zcompute.db.store import READERS_MAX
-from zcompute.db.tables import Row, TableCodec
+from zcompute.db.tables import Row, RowForm
 from zcompute.db.url import MariaDbTarget
-from zcompute.objects.base import VersionedObject
 
 R = TypeVar("R")
-T = TypeVar("T", bound=VersionedObject)
+P = TypeVar("P")
 
 STATEMENTS_CACHED_MAX = 256
 
@@ -35,7 +34,7 @@ class PortableSession:
         with translated():
             return [tuple(row) for row in self._connection.execute(_statement(sql, values), values)]
 
-    def objects(self, table: TableCodec[T], sql: str, **values: Any) -> list[T]:
+    def objects(self, table: RowForm[P], sql: str, **values: Any) -> list[P]:
         return [table.from_row(row) for row in self.select(sql, **values)]
 
     def select_for_update(self, sql: str, **values: Any) -> list[Row]:
