@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 CELL_LIST_MS = 2_000
 CELL_LIST_PAUSE_S = 0.25
+DOUBT_MS = 1_000
 PROBE_MS = 2_000
 PROBE_PAUSE_S = 0.25
 PROBE = InstanceQuery(project_id="", limit=1)  # nobody's servers: through every part of a read, and nothing to read
@@ -96,18 +97,18 @@ class BusRegion:
             router = self._directory.router(cell)  # raises for a cell that there is not
             gate = self._gates[router.cell] = Gate()
         began_s = time.monotonic()
-        was_silent = gate.silent
         if not gate.enter(began_s):
-            if gate.silent and not was_silent:
-                self._fell_silent(cell, gate, "no answer to any question")
             if gate.silent:
                 raise Unavailable(f"cell {cell} does not answer")
             raise Busy(f"cell {cell} has {gate.open} questions to answer", retry_after_ms=LIMITS.busy_ms)
+        if gate.in_doubt(began_s):
+            self._begin_probing(cell, gate)
         try:
             answer = self._ask(cell, method, request, timeout_ms)
         except DeadlineExceeded as error:
             if gate.was_late(began_s, time.monotonic()):
-                self._fell_silent(cell, gate, str(error))
+                log.warning("cell does not answer cell=%s reason=%s", cell, error)
+                self._begin_probing(cell, gate)
             raise
         except BusError:
             raise
@@ -124,26 +125,45 @@ class BusRegion:
             timeout_ms = min(timeout_ms, LIMITS.unlinked_ms_max)
         return self._directory.router(cell).call_any(method, request, timeout_ms=timeout_ms)
 
-    def _fell_silent(self, cell: str, gate: Gate, reason: str) -> None:
-        log.warning("cell does not answer cell=%s reason=%s", cell, reason)
+    def _begin_probing(self, cell: str, gate: Gate) -> None:
         probing = self._probing.get(cell)
         if probing is None or probing.dead:
             self._probing[cell] = gevent.spawn(self._probe, cell, gate)
 
     def _probe(self, cell: str, gate: Gate) -> None:
-        """Until the cell answers: then it is asked again."""
-        method = SERVERS_PENDING if cell == ROOT_CELL else INSTANCE_LIST
+        """Whether it answers at all; if not, until it does: then it is asked again. A deleted one is forgotten."""
+        if not gate.silent:
+            self._look(cell, gate)
         while gate.silent:
             gevent.sleep(PROBE_PAUSE_S)
-            try:
-                self._ask(cell, method, PROBE, PROBE_MS)
-            except BusError as error:
-                log.info("cell still does not answer cell=%s reason=%s", cell, error, extra=REPEATED)
+            if cell not in (ROOT_CELL, *self._directory.cells()):
+                self._gates.pop(cell, None)
+                return
+            reason = self._probed(cell, PROBE_MS)
+            if reason:
+                log.info("cell still does not answer cell=%s reason=%s", cell, reason, extra=REPEATED)
                 continue
-            except Exception:  # its own error: an answer, if an odd one
-                log.exception("probe failed cell=%s", cell)
             gate.answered(time.monotonic())
-        log.info("cell answers again cell=%s after_s=%.1f", cell, time.monotonic() - gate.silent_since_s)
+            log.info("cell answers again cell=%s after_s=%.1f", cell, time.monotonic() - gate.silent_since_s)
+
+    def _look(self, cell: str, gate: Gate) -> None:
+        """One probe of a cell in doubt."""
+        began_s = time.monotonic()
+        reason = self._probed(cell, DOUBT_MS)
+        if not reason:
+            gate.answered(time.monotonic())
+        elif gate.was_not_answered(began_s, time.monotonic()):
+            log.warning("cell does not answer cell=%s reason=%s", cell, reason)
+
+    def _probed(self, cell: str, timeout_ms: int) -> str:
+        """Why a probe has not come back, "" where it has."""
+        try:
+            self._ask(cell, SERVERS_PENDING if cell == ROOT_CELL else INSTANCE_LIST, PROBE, timeout_ms)
+        except BusError as error:
+            return str(error) or type(error).__name__
+        except Exception:  # its own error: an answer, if an odd one
+            log.exception("probe failed cell=%s", cell)
+        return ""
 
     def measures(self) -> Iterable[Measure]:
         """By cell: whether it answers, and what was not asked because it does not."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from zcompute.measure import Measure
 
 OPEN_MAX = 256  # questions to one cell at once
-SUSPECT_QUESTIONS = 8  # so many questions since the last answer,
-SUSPECT_S = 2.0  # the first of them so long ago, and the cell counts as silent
+DOUBT_QUESTIONS = 8  # so many questions since the last answer,
+DOUBT_S = 1.0  # the first of them so long ago, and the cell is probed before their time is over
 LATE_S_MIN = 0.9  # a question with less time than this says nothing about the cell
 
 
@@ -30,8 +30,6 @@ class Gate:
 
     def enter(self, now_s: float) -> bool:
         """A question is about to go out; False when it is not to."""
-        if not self.silent and self._unanswered >= SUSPECT_QUESTIONS and now_s - self._unanswered_since_s >= SUSPECT_S:
-            self._fall_silent(now_s)
         if self.silent or self.open >= OPEN_MAX:
             self.refused += 1
             return False
@@ -40,6 +38,11 @@ class Gate:
         self._unanswered += 1
         self.open += 1
         return True
+
+    def in_doubt(self, now_s: float) -> bool:
+        """Whether it is time for a probe: many questions, and no answer to any. They may all be heavy ones."""
+        waits_s = now_s - self._unanswered_since_s
+        return not self.silent and self._unanswered >= DOUBT_QUESTIONS and waits_s >= DOUBT_S
 
     def leave(self) -> None:
         """The question is over, whatever came of it."""
@@ -57,9 +60,14 @@ class Gate:
         """A question was not answered in its time. True when the cell thereby falls silent: it has not answered
         another one meanwhile."""
         self.late += 1
+        return self.was_not_answered(asked_at_s, now_s)
+
+    def was_not_answered(self, asked_at_s: float, now_s: float) -> bool:
+        """The same of a probe, which is no question of a client's."""
         if self.silent or self._heard_s >= asked_at_s or now_s - asked_at_s < LATE_S_MIN:
             return False
-        self._fall_silent(now_s)
+        self.silent = True
+        self.silent_since_s = now_s
         return True
 
     def measures(self, cell: str) -> Iterable[Measure]:
@@ -69,7 +77,3 @@ class Gate:
         yield Measure("cell_open", "Questions to the cell without an answer", float(self.open), labels=labels)
         yield Measure("cell_late", "Questions not answered in time", self.late, counter=True, labels=labels)
         yield Measure("cell_refused", "Questions that were not asked", self.refused, counter=True, labels=labels)
-
-    def _fall_silent(self, now_s: float) -> None:
-        self.silent = True
-        self.silent_since_s = now_s
