@@ -291,10 +291,10 @@ def test_the_reconciler_finds_what_a_restored_or_broken_root_has_wrong_and_repai
         ("usage_without_server", left),
         ("server_absent", absent),
     }
-    report = quota(region, "reconcile", "--dry-run", code=3)
+    report = quota(region, "reconcile", "--dry-run", code=1)
     assert {(one["kind"], one["subject"]) for one in report["found"]} == expected
     assert not any(one["repaired"] for one in report["found"])
-    report = quota(region, "reconcile", code=3)
+    report = quota(region, "reconcile", code=1)
     assert {(one["kind"], one["subject"]) for one in report["found"]} == expected
     assert [one["subject"] for one in report["found"] if not one["repaired"]] == [absent]
     report = quota(region, "reconcile", "--absent")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,14 +12,18 @@ from zcompute.api.listing import new_room
 from zcompute.cells.gate import Gate
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.root.reconciler import Reconciler
+from zcompute.config import QuotaConfig
 from zcompute.metrics import measured
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 
 ROOT = Path(__file__).parents[2]
-RULES = [ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("api", "cells", "conductors", "replicas")]
+RULES = [
+    ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("api", "cells", "conductors", "quotas", "replicas")
+]
 DOCUMENTS = "\n".join(
     (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8")
-    for name in ("cells.md", "conductors.md", "database.md", "lists.md", "replicas.md")
+    for name in ("cells.md", "conductors.md", "database.md", "lists.md", "quotas.md", "replicas.md")
 )
 Rule = dict[str, str]
 
@@ -54,6 +59,12 @@ OF_A_CELL = {
     for family in measured("c1-1", RootOutbox(None, None, CellSettings()).measures(0))  # type: ignore[arg-type]  # idle
     for sample in family.samples
 }
+IDLE_ROOT = SimpleNamespace(config=SimpleNamespace(quota=QuotaConfig()))
+OF_THE_ROOT = {
+    sample.name
+    for family in measured("root-1", Reconciler(IDLE_ROOT).measures())  # type: ignore[arg-type]  # idle
+    for sample in family.samples
+}
 OF_THE_BUS = {"zcompute_bus_refused_total"}
 OF_THE_API = {
     sample.name
@@ -69,7 +80,7 @@ def test_a_rule_is_whole_and_asks_for_metrics_that_there_are(rule: Rule) -> None
     assert rule["expr"].count("(") == rule["expr"].count(")")
     asked = set(re.findall(r"\b(?:zcompute|process)_[a-z_]+\b", rule["expr"]))
     assert asked or rule["expr"].startswith("up{")
-    assert asked <= NAMES | OF_THE_API | OF_A_CELL | OF_THE_BUS, asked - NAMES
+    assert asked <= NAMES | OF_THE_API | OF_A_CELL | OF_THE_ROOT | OF_THE_BUS, asked - NAMES
     assert f"`{rule['alert']}`" in DOCUMENTS, "say what to do, in docs/operating"
 
 

@@ -43,8 +43,6 @@ PAGE_PROJECTS = 1_000
 STEP_ROWS = 5_000
 STEPS_MAX = 100_000
 
-FOUND = 3  # of reconcile: something is wrong, and was not repaired
-
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
@@ -171,8 +169,8 @@ def reconcile(
 ) -> None:  # fmt: skip
     """Compare every usage row with the root's mappings and build requests and with the cells' servers, and repair.
 
-    Exit codes: 0 the books are right (now), 3 something is wrong and was not repaired, 9 more is left to look at,
-    1 not all could be looked at, 2 wrong usage or configuration.
+    Exit codes: 0 the books are right (now), 1 something is wrong and was not repaired, or not all could be looked at
+    (it says which), 9 more is left to look at, 2 wrong usage or configuration.
     """
     walk = _Walk(dry_run=dry_run, absent=absent, rows_max=max_rows)
     _asking(config_path, state_dir, walk.run, RECONCILE_TIMEOUT_MS)
@@ -193,9 +191,7 @@ def reconcile(
         for lost in walk.missing:
             click.echo(f"no answer from {lost.service}: {lost.reason}", err=True)
         click.echo(f"{walk.rows} servers looked at, {len(walk.found)} wrong, {len(walk.found) - len(left)} repaired")
-    if left:
-        raise click.exceptions.Exit(FOUND)
-    if walk.missing or walk.silent or (len(walk.partitions) < PARTITIONS and not walk.more):
+    if left or walk.missing or walk.silent or (len(walk.partitions) < PARTITIONS and not walk.more):
         raise click.exceptions.Exit(FAILED)
     if walk.more:
         raise click.exceptions.Exit(MORE_LEFT)
