@@ -8,15 +8,35 @@ import gevent
 import pytest
 
 from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, delete_all, started, wait_until
-from zcompute.bus import Endpoint, Identity, Link, register_error
+from zcompute.bus import Endpoint, Forbidden, Identity, Link, register_error
 from zcompute.cli.up.databases import SQLITE
 from zcompute.cli.up.layout import PROJECT_ID, Shape
 from zcompute.cli.up.region import Region
 from zcompute.keys import read_keys
+from zcompute.objects.cell import CellCapacity, CellInfo
 from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound
+from zcompute.objects.flavor import Amounts
 from zcompute.objects.instance import VM_DELETED
 from zcompute.objects.messages.instances import InstanceDeleteRequest, InstanceGetRequest, InstanceReply
-from zcompute.objects.methods import INSTANCE_DELETE, INSTANCE_GET
+from zcompute.objects.messages.region import CellRegisterRequest, MappingReleaseRequest
+from zcompute.objects.messages.topology import (
+    CellCreateRequest,
+    CellDeleteRequest,
+    CellStateRequest,
+    EnrolmentRevokeRequest,
+)
+from zcompute.objects.methods import (
+    CELL_CAPACITY,
+    CELL_CREATE,
+    CELL_DELETE,
+    CELL_REGISTER,
+    CELL_STATE,
+    ENROLMENT_REVOKE,
+    INSTANCE_DELETE,
+    INSTANCE_GET,
+    MAPPING_DELETED,
+    MAPPING_REFUSED,
+)
 
 CELLS = ("c1", "c2", "c3")
 
@@ -140,6 +160,49 @@ def test_a_cell_works_on_while_the_root_is_away_and_what_it_owes_the_root_arrive
     names = [row["name"] for row in client.get("/v2.1/servers?all_tenants=1&limit=1000")["servers"]]
     client.close()
     assert "late" not in names, "what was answered with an error had no effect"
+
+
+def test_a_cells_key_speaks_for_that_cell_only(region: Region) -> None:
+    keys = read_keys(str(region.paths.key("c1-conductor-1")))
+    thief = Endpoint(Identity("conductor", "c1", "c1-conductor-9", "1", frozenset(), keys.public_key, keys.secret_key))
+    liar = Endpoint(Identity("conductor", "c2", "c2-conductor-9", "1", frozenset(), keys.public_key, keys.secret_key))
+    root = f"tcp://127.0.0.1:{region.file.bus_ports['root-conductor-1']}"
+    root_key = read_keys(str(region.paths.key("root-conductor-1"))).public_key
+    uuid = boot(region, 1).boots[0].uuid
+    release = MappingReleaseRequest(uuid=uuid, project_id=PROJECT_ID, cell="c2", generation=1)
+    room = Amounts(vcpus=10**6, memory_mb=10**9, disk_gb=10**6)
+    told = CellCapacity(cell="c2", service_id="c2-conductor-1", free=room, largest_free=room, hosts=9)
+    try:
+        assert not liar.dial(root, root_key).wait_up(1500), "nor does it say that it is of another cell"
+        link = thief.dial(root, root_key)
+        assert link.wait_up(5000)
+        before = refused(region)
+        for method, request in (
+            (CELL_REGISTER, CellRegisterRequest(cell=CellInfo(name="c2", map_version=10**6))),
+            (MAPPING_DELETED, release),
+            (MAPPING_REFUSED, release),
+            (CELL_CREATE, CellCreateRequest(name="c7")),
+            (CELL_STATE, CellStateRequest(name="c2", state="disabled")),
+            (CELL_DELETE, CellDeleteRequest(name="c2")),
+            (ENROLMENT_REVOKE, EnrolmentRevokeRequest(id="x")),
+        ):
+            with pytest.raises(Forbidden):
+                link.call(method, request, timeout_ms=5000)
+        link.cast(CELL_CAPACITY, told)
+        wait_until(lambda: refused(region) - before == 4, "all are counted", found=lambda: refused(region) - before)
+    finally:
+        thief.close()
+        liar.close()
+    assert len(cells(region, "show", "c2")["conductors"]) == 2
+    assert [row["state"] for row in cells(region, "list")] == ["enabled"] * 3
+    assert cells(region, "verify", "c2")["holds"]
+
+
+def refused(region: Region) -> int:
+    """How many words of one cell's key for another a root conductor has counted."""
+    done = command("bus", "stat", "root-conductor-1", *at(region), "--format", "json")
+    found: int = json.loads(done.stdout)["endpoints"][0]["counters"].get("refused_foreign_cell", 0)
+    return found
 
 
 LATE = {"server": {"name": "late", "flavorRef": "1", "imageRef": "", "networks": "none"}}

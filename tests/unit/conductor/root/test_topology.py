@@ -3,12 +3,19 @@
 import pytest
 
 from tests.unit.conductor.root.fakes import UUIDS, context, create_request
-from tests.unit.conductor.root.test_role import Region, register
+from tests.unit.conductor.root.test_role import ROOM, Region, register
 from zcompute.bus.errors import Forbidden, InvalidRequest
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, MAPPINGS
 from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_ERROR, InstanceMapping
-from zcompute.objects.cell import CELL_DELETED, CELL_DISABLED, CELL_DRAINING, CELL_ENABLED
+from zcompute.objects.cell import (
+    CELL_DELETED,
+    CELL_DISABLED,
+    CELL_DRAINING,
+    CELL_ENABLED,
+    CellCapacity,
+    ZoneCapacity,
+)
 from zcompute.objects.errors import CellNotFound, CellRefused
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.topology import (
@@ -176,3 +183,16 @@ def test_the_status_counts_what_is_there(region):
     assert [mapping.uuid for mapping in page.mappings] == UUIDS[:2]
     with pytest.raises(InvalidRequest):
         region.call(methods.CELL_MAPPINGS, CellMappingsRequest(cell="c1", limit=100_000), OPERATOR)
+
+
+def test_a_server_goes_to_a_cell_with_hosts_in_its_zone(region):
+    links = {name: region.link(name) for name in ("c1", "c2")}
+    for name, zone, hosts in (("c1", "east", 1), ("c2", "west", 9)):
+        told = CellCapacity(cell=name, service_id="s1", free=ROOM, largest_free=ROOM, hosts=hosts)
+        told.zones = [ZoneCapacity(zone=zone, free=ROOM, largest_free=ROOM, hosts=hosts)]
+        region.call(methods.CELL_CAPACITY, told, context(name, "s1", "conductor"))
+    request = create_request(count=3)
+    request.spec.availability_zone = "east"
+    region.call(methods.SERVERS_CREATE, request)
+    region.until(lambda: len(links["c1"].calls) == 3)
+    assert not links["c2"].calls
