@@ -17,7 +17,7 @@ from zcompute.api.queries import canonical_uuid, server_list
 from zcompute.api.region import Region
 from zcompute.api.schemas import CREATE_SERVER, CreateServerBody, decode
 from zcompute.api.settings import LIMITS
-from zcompute.api.views import server_summary, server_view
+from zcompute.api.views import server_summaries, server_view
 from zcompute.config import ApiConfig
 from zcompute.failpoints import failpoint
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound
@@ -147,7 +147,7 @@ def respond_with_page(listing: Listing, config: ApiConfig, req: Any, resp: Any, 
         body["servers"] = [server_view(found, base_url, is_admin=caller.is_admin) for found in whole.instances]
     else:
         page = listing.briefs(wanted, scope, deadline)
-        body["servers"] = [server_summary(found, base_url) for found in page.instances]
+        body["servers"] = server_summaries(page.instances, base_url)
     if page.instances and (len(page.instances) == wanted.query.limit or page.more):
         body["servers_links"] = [next_link(base_url, req.path, query, page.instances[-1].uuid)]
     missing = set(page.missing)

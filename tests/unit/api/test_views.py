@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from tests.unit.api.servers import build_request, instance
-from zcompute.api.views import iso_time, server_view
+from zcompute.api.links import resource_links
+from zcompute.api.views import iso_time, server_summaries, server_view
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.instance import Fault, ServerSpec
 from zcompute.objects.server_list import instance_of
@@ -13,7 +14,7 @@ BASE = "http://api:8774"
 
 
 def view(found, *, is_admin=False) -> dict:
-    return msgspec.to_builtins(server_view(found, BASE, is_admin=is_admin))
+    return msgspec.json.decode(msgspec.json.encode(server_view(found, BASE, is_admin=is_admin)))
 
 
 def test_a_whole_server_as_nova_2_1_shows_it():
@@ -93,3 +94,18 @@ def test_a_build_request_becomes_the_instance_that_it_will_be():
 
 def test_times_are_cut_to_the_second():
     assert iso_time(1_999_999) == "1970-01-01T00:00:01Z"
+
+
+@pytest.mark.parametrize("base", [BASE, 'http://a"b\\c'])
+def test_what_is_written_as_bytes_is_what_an_encoder_writes(base):
+    found = [instance("u1", name='a "name" \u00e9'), instance("u2", name="")]
+    links = [msgspec.to_builtins(resource_links(base, "servers", each.uuid)) for each in found]
+    summaries = msgspec.json.decode(msgspec.json.encode({"servers": server_summaries(found, base)}))
+    assert summaries["servers"] == [
+        {"id": each.uuid, "name": each.name, "links": own} for each, own in zip(found, links, strict=True)
+    ]
+    assert msgspec.json.decode(msgspec.json.encode(server_view(found[0], base, is_admin=False)))["links"] == links[0]
+
+
+def test_no_servers_are_an_empty_list():
+    assert msgspec.json.encode({"servers": server_summaries([], BASE)}) == b'{"servers":[]}'
