@@ -1,7 +1,7 @@
 """A page of servers, or how many there are, from every cell and from the root, under one deadline."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
@@ -44,6 +44,7 @@ RowsReply = InstanceListReply | InstanceBriefsReply
 
 PENDING_STATES = frozenset({VM_BUILDING, VM_ERROR})
 PENDING_PAGE = 1_000
+MISSING_CHARS_MAX = 4_000  # of a header; clients take some 8,000
 PENDING_SHARE = 2  # the root has one part in so many of the time: the cells are to have the rest
 
 
@@ -223,6 +224,15 @@ class Listing:
 def _named(silent: Iterable[str], pending: PendingReply | None) -> list[str]:
     """The cells that did not answer, the root last."""
     return [*sorted(silent), *([ROOT_CELL] if pending is None else [])]
+
+
+def named_in_header(cells: Sequence[str]) -> str:
+    """Names of cells for a header: those that fit, and how many more there are (``c1,c2,+7``)."""
+    text = ",".join(cells)
+    if len(text) <= MISSING_CHARS_MAX:
+        return text
+    fitting = text[:MISSING_CHARS_MAX].rpartition(",")[0]
+    return f"{fitting},+{len(cells) - fitting.count(',') - 1}"
 
 
 def known_cells(region: Region) -> list[str]:

@@ -10,7 +10,7 @@ from zcompute.api import context
 from zcompute.api.creation import admin_pass, boolean, create_request, operation_id_of
 from zcompute.api.errors import BadRequest, ItemNotFound, ServiceUnavailable
 from zcompute.api.links import next_link, resource_links
-from zcompute.api.listing import Listing, Page
+from zcompute.api.listing import Listing, Page, named_in_header
 from zcompute.api.locate import Servers
 from zcompute.api.merge import Listed
 from zcompute.api.queries import canonical_uuid, server_list
@@ -156,7 +156,7 @@ def respond_with_page(listing: Listing, config: ApiConfig, req: Any, resp: Any, 
         body["count"] = counted.servers
         missing.update(counted.missing)
     if missing:
-        resp.set_header(MISSING_HEADER, ",".join(sorted(missing)))
+        resp.set_header(MISSING_HEADER, named_in_header(sorted(missing)))
     context.answer(resp, body)
 
 

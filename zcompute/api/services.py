@@ -8,7 +8,7 @@ import msgspec
 
 from zcompute.api import context
 from zcompute.api.errors import Forbidden, ServiceUnavailable
-from zcompute.api.listing import ask_all, known_cells
+from zcompute.api.listing import ask_all, known_cells, named_in_header
 from zcompute.api.queries import first_values
 from zcompute.api.region import Region
 from zcompute.api.servers import MISSING_HEADER
@@ -73,7 +73,7 @@ class ServiceCollection:
             if values.get("host") in (None, "", service.host) and values.get("binary") in (None, "", service.binary)
         ]
         if gathered.missing:
-            resp.set_header(MISSING_HEADER, ",".join(sorted(gathered.missing)))
+            resp.set_header(MISSING_HEADER, named_in_header(sorted(gathered.missing)))
         context.answer(resp, {"services": [service_view(service) for service in found]})
 
 
