@@ -73,8 +73,10 @@ class RowCache:
             self._queue = deque([entry for entry in self._queue if not entry.gone])
 
     def clear(self) -> None:
+        """Forget all rows."""
+        for rows in self._of_partition.values():
+            rows.clear()
         self._queue.clear()
-        self._of_partition.clear()
         self._count = 0
 
     def _evict(self) -> None:

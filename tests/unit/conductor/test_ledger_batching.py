@@ -237,3 +237,14 @@ def test_of_rows_that_are_all_in_use_the_oldest_go() -> None:
             entry.used = True
         assert len(cache) <= 3
         assert cache.get(0, ("t", (n,))) is not None
+
+
+def test_who_looks_at_a_partitions_rows_sees_that_all_were_forgotten_and_what_is_read_again() -> None:
+    cache = RowCache(4, 8)
+    rows = cache.rows(0)
+    cache.add(0, ("t", (1,)), "old", 1)
+    cache.clear()
+    assert not rows
+    assert len(cache) == 0
+    cache.add(0, ("t", (1,)), "new", 2)
+    assert rows["t", (1,)].row == "new"
