@@ -1,10 +1,11 @@
 """What is measured, in which order, for how long."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.reads import rates
+from loadtest.reads import cells, rates
 from loadtest.reads.rates import Metrics
 from loadtest.reads.scene import scene
 from loadtest.report import Target
@@ -17,6 +18,8 @@ class Plan:
 
     instances: int
     seconds: float
+    rows: tuple[int, int]  # few and many
+    cells_instances: int
     parts: tuple[str, ...]
 
 
@@ -24,6 +27,12 @@ TARGETS = (
     Target("get_per_second", at_least=1_500),
     Target("list_100_per_second", at_least=500),
     Target("detail_100_per_second", at_least=120),
+    Target("get_ratio_of_rows", at_least=0.7),
+    Target("list_100_ratio_of_rows", at_least=0.7),
+    Target("detail_100_ratio_of_rows", at_least=0.7),
+    Target("cells_late_ratio", at_most=1.5),
+    Target("cells_cpu_ratio", at_most=1.3),
+    Target("silent_cell_over_deadline_ms", at_most=100),
 )
 
 
@@ -38,10 +47,31 @@ def _rates(plan: Plan, directory: Path, metrics: Metrics) -> None:
         rates.measure(found, plan.instances, plan.seconds, metrics)
 
 
-PARTS: dict[str, Callable[[Plan, Path, Metrics], None]] = {"rates": _rates}
+def _million(plan: Plan, directory: Path, metrics: Metrics) -> None:
+    """Few rows, then many in the very same databases."""
+    with scene(directory, one_cell()) as found:
+        few, many = plan.rows
+        found.seed({"c1": range(few)})
+        rates.measure(found, few, plan.seconds, metrics, f"rows_{few}_")
+        began_s = time.monotonic()
+        found.seed({"c1": range(few, many)})
+        print(f"{many - few} more instances in {time.monotonic() - began_s:.0f} s", flush=True)
+        rates.measure(found, many, plan.seconds, metrics, f"rows_{many}_")
+    for name in ("get", "list_100", "detail_100"):
+        rate = metrics[f"rows_{many}_{name}_per_second"] / metrics[f"rows_{few}_{name}_per_second"]
+        metrics[f"{name}_ratio_of_rows"] = round(rate, 2)
 
-FULL = Plan(instances=10_000, seconds=6.0, parts=tuple(PARTS))
-QUICK = Plan(instances=10_000, seconds=2.0, parts=("rates",))
+
+def _cells(plan: Plan, directory: Path, metrics: Metrics) -> None:
+    cells.measure(directory, plan.cells_instances, plan.seconds, metrics)
+
+
+PARTS: dict[str, Callable[[Plan, Path, Metrics], None]] = {"rates": _rates, "rows": _million, "cells": _cells}
+
+FULL = Plan(
+    instances=10_000, seconds=6.0, rows=(10_000, 1_000_000), cells_instances=100_000, parts=("rates", "rows", "cells")
+)
+QUICK = Plan(instances=10_000, seconds=2.0, rows=(10_000, 100_000), cells_instances=20_000, parts=("rates",))
 
 
 def run(plan: Plan, directory: Path, only: Sequence[str]) -> Metrics:

@@ -16,7 +16,8 @@ from loadtest.reads.seeding import seed_cell, seed_root
 from loadtest.reads.world import PROJECTS, project_of
 from zcompute.cli.up.databases import DATABASE_NAME, MARIADB
 from zcompute.cli.up.keys import write_private
-from zcompute.cli.up.layout import API, CONDUCTOR, PROJECT_ID, USER_ID, Shape
+from zcompute.cli.up.layout import API, CONDUCTOR, PROJECT_ID, USER_ID, ServicePlan, Shape
+from zcompute.cli.up.process import ServiceProcess
 from zcompute.cli.up.region import Region
 from zcompute.db.private import PrivateMariaDB
 from zcompute.objects.cell import ROOT_CELL
@@ -94,10 +95,24 @@ class Scene:
         return found
 
 
+class LateRegion(Region):
+    """A region whose cells' conductors can be made late by SIGUSR1."""
+
+    late_ms = 50
+
+    def _start_process(self, plan: ServicePlan) -> None:
+        if plan.kind != CONDUCTOR or plan.cell == ROOT_CELL:
+            super()._start_process(plan)
+            return
+        command = [sys.executable, "-m", "loadtest.reads.conductor", str(self.late_ms)]
+        command += ["conductor", "--config", str(self.paths.config(plan.id))]
+        self.processes.setdefault(plan.id, ServiceProcess(plan.id, command, self.paths.log(plan.id))).start()
+
+
 @contextmanager
-def scene(directory: Path, shape: Shape) -> Iterator[Scene]:
+def scene(directory: Path, shape: Shape, kind: type[Region] = Region) -> Iterator[Scene]:
     """A region that runs, and ends with the block."""
-    region = Region.create(directory, MARIADB, api_port=0, shape=shape)
+    region = kind.create(directory, MARIADB, api_port=0, shape=shape)
     tokens = _tokens(region)
     client: Process | None = None
     region.on_unexpected_end = print

@@ -1,9 +1,10 @@
 """Servers in bulk: the same rows straight into the primary and each of its replicas, past their logs."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from typing import Any
+
+from gevent.pool import Pool
 
 from loadtest.reads.world import created_us, instance, name_of, project_of, uuid_of
 from zcompute.db.native.connection import Connection
@@ -22,33 +23,38 @@ _CREATED = 4_343_434_343
 
 def seed_cell(servers: Sequence[PrivateMariaDB], database: str, numbers: Sequence[int]) -> None:
     """The instances of a cell, in the order of the primary key, which loads several times faster than at random."""
-    _load(servers, database, INSTANCES, lambda: _instances(numbers))
+    _load(servers, database, INSTANCES, _instances(numbers))
 
 
 def seed_root(servers: Sequence[PrivateMariaDB], database: str, cells: dict[str, Sequence[int]]) -> None:
     """Where each instance is."""
-    _load(servers, database, MAPPINGS, lambda: _mappings(cells))
+    _load(servers, database, MAPPINGS, _mappings(cells))
 
 
-def _load(servers: Sequence[PrivateMariaDB], database: str, table: TableCodec[object], rows: object) -> None:
-    with ThreadPoolExecutor(len(servers)) as pool:
-        for _ in pool.map(partial(_fill, database=database, table=table, rows=rows), servers):
-            continue
-
-
-def _fill(server: PrivateMariaDB, database: str, table: TableCodec[object], rows: object) -> None:
-    target = parse_url(server.url(database))
-    if not isinstance(target, MariaDbTarget) or not callable(rows):
-        raise TypeError(f"expected a MariaDB database, found {target}")
-    connection = Connection(replace(target, user=ADMINISTRATOR), timeout_s=STATEMENT_S_MAX)
+def _load(servers: Sequence[PrivateMariaDB], database: str, table: TableCodec[Any], rows: Iterable[bytes]) -> None:
+    """Each statement to all servers at once."""
+    connections = [_connect(server, database) for server in servers]
     head = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ".encode()  # noqa: S608
+    pool = Pool(len(connections))
+
+    def everywhere(statement: bytes) -> None:
+        pool.map(lambda connection: connection.query(statement), connections)
+
     try:
-        connection.query(b"SET sql_log_bin=0, foreign_key_checks=0, unique_checks=0")
-        for chunk in _chunks(rows()):
-            connection.query(head + b",".join(chunk))
-        connection.query(f"ANALYZE TABLE {table.name}".encode())
+        everywhere(b"SET sql_log_bin=0, foreign_key_checks=0, unique_checks=0")
+        for chunk in _chunks(rows):
+            everywhere(head + b",".join(chunk))
+        everywhere(f"ANALYZE TABLE {table.name}".encode())
     finally:
-        connection.cut()
+        for connection in connections:
+            connection.cut()
+
+
+def _connect(server: PrivateMariaDB, database: str) -> Connection:
+    target = parse_url(server.url(database))
+    if not isinstance(target, MariaDbTarget):
+        raise TypeError(f"expected a MariaDB database, found {target}")
+    return Connection(replace(target, user=ADMINISTRATOR), timeout_s=STATEMENT_S_MAX)
 
 
 def _chunks(rows: Iterable[bytes]) -> Iterator[list[bytes]]:
