@@ -30,7 +30,10 @@ def measure(directory: Path, instances: int, seconds: float, metrics: Metrics) -
             found.seed(shares)
             page = _page(found, instances, seconds)
             plain = told(f"page of {PAGE} of {instances}, {count} cells", found.run(page))
-            metrics[f"cells_{count}_page_cpu_ms"] = round(plain.served_ms, 2)
+            # What each cell's services spend without any request is no part of a page's cost, and is told beside it.
+            idle = found.idle_ms(seconds)
+            metrics[f"cells_{count}_idle_cpu_ms_a_second"] = round(idle, 1)
+            metrics[f"cells_{count}_page_cpu_ms"] = round(plain.served_ms - idle / plain.per_second, 2)
             metrics[f"cells_{count}_page_ms"] = round(plain.outcome.p50_ms, 1)
             _toggle(found)
             late = told(f"the same, each {LateRegion.late_ms} ms late", found.run(page))

@@ -135,7 +135,7 @@ class Load:
             for connection in self._by_fd.values():
                 connection.socket.close()
 
-    def _turn(self, poller: select.epoll, until_s: float) -> None:
+    def _turn(self, poller: "select.epoll", until_s: float) -> None:
         """Ask and receive. Raises WrongAnswer, OSError."""
         paced = self._order.per_second
         while (now_s := time.monotonic()) < until_s:

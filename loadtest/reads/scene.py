@@ -1,6 +1,7 @@
 """A region under reads: its databases filled, its API asked over HTTP, the CPU of everybody meanwhile."""
 
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,12 @@ class Scene:
         cpu_ms = {kind: seconds * share for kind, seconds in spent.items()}
         cpu_ms["client"] = outcome.cpu_s * 1000 / outcome.answers
         return Measured(outcome.answers / outcome.seconds, cpu_ms, outcome)
+
+    def idle_ms(self, seconds: float) -> float:
+        """CPU ms a second of all but the load generator while nobody asks: beats, watches, looks at replicas."""
+        before = sum(self._cpu_s().values())
+        time.sleep(seconds)
+        return (sum(self._cpu_s().values()) - before) * 1000 / seconds
 
     def _cpu_s(self) -> dict[str, float]:
         found = {"api": 0.0, "conductors": 0.0, "primary": 0.0, "replicas": 0.0, "root": 0.0}

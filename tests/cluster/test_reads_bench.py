@@ -1,0 +1,30 @@
+"""The benchmark of reads at its quickest: right bodies, every figure, within its time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from loadtest.report import QUICK_S_MAX
+from tests.cluster.conftest import require_mariadb
+
+ROOT = Path(__file__).parents[2]
+SLOW_MACHINE = 3
+
+
+def test_the_reads_benchmark_measures_every_kind_of_read_and_tells_whose_cpu_it_took(tmp_path: Path) -> None:
+    require_mariadb()
+    found = tmp_path / "r.json"
+    command = [sys.executable, "-m", "loadtest.reads", "--quick", "--json", str(found)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, timeout=QUICK_S_MAX * SLOW_MACHINE, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    metrics = json.loads(found.read_text())["metrics"]
+    for name in ("get", "list_100", "detail_100"):
+        assert metrics[f"{name}_per_second"] > 0
+        for kind in ("api", "conductors", "primary", "replicas", "root", "client"):
+            assert f"{name}_cpu_ms_{kind}" in metrics
+        assert metrics[f"{name}_cpu_ms_primary"] < metrics[f"{name}_cpu_ms_replicas"], "the replicas serve the rows"
