@@ -118,6 +118,8 @@ class CellDirectory:
 
     def _dial(self, cell: _Cell) -> None:
         """Dial who is new, hang up who is in no list any more; an empty list changes nothing."""
+        if self._cells.get(cell.name) is not cell:
+            return  # deleted: its router may still hear of a map
         wanted = _addresses(cell.seeds)
         if cell.info is not None:
             wanted.update(_addresses(cell.info.conductors))

@@ -89,3 +89,20 @@ def test_an_address_that_cannot_be_dialled_keeps_from_no_other(monkeypatch: pyte
     directory = CellDirectory(cast(Endpoint, endpoint), [conductor("a"), conductor("b")])
     directory.start()
     assert list(endpoint.dialled) == ["tcp://b"]
+
+
+def test_a_deleted_cell_is_hung_up_on_and_comes_back_only_by_a_newer_word() -> None:
+    endpoint = FakeEndpoint()
+    directory = CellDirectory(cast(Endpoint, endpoint), [conductor("r1")])
+    directory.start()
+    directory.update(CellInfo(name="c1", conductors=[conductor("a")], revision=3))
+    router = directory.router("c1")
+    directory.update(CellInfo(name="c1", deleted_at_us=1, revision=4))
+    assert directory.cells() == []
+    assert endpoint.hung_up == ["tcp://a"]
+    router.update(PartitionMap(cell="c1", version=9, conductors={"b": conductor("b")}))
+    directory.update(CellInfo(name="c1", conductors=[conductor("a")], revision=3))
+    assert directory.cells() == [], "what a slower root conductor says"
+    assert "tcp://b" not in endpoint.dialled
+    directory.update(CellInfo(name="c1", conductors=[conductor("a")], revision=5))
+    assert directory.cells() == ["c1"]

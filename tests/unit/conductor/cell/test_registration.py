@@ -11,9 +11,10 @@ from zcompute.conductor.cell.registration import Registration
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.config import SchedulerConfig
 from zcompute.objects.cell import CellCapacity
+from zcompute.objects.errors import CellRefused
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HOST_DOWN
-from zcompute.objects.partition import PartitionMap
+from zcompute.objects.partition import ConductorInfo, PartitionMap
 
 
 class Root:
@@ -50,8 +51,15 @@ def world():
         service_id="c1-1",
         config=SimpleNamespace(scheduler=SchedulerConfig()),
     )
-    router = SimpleNamespace(call=lambda key, method, request, timeout_ms: made.registered.append(request))
-    made.registration = Registration(env, router, made.table, CellSettings(capacity_ms=60_000, capacity_ms_min=10))
+    made.env, made.refusals = env, []
+
+    def call(key, method, request, timeout_ms):
+        if made.refusals:
+            raise made.refusals.pop()
+        made.registered.append(request)
+
+    settings = CellSettings(capacity_ms=60_000, capacity_ms_min=10, register_retry_ms=10)
+    made.registration = Registration(env, SimpleNamespace(call=call), made.table, settings)
     made.registration.start()
     yield made
     made.registration.stop()
@@ -73,6 +81,17 @@ def test_hosts_that_come_up_are_told_at_once_and_together(world):
     assert len(world.root.heard) <= 2
     world.table.put(host("h0", revision=2))
     wait_for(lambda: world.root.heard[-1].hosts == 100)
+
+
+def test_a_registration_that_is_refused_is_repeated_and_a_new_link_has_it_made_anew(world):
+    conductors = {"a": ConductorInfo(service_id="a", incarnation="i", address="tcp://a:1")}
+    world.env.ledger.map = PartitionMap(cell="c1", version=1, conductors=conductors)
+    world.refusals = [CellRefused("cell c1 was deleted", cell="c1")]
+    world.registration._wanted.set()
+    wait_for(lambda: len(world.registered) == 1)
+    assert not world.refusals
+    world.endpoint.link_up(world.root)
+    wait_for(lambda: len(world.registered) == 2)
 
 
 def test_a_claim_is_no_news(world):
