@@ -39,6 +39,7 @@ from zcompute.objects.methods import (
 )
 
 CELLS = ("c1", "c2", "c3")
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
