@@ -51,6 +51,10 @@ class ReplicaConfig(Section, frozen=True):
     """One replica of the cell's MariaDB; password_file and tls are those of [database]."""
 
     url: Annotated[str, msgspec.Meta(description="mysql://user:password@host:port/name, a direct replica")]
+    acknowledges: Annotated[
+        bool,
+        msgspec.Meta(description="durability replicated: it may acknowledge commits, as rpl_semi_sync_slave_enabled"),
+    ] = True
 
 
 class DatabaseConfig(Section, frozen=True):
@@ -78,7 +82,17 @@ class DatabaseConfig(Section, frozen=True):
             pattern="^(identity|ca|none)$",
         ),
     ] = "identity"
-    replicas: Annotated[list[ReplicaConfig], msgspec.Meta(description="MariaDB: replicas that take reads")] = []
+    durability: Annotated[
+        str,
+        msgspec.Meta(
+            description="what is acknowledged survives the primary's loss (replicated: MariaDB), or its crash (local)",
+            pattern="^(local|replicated)$",
+        ),
+    ] = "local"
+    replicas: Annotated[
+        list[ReplicaConfig],
+        msgspec.Meta(description="MariaDB: the other servers of the cell: replicas that take reads"),
+    ] = []
     replica_lag_ms_max: Annotated[
         int, msgspec.Meta(description="a replica further behind takes no reads", ge=100, le=60_000)
     ] = 2000

@@ -98,6 +98,20 @@ def reason_lines(stat: ConductorStat) -> list[str]:
     return lines
 
 
+def primary_text(stat: ConductorStat) -> str:
+    """Which server is the primary, in which term, and whether it holds its durability mode."""
+    found = stat.database
+    term = f" term {found.term}" if found.term else ""
+    ackers = (
+        ""
+        if found.ackers < 0 or found.durability != "replicated"
+        else f", {found.ackers} of {found.ackers_known} ackers"
+    )
+    return f"{found.primary or 'not known'}{term}, durability {found.durability}{ackers}" + (
+        f": {found.problem}" if found.problem else ""
+    )
+
+
 def read_text(stat: ConductorStat) -> str:
     """The reads of clients by what they need, and the part that read rows at the primary."""
     parts = [
@@ -194,6 +208,7 @@ def _show(stat: ConductorStat) -> None:
         ("lease_held", stat.lease_held),
         ("database_lost", f"{stat.database_lost_ms} ms"),
         ("fellows", " ".join(stat.fellows)),
+        ("primary", primary_text(stat)),
         ("reads", read_text(stat)),
         ("positions", f"{stat.reads.positions} asked for {stat.reads.positions_shared} reads"),
     ):

@@ -8,11 +8,13 @@ from zcompute.cli.conductor_commands import (
     ROWS_SHOWN,
     ask_conductors,
     ask_options,
+    primary_text,
     read_text,
     reason_lines,
     replica_rows,
 )
 from zcompute.cli.exits import FAILED, CommandError, UsageRefused
+from zcompute.cli.promote_command import promote
 from zcompute.cli.upkeep_commands import archive, migrate_data, purge
 from zcompute.config import Config, ConfigError, load
 from zcompute.db import migrate, seed
@@ -57,6 +59,7 @@ db.add_command(purge)
 db.add_command(migrate_data)
 db.add_command(backup)
 db.add_command(restore)
+db.add_command(promote)
 
 
 @db.command()
@@ -148,10 +151,12 @@ def db_replicas(
     """
     stats, missing = ask_conductors((), state_dir, config_path, window_s, timeout_ms, cell)
     if form == "json":
-        print_json({"reads": {stat.service_id: stat.reads for stat in stats}, "missing": missing})
+        databases = {stat.service_id: stat.database for stat in stats}
+        print_json({"reads": {stat.service_id: stat.reads for stat in stats}, "primary": databases, "missing": missing})
     else:
         print_table([row for stat in stats for row in replica_rows(stat)], "replica", ROWS_SHOWN)
         for stat in stats:
+            click.echo(f"{stat.service_id}: primary {primary_text(stat)}")
             click.echo(f"{stat.service_id}: reads {read_text(stat)}")
             for line in reason_lines(stat):
                 click.echo(line)

@@ -28,6 +28,7 @@ from zcompute.failpoints import failpoint
 log = logging.getLogger(__name__)
 
 KILL_S_MAX = 1.0
+ABANDONED_BEAT_MS = 50
 
 Probe = Callable[[str, int], bool]
 
@@ -52,6 +53,7 @@ class Incarnation:
         self.id = uuid.uuid4().hex
         self.settings = settings or LifeSettings()
         self.reason = ""
+        self.abandoned = False
         self._store = store
         self._cell = cell
         self._row = ConductorRow(service_id, self.id, address, public_key)
@@ -99,6 +101,11 @@ class Incarnation:
             self._keeper.stop()
             self._ended.wait(limit_ms / 1000)
         self._end("stopped")
+
+    def abandon(self, reason: str) -> None:
+        """The database is not the cell's any more: end at once, and leave it as it is."""
+        self.abandoned = True
+        self._end(reason)
 
     def readdress(self, address: str, public_key: str) -> None:
         """Tell everybody, through the map, where this conductor listens now. Raises StoreError."""
@@ -186,7 +193,7 @@ class Incarnation:
                 self._outage.back("register")
                 return rows.term, lanes
             except (ConnectionLost, DatabaseBusy) as error:
-                if time.monotonic() > give_up_at_s or self._stopping:
+                if time.monotonic() > give_up_at_s or self._stopping or self.abandoned:
                     raise
                 self._outage.lost("register", error)
                 gevent.sleep(pause_s)
@@ -220,14 +227,15 @@ class Incarnation:
             gevent.killall([g for g in self._greenlets if g is not gevent.getcurrent()], block=True, timeout=KILL_S_MAX)
         except gevent.Timeout:  # raised by killall itself; fences hold whatever goes on in those
             log.warning("greenlets not ended within kill_s_max=%s id=%s", KILL_S_MAX, self.id)
-        if self._beats is not None and not self._beats.stop(timeout_ms=1000):
+        beats_ms = ABANDONED_BEAT_MS if self.abandoned else 1000
+        if self._beats is not None and not self._beats.stop(timeout_ms=beats_ms):
             log.warning("last beat still under way id=%s", self.id)
         for lane in self._lanes.values():
             try:
                 lane.close()
             except StoreError as error:
                 log.warning("lane not closed lane=%s error=%s", lane.lane_id, error)
-        if self._beats is None:
+        if self._beats is None or self.abandoned:
             return  # never registered for certain; a repeat of the service's start replaces the rows
         try:
             with gevent.Timeout(self.settings.stop_ms_max / 1000):

@@ -29,6 +29,7 @@ from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
 from zcompute.measure import Measure
 from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.conductor_stat import ConductorDatabaseStat
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty, MapReply
 from zcompute.objects.messages.instances import ServiceListReply
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 READY_MS_MAX = 60_000
 STOP_MS_MAX = 1500
 LINGER_MS = 200
+ABANDON_S_MAX = 1.0  # for what waits for a primary that is lost
 DELTA_MAPS_MAX = 4  # a delta is since so many maps ago: who missed some of the last is not behind
 LOOK_WINDOW_S = 30
 OF_OWN_CELL = frozenset({"compute", "scheduler"})
@@ -65,6 +67,7 @@ class Life:
         on_ready: Callable[[], None],
         lives: int = 1,
         reading: Reading | None = None,
+        database: Callable[[], ConductorDatabaseStat] = ConductorDatabaseStat,
     ) -> None:
         self._config = config
         self._endpoint = endpoint
@@ -91,8 +94,9 @@ class Life:
         )  # fmt: skip
         self._role: Role = RootRole(env) if self._cell == ROOT_CELL else CellRole(env)
         self._stats = ConductorStats(
-            config.service.id, self._cell, self._incarnation, endpoint, lambda: self.ready, lives, env.reading
-        )
+            config.service.id, self._cell, self._incarnation, endpoint, lambda: self.ready, lives, env.reading,
+            database,
+        )  # fmt: skip
         self._mapper: gevent.Greenlet | None = None
         self._looker: gevent.Greenlet | None = None
         self._dials = Dials(endpoint, config.bus.conductors, config.service.id)
@@ -141,12 +145,20 @@ class Life:
             ended.wait()
         finally:
             self._end()  # at once: letting go of the database may take a while
+        if self._incarnation.abandoned:
+            living.join(ABANDON_S_MAX)
+            living.kill(block=False)
+            return self._incarnation.reason
         reason: str = living.get()
         return reason
 
     def stop(self) -> None:
         """The planned end: hand the partitions over, then let ``run`` return."""
         self._incarnation.stop(STOP_MS_MAX)
+
+    def abandon(self, reason: str) -> None:
+        """The end without a word to the database, which is not the cell's any more."""
+        self._incarnation.abandon(reason)
 
     def measures(self) -> Iterable[Measure]:
         """What the role measures, once this life is ready."""

@@ -17,12 +17,9 @@ from zcompute.conductor.errors import ConductorError
 from zcompute.conductor.keywatch import KeyWatch
 from zcompute.conductor.life import Life
 from zcompute.conductor.notifiers.service import check_notifiers
-from zcompute.config import Config, ConfigError
-from zcompute.db.drivers import open_reading, open_store
+from zcompute.conductor.primary import CellDatabase
+from zcompute.config import Config, ConfigError, DatabaseConfig
 from zcompute.db.errors import StoreError
-from zcompute.db.replicas.reading import Reading
-from zcompute.db.store import Store
-from zcompute.db.url import configured_url, replica_urls
 from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
 from zcompute.measure import Measure
 from zcompute.objects.errors import SERVICE_ERRORS
@@ -60,8 +57,7 @@ class ConductorService:
         self._keys = read_keys(config.bus.key_file) if config.bus.key_file else None
         self._doors: Doors | None = None
         self._watch = KeyWatch(config.bus.keyring, self._keyring, config.bus.key_file, self._follow_keys)
-        self._store: Store | None = None
-        self._reading: Reading | None = None
+        self._base: CellDatabase | None = None
         self._life: Life | None = None
         self._ready = Event()
         self._stopping = Event()
@@ -75,12 +71,11 @@ class ConductorService:
         for kind in SERVICE_ERRORS:
             register_error(kind)
         gc.set_threshold(*GARBAGE_THRESHOLDS)
-        reread = self._reread_url if self._reread is not None else None
-        store = self._store = open_store(configured_url(self._database), self._database.driver, reread)
-        self._reading = self._open_reading(store)
+        reread = self._reread_database if self._reread is not None else None
+        base = self._base = CellDatabase(self._database, self._config.service.cell, reread, self._leave)
         endpoint = self._listen()
-        self._reading.start()
-        self._living = gevent.spawn(self._live, store, endpoint)
+        base.start()
+        self._living = gevent.spawn(self._live, base, endpoint)
         self._watch.start()
         self._ready.wait(START_S_MAX)
         if self._failure is not None:
@@ -104,52 +99,44 @@ class ConductorService:
             if not self._living.ready():
                 log.warning("not ended within stop_s_max=%s", STOP_S_MAX)
                 self._living.kill(timeout=0.3)
-        if self._reading is not None:
-            self._reading.stop()
-        if self._store is not None:
-            self._store.close()
+        if self._base is not None:
+            self._base.stop()
 
     def measures(self) -> Iterable[Measure]:
         """What the present life measures; nothing between two lives."""
         life = self._life
         return () if life is None else life.measures()
 
-    def _open_reading(self, store: Store) -> Reading:
-        """Where clients' reads go. Raises InvalidUrl."""
-        reread = self._reread_replicas if self._reread is not None else None
-        urls, lag_ms_max = replica_urls(self._database), self._database.replica_lag_ms_max
-        return open_reading(store, configured_url(self._database), urls, lag_ms_max, reread)
-
-    def _reread_replicas(self) -> list[str]:
-        """The replicas' URLs as they are configured now. Raises ValueError for a configuration that has none."""
+    def _reread_database(self) -> DatabaseConfig:
+        """[database] as it is configured now. Raises ValueError for a configuration that has none."""
         try:
             config = self._reread() if self._reread is not None else self._config
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        return replica_urls(config.database or self._database)
+        return config.database or self._database
 
-    def _reread_url(self) -> str:
-        """The database's URL as it is configured now. Raises ValueError for a configuration that has none."""
-        try:
-            config = self._reread() if self._reread is not None else self._config
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return configured_url(config.database or self._database)
+    def _leave(self, reason: str) -> None:
+        """The primary is another one by now: the life on the former ends at once."""
+        if self._life is not None:
+            self._life.abandon(f"the primary is lost: {reason}")
 
     # -- lives ------------------------------------------------------------------------------------------------------
 
-    def _live(self, store: Store, endpoint: Endpoint | None) -> None:
+    def _live(self, base: CellDatabase, endpoint: Endpoint | None) -> None:
         """One life after the other; the pause between them grows while they are short."""
         pause_s = BACKOFF_S_MIN
         while not self._stopping.is_set():
             begun = time.monotonic()
+            if not base.reopen():
+                self._stopping.wait(BACKOFF_S_MIN)
+                continue
             try:
                 if endpoint is None:
                     endpoint = self._listen()
                 place = self._doors.announced if self._doors is not None else (self.address, "")
                 self._lives += 1
                 life = self._life = Life(
-                    self._config, store, endpoint, place, self._ready.set, self._lives, self._reading
+                    self._config, base.store, endpoint, place, self._ready.set, self._lives, base.reading, base.stat
                 )
                 log.info("incarnation over reason=%s", life.run())
             except (StoreError, OSError) as error:
@@ -164,6 +151,9 @@ class ConductorService:
             endpoint = self._life = self._doors = None
             if time.monotonic() - begun > LONG_LIFE_S:
                 pause_s = BACKOFF_S_MIN
+            if base.moved:
+                pause_s = BACKOFF_S_MIN
+                continue
             self._stopping.wait(pause_s * random.uniform(0.7, 1.0))
             pause_s = min(BACKOFF_S_MAX, pause_s * 2)
 

@@ -24,6 +24,7 @@ from zcompute.objects.conductor_stat import (
     STATE_BEGINNING,
     STATE_READY,
     WINDOW_S_MAX,
+    ConductorDatabaseStat,
     ConductorLaneStat,
     ConductorPoolStat,
     ConductorStat,
@@ -76,6 +77,7 @@ class ConductorStats:
     def __init__(
         self, service_id: str, cell: str, incarnation: Incarnation, endpoint: Endpoint, ready: Callable[[], bool],
         lives: int, reading: Reading | None = None,
+        database: Callable[[], ConductorDatabaseStat] = ConductorDatabaseStat,
     ) -> None:  # fmt: skip
         self._service_id = service_id
         self._cell = cell
@@ -84,6 +86,7 @@ class ConductorStats:
         self._ready = ready
         self._lives = lives
         self._reading = reading
+        self._database = database
         self._born_s = time.monotonic()
         self._looks = Looks()
 
@@ -148,6 +151,7 @@ class ConductorStats:
             ],
             pools=list(map(_pool_stat, self._endpoint.pools())),
             reads=read_stat(self._reading),
+            database=self._database(),
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from zcompute.conductor.read_stat import add_reads
+from zcompute.db.durability import REPLICATED
 from zcompute.metrics import Families
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS, ConductorLaneStat, ConductorStat
 
@@ -33,6 +34,13 @@ def conductor_families(stat: ConductorStat) -> Iterable[Metric]:
     for lane in stat.lanes:
         _add_lane(made, lane)
     add_reads(made, stat.reads)
+    replicated = stat.database.durability == REPLICATED
+    made.gauge("cell_term", "How often the primary was replaced; 0: not known", stat.database.term)
+    made.gauge("durability_replicated", "Whether commits must be on a replica", float(replicated))
+    made.gauge(
+        "durability_unmet", "Whether the primary does not hold its durability", float(bool(stat.database.problem))
+    )
+    made.gauge("durability_ackers", "Replicas connected that may acknowledge; -1: not known", stat.database.ackers)
     return [*made, _commits(stat)]
 
 

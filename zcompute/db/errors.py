@@ -84,3 +84,11 @@ class RestoreRefused(StoreError):
 
 class PrivateServerFailed(StoreError):
     """The embedded database server cannot be found, initialised or started."""
+
+
+class PromotionRefused(StoreError):
+    """No server can become the primary safely; ``reasons`` says why, a sentence each."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons

@@ -86,6 +86,18 @@ class ConductorReadStat(msgspec.Struct, kw_only=True):
     replicas: list[ConductorReplicaStat] = msgspec.field(default_factory=list)
 
 
+class ConductorDatabaseStat(msgspec.Struct, kw_only=True):
+    """The cell's primary as this conductor sees it, and whether it holds what the durability mode promises."""
+
+    primary: str = ""  # host:port, or the socket's path
+    servers: int = 1  # configured for the cell
+    term: int = 0  # 0: not looked at, as there is one server only
+    durability: str = "local"
+    ackers: int = -1  # replicas connected that may acknowledge; -1: not known
+    ackers_known: int = 0  # configured to
+    problem: str = ""  # why it is not to be used, or nothing is acknowledged
+
+
 class ConductorStat(msgspec.Struct, kw_only=True):
     """One conductor."""
 
@@ -116,6 +128,7 @@ class ConductorStat(msgspec.Struct, kw_only=True):
     lanes: list[ConductorLaneStat] = msgspec.field(default_factory=list)
     pools: list[ConductorPoolStat] = msgspec.field(default_factory=list)
     reads: ConductorReadStat = msgspec.field(default_factory=ConductorReadStat)
+    database: ConductorDatabaseStat = msgspec.field(default_factory=ConductorDatabaseStat)
 
     @property
     def oldest_ms(self) -> int:

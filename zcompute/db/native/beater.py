@@ -8,6 +8,7 @@ from typing import Any
 
 from gevent.monkey import get_original
 
+from zcompute.db.durability import HELD
 from zcompute.db.errors import StoreError
 from zcompute.db.native.connection import Connection, ServerError
 from zcompute.db.native.literal import literal
@@ -15,6 +16,7 @@ from zcompute.db.store import BEAT_LOCK
 from zcompute.db.url import MariaDbTarget
 
 BEAT_TIMEOUT_S = 1.0
+_HELD = b"SELECT " + HELD
 
 _AF_UNIX, _AF_INET, _SOCK_STREAM = 1, 2, 1
 
@@ -23,10 +25,12 @@ class NativeBeater:
     """Raises the beat counter of one incarnation; reconnects by itself at the next beat.
 
     Its session holds a lock by the incarnation's name, so that others can ask the server whether it has ended.
+    ``replicated``: a beat counts only where a replica has it, so a primary that was replaced takes none.
     """
 
-    def __init__(self, target: MariaDbTarget, incarnation: str) -> None:
+    def __init__(self, target: MariaDbTarget, incarnation: str, *, replicated: bool = False) -> None:
         self._target = target
+        self._replicated = replicated
         self._statement = b"UPDATE beats SET counter = counter + 1 WHERE incarnation = " + literal(incarnation)
         self._lock = b"SELECT GET_LOCK(" + literal(BEAT_LOCK + incarnation) + b", 0)"
         self._connection: Connection | None = None
@@ -40,7 +44,9 @@ class NativeBeater:
                 self._connection = self._connect()
             if not self._attended:  # a former session of ours may still have it
                 self._attended = self._connection.rows(self._lock) == [(1,)]
-            return self._connection.query(self._statement) == 1
+            if self._connection.query(self._statement) != 1:
+                return False
+            return not self._replicated or self._connection.rows(_HELD) == [(1,)]
         except (StoreError, ServerError, OSError):
             self.close()
             return False

@@ -7,6 +7,7 @@ from gevent import sleep
 from pymysql.constants import ER
 
 from zcompute.db.batch import Batch
+from zcompute.db.durability import ERROR_NOT_REPLICATED
 from zcompute.db.errors import (
     AlreadyApplied,
     ConnectionLost,
@@ -54,12 +55,14 @@ DATA_ERRORS = frozenset(
 
 
 class NativeLane:
-    """LaneConnection on MariaDB. Connects at the first commit."""
+    """LaneConnection on MariaDB. Connects at the first commit. ``replicated``: nothing counts as committed that no
+    replica has."""
 
-    def __init__(self, target: MariaDbTarget, lane_id: int, term: int) -> None:
+    def __init__(self, target: MariaDbTarget, lane_id: int, term: int, *, replicated: bool = False) -> None:
         self._target = target
         self._lane_id = lane_id
         self._term = term
+        self._replicated = replicated
         self._connection: Connection | None = None
         self._was_opened = False
 
@@ -70,7 +73,7 @@ class NativeLane:
                 f"term {batch.term}"
             )
         if batch.rendered is None:
-            batch.rendered = render(batch)
+            batch.rendered = render(batch, replicated=self._replicated)
         if self._connection is None and not self._was_opened:
             self.reconnect(CONNECT_DEADLINE_MS)
         for _ in range(COMMIT_TRIES_MAX):
@@ -99,6 +102,8 @@ class NativeLane:
             return GuardFailed(stage)
         if error.code == ERROR_RECEIVER_DEAD:
             return ReceiverDead(f"the receiving lane of batch {batch.number} of lane {self._lane_id} is dead")
+        if error.code == ERROR_NOT_REPLICATED:
+            return DatabaseBusy(f"lane {self._lane_id}: the primary does not wait for a replica: durability replicated")
         if error.code in DATA_ERRORS and stage in CODECS:
             return bad_row(batch, stage, reason)
         return store_error(error)

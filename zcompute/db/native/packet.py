@@ -7,6 +7,7 @@ Every statement checks how many rows it changed. ``stage`` names the table at wo
 from typing import Any
 
 from zcompute.db.batch import Batch, Delete, HandOver, Insert, Numbering, Purge, Update, ordered
+from zcompute.db.durability import DEMANDED
 from zcompute.db.errors import BadRow
 from zcompute.db.native.literal import UnrenderableValue, literal, tuple_literal
 from zcompute.db.tables import REVISION_COLUMN, Row, TableCodec
@@ -26,12 +27,16 @@ _BEGIN = (
     b"START TRANSACTION; SET stage = 'lanes'; "
 )
 _END = b"COMMIT; END"
+_END_REPLICATED = DEMANDED + b"COMMIT; " + DEMANDED + b"END"
 _SIGNAL = b"SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = %d, MESSAGE_TEXT = '%s'; "
 _EXPECT = b"IF ROW_COUNT() <> %d THEN " + _SIGNAL + b"END IF; "
 
 
-def render(batch: Batch) -> bytes:
-    """The packet of a batch. Raises BadRow for values that no literal can hold, and for a batch that is too large."""
+def render(batch: Batch, *, replicated: bool = False) -> bytes:
+    """The packet of a batch. ``replicated``: it ends well only where a replica has it (zcompute.db.durability).
+
+    Raises BadRow for values that no literal can hold, and for a batch that is too large.
+    """
     parts = [_BEGIN]
     if batch.hand_over is not None:
         parts.append(_lock_lanes(batch.lane_id, batch.hand_over.to_lane))
@@ -51,7 +56,7 @@ def render(batch: Batch) -> bytes:
         parts.append(_number(batch.lane_id, batch.numberings))
     if batch.hand_over is not None:
         parts.append(_hand_over(batch.lane_id, batch.hand_over))
-    parts.append(_END)
+    parts.append(_END_REPLICATED if replicated else _END)
     packet = b"".join(parts)
     if len(packet) > PACKET_BYTES_MAX:
         table = batch.changes[0].table.name if batch.changes else STAGE_LANE
