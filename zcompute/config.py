@@ -53,7 +53,7 @@ class ReplicaConfig(Section, frozen=True):
     url: Annotated[str, msgspec.Meta(description="mysql://user:password@host:port/name, a direct replica")]
     acknowledges: Annotated[
         bool,
-        msgspec.Meta(description="durability replicated: it may acknowledge commits, as rpl_semi_sync_slave_enabled"),
+        msgspec.Meta(description="durability replicated: it may acknowledge (rpl_semi_sync_slave_enabled)"),
     ] = True
 
 
@@ -91,7 +91,7 @@ class DatabaseConfig(Section, frozen=True):
     ] = "local"
     replicas: Annotated[
         list[ReplicaConfig],
-        msgspec.Meta(description="MariaDB: the other servers of the cell: replicas that take reads"),
+        msgspec.Meta(description="MariaDB: the cell's other servers: replicas that take reads"),
     ] = []
     replica_lag_ms_max: Annotated[
         int, msgspec.Meta(description="a replica further behind takes no reads", ge=100, le=60_000)

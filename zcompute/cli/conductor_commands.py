@@ -102,11 +102,9 @@ def primary_text(stat: ConductorStat) -> str:
     """Which server is the primary, in which term, and whether it holds its durability mode."""
     found = stat.database
     term = f" term {found.term}" if found.term else ""
-    ackers = (
-        ""
-        if found.ackers < 0 or found.durability != "replicated"
-        else f", {found.ackers} of {found.ackers_known} ackers"
-    )
+    ackers = ""
+    if found.ackers >= 0 and found.durability == "replicated":
+        ackers = f", {found.ackers} of {found.ackers_known} ackers"
     return f"{found.primary or 'not known'}{term}, durability {found.durability}{ackers}" + (
         f": {found.problem}" if found.problem else ""
     )

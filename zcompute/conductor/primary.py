@@ -45,9 +45,7 @@ class CellDatabase:
         targets = named_targets(self._urls, self._url_now)
         self._names = list(targets) or [urlsplit(self._urls[0]).path]
         if config.durability == REPLICATED and not any(one.acknowledges for one in config.replicas):
-            raise refuse(
-                self._urls[0], "durability replicated needs a replica that acknowledges: [[database.replicas]]"
-            )
+            raise refuse(self._urls[0], "durability replicated: expected a replica that acknowledges, found none")
         self._servers = Servers(targets) if len(targets) > 1 else None
         self._watching: gevent.Greenlet | None = None
         self._choice = Choice(None, 0)
@@ -151,9 +149,7 @@ class CellDatabase:
             return "nothing is acknowledged: no replica that may acknowledge is connected"
         known = len(self._names) - 1 - sum(not one.acknowledges for one in self._config.replicas)
         if seen.ackers > known:
-            return (
-                f"{seen.ackers} replicas may acknowledge, {known} are configured to: a promotion would not ask them all"
-            )
+            return f"{seen.ackers} replicas may acknowledge, {known} are configured to: promote would not ask them all"
         return ""
 
     # -- stores and reads ---------------------------------------------------------------------------------------------

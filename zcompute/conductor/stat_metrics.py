@@ -37,9 +37,7 @@ def conductor_families(stat: ConductorStat) -> Iterable[Metric]:
     replicated = stat.database.durability == REPLICATED
     made.gauge("cell_term", "How often the primary was replaced; 0: not known", stat.database.term)
     made.gauge("durability_replicated", "Whether commits must be on a replica", float(replicated))
-    made.gauge(
-        "durability_unmet", "Whether the primary does not hold its durability", float(bool(stat.database.problem))
-    )
+    made.gauge("durability_unmet", "Whether the primary is not as required", float(bool(stat.database.problem)))
     made.gauge("durability_ackers", "Replicas connected that may acknowledge; -1: not known", stat.database.ackers)
     return [*made, _commits(stat)]
 

@@ -39,7 +39,8 @@ def plan(servers: Sequence[Standing], cell: str, durability: str, silent: Collec
     ]
     stop = [one.name for one in reached if one.follows and one.name != lost]
     if not any(one.sql_running for one in reached if one.name in stop):
-        refusals.append("no replica can be the primary: none is there that applies what it received")
+        reasons = "; ".join(f"{one.name}: {one.out_of_reach()}" for one in servers if one.name != lost)
+        refusals.append(f"no replica can be the primary: {reasons}")
     refusals += _not_to(to, None, [one for one in servers if one.name in stop])
     return Plan(lost, stop, None, refusals, _may_go(servers, lost, durability, silent))
 

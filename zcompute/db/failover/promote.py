@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+import gevent
+
 from zcompute.db.durability import REPLICATED, SWITCHED_ON
 from zcompute.db.errors import PromotionRefused, StoreError
 from zcompute.db.failover.plan import Plan, plan
@@ -107,12 +109,9 @@ class Promotion:
     # -- who is there -------------------------------------------------------------------------------------------------
 
     def _survey(self) -> dict[str, Standing]:
-        for name, target in self._targets.items():
-            if name not in self._connections:
-                try:
-                    self._connections[name] = Connection(target, timeout_s=READ_S_MAX, connect_timeout_s=CONNECT_S_MAX)
-                except StoreError as error:
-                    self._connections[name] = error
+        connecting = {name: gevent.spawn(_connected, target) for name, target in self._targets.items()}
+        for name, each in connecting.items():
+            self._connections[name] = each.get()
         return {name: asked(name, connection) for name, connection in self._connections.items()}
 
     def _do(self, name: str, work: Callable[[Connection], T]) -> T:
@@ -171,7 +170,7 @@ class Promotion:
                 return now
             if late and now_s > stopped_at_s + self._what.applied_s_max:
                 raise PromotionRefused([f"{name} has not applied what it received: run it again" for name in late])
-            time.sleep(POLL_S)
+            gevent.sleep(POLL_S)
 
     def _chosen(self, found: Plan, servers: Mapping[str, Standing]) -> str:
         """The replica that has applied what any other has. Raises PromotionRefused."""
@@ -233,6 +232,16 @@ class Promotion:
         except (ServerError, StoreError) as error:
             return f"it refused: {error}"
         return ""
+
+
+def _connected(target: MariaDbTarget) -> Connection | StoreError:
+    """A server that accepts, and says nothing, is not there either."""
+    try:
+        connection = Connection(target, timeout_s=CONNECT_S_MAX, connect_timeout_s=CONNECT_S_MAX)
+    except StoreError as error:
+        return error
+    connection.wait_up_to(READ_S_MAX)
+    return connection
 
 
 def administered(target: MariaDbTarget, user: str, password: str) -> MariaDbTarget:

@@ -184,6 +184,10 @@ class Connection:
         names = [field[0] for field in self._raw._result.description or ()]
         return [dict(zip(names, row, strict=True)) for row in rows]
 
+    def wait_up_to(self, timeout_s: float) -> None:
+        """From now on an answer may take so long."""
+        self._raw._read_timeout = timeout_s
+
     def interrupt(self) -> None:
         """Whoever waits for an answer on it, in another greenlet, has ConnectionLost at once."""
         sock = self._raw._sock
