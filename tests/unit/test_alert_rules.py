@@ -19,11 +19,12 @@ from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 
 ROOT = Path(__file__).parents[2]
 RULES = [
-    ROOT / "etc" / "prometheus" / f"{name}.rules.yml" for name in ("api", "cells", "conductors", "quotas", "replicas")
+    ROOT / "etc" / "prometheus" / f"{name}.rules.yml"
+    for name in ("api", "cells", "conductors", "quotas", "replicas", "failover")
 ]
 DOCUMENTS = "\n".join(
     (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8")
-    for name in ("cells.md", "conductors.md", "database.md", "lists.md", "quotas.md", "replicas.md")
+    for name in ("cells.md", "conductors.md", "database.md", "lists.md", "quotas.md", "replicas.md", "failover.md")
 )
 Rule = dict[str, str]
 
