@@ -26,7 +26,7 @@ from zcompute.conductor.settings import LifeSettings
 from zcompute.config import DatabaseConfig, ReplicaConfig
 from zcompute.db import migrate
 from zcompute.db.drivers import named_targets
-from zcompute.db.durability import ACKER_OPTIONS, SWITCHED_ON
+from zcompute.db.durability import ACKER_OPTIONS, PRIMARY_OPTIONS, SWITCHED_ON
 from zcompute.db.errors import StoreError
 from zcompute.db.failover.promote import Asked, Promoted, Promotion, administered
 from zcompute.db.private import ADMINISTRATOR, PrivateMariaDB
@@ -202,6 +202,13 @@ class Scene:
         made.start()
         wait_for(lambda: made.life is not None and made.life.wait_ready(1), f"conductor {side} is ready")
         return made
+
+    def restart_primary(self) -> None:
+        """kill -9, and its start on the same data; semi-synchronous from its first moment, as its file has it."""
+        server = self.servers[P]
+        server.kill()
+        server._options = (*server._options, *PRIMARY_OPTIONS)
+        server.start()
 
     def cut(self) -> None:
         """Nothing crosses any more, in either direction, and nothing is refused."""

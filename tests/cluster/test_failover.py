@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.failover_scene import KEYS, R1, R2, R3, P, Scene, wait_for
-from zcompute.db.errors import PromotionRefused
+from zcompute.db.errors import ConnectionLost, PromotionRefused
 
 CUT_S = 1.5
 
@@ -83,3 +83,56 @@ def test_a_promotion_is_refused_while_an_acker_is_out_of_reach_and_lists_what_ma
         primary = scene.named(done.primary)
         gone = scene.lost(primary)
         assert all(cut_at_s - 0.5 < at_s < healed_at_s + 1.0 for at_s, _, _ in gone)
+
+
+def test_a_commit_that_only_the_dead_primary_had_is_acknowledged_after_an_acker_has_it() -> None:
+    """kill -9 while a commit waits for its acker; the server starts again and has committed it; the resend finds it
+    applied. Then the primary is lost for good."""
+    with scene_of(P, R1, R3) as scene:
+        a = scene.node("a")
+        a.write_all(range(KEYS))
+        wait_for(lambda: len(a.acked) > 50, "it writes")
+        scene.cut()
+        cut_at_s = time.monotonic()
+        gevent.sleep(0.3)
+        waiting = "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_master_wait_sessions'"
+        wait_for(lambda: int(scene.servers[P].administer(waiting)[0]["Value"]) > 0, "a commit waits for its acker")
+        before = len(a.acked)
+        scene.restart_primary()
+        gevent.sleep(CUT_S)
+        counts = scene.counts(P)
+        acked = {uuid: max(count for _, other, count in a.acked if other == uuid) for _, uuid, _ in a.acked}
+        assert any(counts[uuid] > acked[uuid] for uuid in acked), "the server has what was never acknowledged"
+        assert [one for one in a.acked[before:] if one[0] > cut_at_s + 0.3] == []
+        scene.servers[P].kill()
+        a.stopping = True
+        done, said = scene.promote()
+        assert done is not None, said
+        assert scene.lost(scene.named(done.primary)) == []
+
+
+def test_a_promotion_that_is_cut_short_at_any_step_is_finished_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = ("io_stopped", "before_term", "after_term", "repointed", "before_writable", "writable")
+    with scene_of(P, R1, R3) as scene:
+        a = scene.node("a")
+        a.write_all(range(KEYS))
+        wait_for(lambda: len(a.acked) > 50, "it writes")
+        scene.servers[P].kill()
+        for point in points:
+
+            def stop_here(name: str, wanted: str = point) -> None:
+                if name == f"promote.{wanted}":
+                    raise ConnectionLost(name)
+
+            with monkeypatch.context() as patched:
+                patched.setattr("zcompute.db.failover.promote.failpoint", stop_here)
+                with pytest.raises(ConnectionLost):
+                    scene.promote()
+        done, said = scene.promote()
+        assert done is not None, said
+        assert done.term == 2
+        written_at_s = time.monotonic()
+        wait_for(lambda: a.acked[-1][0] > written_at_s, "it writes at the new primary")
+        a.stopping = True
+        gevent.sleep(0.3)
+        assert scene.lost(scene.named(done.primary)) == []
