@@ -57,8 +57,9 @@ class Standing:
 
 def standing_of(name: str, connection: Connection) -> Standing:
     """Ask a server, as its administrator. Raises ServerError, StoreError."""
-    server_id, read_only, cell, term, written = connection.rows(
-        b"SELECT @@server_id, @@GLOBAL.read_only, cell, term, @@GLOBAL.gtid_current_pos FROM cell_state WHERE id = 1"
+    server_id, read_only, cell, term, written, applied = connection.rows(
+        b"SELECT @@server_id, @@GLOBAL.read_only, cell, term, @@GLOBAL.gtid_current_pos, @@GLOBAL.gtid_slave_pos "
+        b"FROM cell_state WHERE id = 1"
     )[0]
     known: dict[str, Any] = {
         "server_id": int(server_id), "read_only": bool(read_only), "cell": cell, "term": int(term),
@@ -80,7 +81,7 @@ def standing_of(name: str, connection: Connection) -> Standing:
         sql_running=row["Slave_SQL_Running"] == "Yes",
         error=str(row["Last_SQL_Error"] or ""),
         received=parse_position(row["Gtid_IO_Pos"] or ""),
-        applied=parse_position(row["Gtid_Slave_Pos"] or ""),
+        applied=parse_position(applied or ""),  # the column Gtid_Slave_Pos counts own writes too
     )
 
 
