@@ -23,7 +23,7 @@ from zcompute.bus import BusError, Endpoint, Identity, register_error
 from zcompute.bus.link import Link
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.settings import Settings
-from zcompute.conductor import service as conductor_service
+from zcompute.conductor import primary as conductor_primary
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound, ServiceError
@@ -109,7 +109,7 @@ class World:
     def _listen_in(self) -> None:
         """Hear at the public faces of the bus and the agent what is reported, acknowledged, learnt and obeyed."""
         world = self
-        conductor_service.open_store = lambda *_: SimStore(world.server, world.loop.process or Process("nobody"))
+        conductor_primary.open_store = lambda *_: SimStore(world.server, world.loop.process or Process("nobody"))
         send, hear, serve, learn = _faces
 
         def report(link: Link, reports: Any) -> int:
