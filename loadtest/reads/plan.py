@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.reads import cells, rates
+from loadtest.reads import cells, own, rates
 from loadtest.reads.rates import Metrics
 from loadtest.reads.scene import scene
 from loadtest.report import Target
@@ -20,6 +20,7 @@ class Plan:
     seconds: float
     rows: tuple[int, int]  # few and many
     cells_instances: int
+    own_seconds: float
     parts: tuple[str, ...]
 
 
@@ -33,6 +34,8 @@ TARGETS = (
     Target("cells_late_ratio", at_most=1.5),
     Target("cells_cpu_ratio", at_most=1.3),
     Target("silent_cell_over_deadline_ms", at_most=100),
+    Target("own_write_misses", at_most=0),
+    Target("row_reads_at_primary_share", at_most=0.05),
 )
 
 
@@ -66,12 +69,21 @@ def _cells(plan: Plan, directory: Path, metrics: Metrics) -> None:
     cells.measure(directory, plan.cells_instances, plan.seconds, metrics)
 
 
-PARTS: dict[str, Callable[[Plan, Path, Metrics], None]] = {"rates": _rates, "rows": _million, "cells": _cells}
+def _own(plan: Plan, directory: Path, metrics: Metrics) -> None:
+    own.measure(directory, plan.own_seconds, metrics)
+
+
+PARTS: dict[str, Callable[[Plan, Path, Metrics], None]] = {
+    "rates": _rates, "rows": _million, "cells": _cells, "own": _own,
+}  # fmt: skip
 
 FULL = Plan(
-    instances=10_000, seconds=6.0, rows=(10_000, 1_000_000), cells_instances=100_000, parts=("rates", "rows", "cells")
+    instances=10_000, seconds=6.0, rows=(10_000, 1_000_000), cells_instances=100_000, own_seconds=30.0,
+    parts=("rates", "rows", "cells", "own"),
+)  # fmt: skip
+QUICK = Plan(
+    instances=10_000, seconds=2.0, rows=(10_000, 100_000), cells_instances=20_000, own_seconds=8.0, parts=("rates",)
 )
-QUICK = Plan(instances=10_000, seconds=2.0, rows=(10_000, 100_000), cells_instances=20_000, parts=("rates",))
 
 
 def run(plan: Plan, directory: Path, only: Sequence[str]) -> Metrics:

@@ -13,18 +13,32 @@ ROOT = Path(__file__).parents[2]
 SLOW_MACHINE = 3
 
 
-def test_the_reads_benchmark_measures_every_kind_of_read_and_tells_whose_cpu_it_took(tmp_path: Path) -> None:
-    require_mariadb()
+def measured(tmp_path: Path, *parts: str) -> dict[str, float]:
+    """What the quick benchmark finds in these parts, or in its usual ones."""
     found = tmp_path / "r.json"
-    command = [sys.executable, "-m", "loadtest.reads", "--quick", "--json", str(found)]
+    command = [sys.executable, "-m", "loadtest.reads", "--quick", "--json", str(found), "--only", ",".join(parts)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, timeout=QUICK_S_MAX * SLOW_MACHINE, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
-    metrics = json.loads(found.read_text())["metrics"]
+    metrics: dict[str, float] = json.loads(found.read_text())["metrics"]
+    return metrics
+
+
+def test_the_reads_benchmark_measures_every_kind_of_read_and_tells_whose_cpu_it_took(tmp_path: Path) -> None:
+    require_mariadb()
+    metrics = measured(tmp_path)
     for name in ("get", "list_100", "detail_100"):
         assert metrics[f"{name}_per_second"] > 0
         for kind in ("api", "conductors", "primary", "replicas", "root", "client"):
             assert f"{name}_cpu_ms_{kind}" in metrics
         assert metrics[f"{name}_cpu_ms_primary"] < metrics[f"{name}_cpu_ms_replicas"], "the replicas serve the rows"
+
+
+def test_the_reads_benchmark_finds_no_own_write_missing_behind_late_replicas(tmp_path: Path) -> None:
+    require_mariadb()
+    metrics = measured(tmp_path, "own")
+    assert metrics["own_write_checks"] >= 4
+    assert metrics["own_write_misses"] == 0
+    assert metrics["row_reads_at_primary_share"] <= 0.05

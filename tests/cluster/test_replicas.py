@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from loadtest.late_replica import late
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, started, wait_until
-from tests.late_replica import late
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region

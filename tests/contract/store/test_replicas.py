@@ -10,10 +10,10 @@ from pathlib import Path
 import gevent
 import pytest
 
+from loadtest.late_replica import late
 from tests.contract.store.conftest import conductor
 from tests.contract.store.lane_writer import LaneWriter, insert, update
 from tests.contract.store.samples import instance, new_uuid
-from tests.late_replica import late
 from zcompute.cli.up.statedir import free_ports
 from zcompute.db import migrate
 from zcompute.db.drivers import open_reading, open_store
