@@ -21,7 +21,7 @@ from tests.cluster.region import (
     when_share_done,
 )
 from tests.cluster.test_faults import incarnation, owners, store_of
-from tests.unit.test_failpoints import OF_AGENTS, OF_QUOTAS, OF_UPGRADES, places
+from tests.unit.test_failpoints import OF_OTHERS, places
 from zcompute.cli.up.boots import Booter, BootRun
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import Shape
@@ -172,7 +172,7 @@ def assert_told_once(region: Region, run: BootRun) -> None:
 
 
 def test_every_place_of_a_conductor_is_tried() -> None:
-    of_conductors = [place for place in places() if not place.startswith(OF_AGENTS + OF_QUOTAS + OF_UPGRADES)]
+    of_conductors = [place for place in places() if not place.startswith(OF_OTHERS)]
     assert sorted([*COMMIT, *JOIN, *HAND_OVER, *LEAVE, *TAKE_OVER, *KILL]) == sorted(of_conductors)
 
 
