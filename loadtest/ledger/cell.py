@@ -50,10 +50,10 @@ class Cell:
 
     def start(self) -> None:
         """Server, schema, instances, agents' processes."""
-        self.server.start()
+        self.start_servers()
         self.url = self.server.create_database("cell")
         upgrade(self.url, KIND_CELL, CELL)
-        seed_instances(self.target, self.instances, self.agents)
+        self.seed()
         rows = [
             {"name": f"agent-{n}", "public_key": keys[0], "role": "compute", "cell": CELL, "hosts": [host_name(n)]}
             for n, keys in enumerate(self._agent_keys)
@@ -62,6 +62,7 @@ class Cell:
             {"name": name, "public_key": keys[0], "role": "conductor", "cell": CELL, "hosts": []}
             for name, keys in self._keys.items()
         ]
+        rows += self.more_keys()
         write_private(self.keyring, {"revoked": [], "keys": rows})
         share = -(-self.agents // AGENT_PROCESSES)
         for first in range(0, self.agents, share):
@@ -71,6 +72,26 @@ class Cell:
             group.ask(to_line(Begin(first, self.agents, self.instances, keys)))
         for group in self.groups:
             group.read(START_S_MAX)
+
+    def start_servers(self) -> None:
+        """Start the database."""
+        self.server.start()
+
+    def stop_servers(self) -> None:
+        """End the database."""
+        self.server.stop()
+
+    def seed(self) -> None:
+        """Fill the database."""
+        seed_instances(self.target, self.instances, self.agents)
+
+    def more_keys(self) -> list[dict[str, object]]:
+        """Rows of the keyring beside those of agents and conductors."""
+        return []
+
+    def database_section(self, driver: str) -> dict[str, object]:
+        """What a conductor is told of the database."""
+        return {"url": self.url, "driver": driver}
 
     @property
     def target(self) -> MariaDbTarget:
@@ -102,7 +123,7 @@ class Cell:
         """End everything."""
         for group in self.groups:
             group.stop()
-        self.server.stop()
+        self.stop_servers()
 
 
 class Writers:
@@ -160,7 +181,7 @@ class Writers:
         document = {
             "service": {"id": service_id, "cell": CELL, "state_dir": str(state)},
             "bus": {"listen": "tcp://127.0.0.1:0", "key_file": str(key_file), "keyring": str(cell.keyring)},
-            "database": {"url": cell.url, "driver": self.kind},
+            "database": cell.database_section(self.kind),
             "conductor": {"allow_beside_compute": True},
             "log": {"file": str(cell.directory / f"{service_id}.log")},
         }

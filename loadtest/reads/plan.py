@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.reads import cells, own, rates
+from loadtest.reads import beside, cells, own, rates
 from loadtest.reads.rates import Metrics
 from loadtest.reads.scene import scene
 from loadtest.report import Target
@@ -21,6 +21,7 @@ class Plan:
     rows: tuple[int, int]  # few and many
     cells_instances: int
     own_seconds: float
+    ledger: beside.Sizes
     parts: tuple[str, ...]
 
 
@@ -36,6 +37,10 @@ TARGETS = (
     Target("silent_cell_over_deadline_ms", at_most=100),
     Target("own_write_misses", at_most=0),
     Target("row_reads_at_primary_share", at_most=0.05),
+    Target("ratio_primary_cpu_under_reads", at_most=1.15),
+    Target("ratio_ack_p99_under_reads", at_most=1.15),
+    Target("ledger_lost", at_most=0),
+    Target("ledger_repeated", at_most=0),
 )
 
 
@@ -73,16 +78,27 @@ def _own(plan: Plan, directory: Path, metrics: Metrics) -> None:
     own.measure(directory, plan.own_seconds, metrics)
 
 
+def _ledger(plan: Plan, directory: Path, metrics: Metrics) -> None:
+    beside.measure(directory, plan.ledger, metrics)
+
+
 PARTS: dict[str, Callable[[Plan, Path, Metrics], None]] = {
-    "rates": _rates, "rows": _million, "cells": _cells, "own": _own,
+    "rates": _rates, "rows": _million, "cells": _cells, "own": _own, "ledger": _ledger,
 }  # fmt: skip
 
 FULL = Plan(
     instances=10_000, seconds=6.0, rows=(10_000, 1_000_000), cells_instances=100_000, own_seconds=30.0,
-    parts=("rates", "rows", "cells", "own"),
+    ledger=beside.Sizes(instances=20_000, agents=250, rounds=3, seconds=4.0),
+    parts=("rates", "rows", "cells", "own", "ledger"),
 )  # fmt: skip
 QUICK = Plan(
-    instances=10_000, seconds=2.0, rows=(10_000, 100_000), cells_instances=20_000, own_seconds=8.0, parts=("rates",)
+    instances=10_000,
+    seconds=2.0,
+    rows=(10_000, 100_000),
+    cells_instances=20_000,
+    own_seconds=8.0,
+    ledger=beside.Sizes(instances=2_000, agents=50, rounds=1, seconds=2.0),
+    parts=("rates",),
 )
 
 

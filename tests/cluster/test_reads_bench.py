@@ -42,3 +42,13 @@ def test_the_reads_benchmark_finds_no_own_write_missing_behind_late_replicas(tmp
     assert metrics["own_write_checks"] >= 4
     assert metrics["own_write_misses"] == 0
     assert metrics["row_reads_at_primary_share"] <= 0.05
+
+
+def test_the_reads_benchmark_measures_the_ledger_with_and_without_reads_and_loses_nothing(tmp_path: Path) -> None:
+    require_mariadb()
+    metrics = measured(tmp_path, "ledger")
+    for name in ("", "no_replicas_"):
+        assert metrics[f"{name}primary_us_row_alone"] > 0
+        assert metrics[f"{name}ratio_primary_cpu_under_reads"] > 0
+        assert metrics[f"{name}ratio_ack_p99_under_reads"] > 0
+    assert metrics["ledger_lost"] == metrics["ledger_repeated"] == 0

@@ -1,0 +1,155 @@
+"""The ledger under reads: durable updates at a fixed rate, with lists at the replicas or the primary, and without."""
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from loadtest.bus.contender import Process
+from loadtest.ledger.cell import NATIVE, Cell, Writers, key_pair
+from loadtest.ledger.measuring import Bench, Measured
+from loadtest.ledger.readback import read_back
+from loadtest.ledger.seeding import seed_instances
+from loadtest.reads.lister import SERVICE_ID, Listed, Readers, Span
+from loadtest.reads.rates import Metrics
+from zcompute.cli.up.statedir import free_ports
+from zcompute.db.private import ADMINISTRATOR
+from zcompute.db.private_replicas import PrivateReplicas
+from zcompute.db.url import MariaDbTarget, parse_url
+
+SHARE_OF_BEST = 0.4
+LISTS_PER_SECOND = 200
+REPLICAS = 2
+CONDUCTORS = 2
+WARM_UP_S = 1.0
+ANSWER_S_MAX = 60.0
+START_S_MAX = 60.0
+OPTIONS = ("--innodb-flush-log-at-trx-commit=1", "--innodb-log-file-size=256M")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large and how long; ``rate`` 0: SHARE_OF_BEST of the best that is found."""
+
+    instances: int
+    agents: int
+    rounds: int
+    seconds: float
+    rate: float = 0.0
+    buffer_pool_mb: int = 256
+
+
+class ReplicatedCell(Cell):
+    """The ledger's cell with replicas, of which its conductors are told or not."""
+
+    def __init__(self, directory: Path, sizes: Sizes) -> None:
+        super().__init__(directory, sizes.instances, sizes.agents, sizes.buffer_pool_mb)
+        names = [f"server-{number}" for number in range(REPLICAS + 1)]
+        ports = list(free_ports(names, dict.fromkeys(names, 0)).values())
+        self.servers = PrivateReplicas(
+            directory / "servers", ports, buffer_pool_mb=sizes.buffer_pool_mb, options=OPTIONS
+        )  # fmt: skip
+        self.server = self.servers.primary
+        self.reader_keys = key_pair()
+        self.tell_replicas = True
+
+    def start_servers(self) -> None:
+        self.servers.start()
+
+    def stop_servers(self) -> None:
+        self.servers.stop()
+
+    def seed(self) -> None:
+        """The same rows everywhere, past the logs."""
+        self.servers.wait_caught_up()
+        super().seed()
+        for replica in self.servers.replicas:
+            target = parse_url(replica.url("cell"))
+            if isinstance(target, MariaDbTarget):
+                seed_instances(replace(target, user=ADMINISTRATOR), self.instances, self.agents)
+
+    def more_keys(self) -> list[dict[str, object]]:
+        return [{"name": SERVICE_ID, "public_key": self.reader_keys[0], "role": "api", "cell": "c1", "hosts": []}]
+
+    def database_section(self, driver: str) -> dict[str, object]:
+        section = super().database_section(driver)
+        if self.tell_replicas:
+            section["replicas"] = [{"url": replica.url("cell")} for replica in self.servers.replicas]
+        return section
+
+
+def measure(directory: Path, sizes: Sizes, metrics: Metrics) -> None:
+    """With replicas first, then the same conductors without."""
+    place = directory / "cell"
+    place.mkdir(parents=True)
+    cell = ReplicatedCell(place, sizes)
+    bench = Bench(cell)
+    try:
+        cell.start()
+        rate = sizes.rate
+        for name, told in (("", True), ("no_replicas_", False)):
+            cell.tell_replicas = told
+            writers = Writers(cell, NATIVE, CONDUCTORS)
+            try:
+                bench.connect(writers)
+                bench.sweep(writers)
+                if not rate:
+                    best = bench.closed(writers, sizes.seconds, WARM_UP_S).updates_per_second
+                    metrics["ledger_best_per_second"] = round(best)
+                    rate = best * SHARE_OF_BEST
+                metrics["ledger_rate_per_second"] = round(rate)
+                _rounds(bench, writers, sizes, rate, metrics, name)
+            finally:
+                bench.leave(writers)
+        found = read_back(bench)
+        metrics["ledger_lost"], metrics["ledger_repeated"] = found.lost, found.repeated
+    finally:
+        cell.stop()
+
+
+def _rounds(bench: Bench, writers: Writers, sizes: Sizes, rate: float, metrics: Metrics, name: str) -> None:
+    """Without and with lists, in turn."""
+    readers = _readers(bench.cell, writers)
+    alone: list[Measured] = []
+    under: list[Measured] = []
+    lists: list[Listed] = []
+    try:
+        readers.read(START_S_MAX)
+        for _ in range(sizes.rounds):
+            alone.append(bench.paced(writers, rate, sizes.seconds, WARM_UP_S))
+            now_s = time.monotonic()
+            span = Span(LISTS_PER_SECOND, now_s, now_s + sizes.seconds + 2 * WARM_UP_S)
+            readers.ask(msgspec.json.encode(span).decode())
+            under.append(bench.paced(writers, rate, sizes.seconds, WARM_UP_S))
+            lists.append(msgspec.json.decode(readers.read(ANSWER_S_MAX), type=Listed))
+    finally:
+        readers.stop()
+    for kind, found in (("alone", alone), ("under_reads", under)):
+        metrics[f"{name}primary_us_row_{kind}"] = round(_median(found, "mariadbd_us"), 1)
+        metrics[f"{name}ack_p50_ms_{kind}"] = round(_median(found, "p50_ms"), 2)
+        metrics[f"{name}ack_p99_ms_{kind}"] = round(_median(found, "p99_ms"), 2)
+    metrics[f"{name}list_p99_ms"] = round(statistics.median(one.p99_ms for one in lists), 1)
+    metrics[f"{name}ratio_primary_cpu_under_reads"] = _ratio(under, alone, "mariadbd_us")
+    metrics[f"{name}ratio_ack_p99_under_reads"] = _ratio(under, alone, "p99_ms")
+
+
+def _readers(cell: Cell, writers: Writers) -> Process:
+    if not isinstance(cell, ReplicatedCell):
+        raise TypeError(f"expected a cell with replicas, found {cell}")
+    file = cell.directory / "readers.json"
+    file.touch(mode=0o600)
+    file.write_bytes(msgspec.json.encode(Readers(*cell.reader_keys, writers.places)))
+    return Process([sys.executable, "-m", "loadtest.reads.lister", str(file)])
+
+
+def _median(rounds: list[Measured], name: str) -> float:
+    return float(statistics.median(getattr(one, name) for one in rounds))
+
+
+def _ratio(under: list[Measured], alone: list[Measured], name: str) -> float:
+    """The median of the rounds' own ratios."""
+    pairs = zip(under, alone, strict=True)
+    return round(statistics.median(getattr(one, name) / getattr(other, name) for one, other in pairs), 2)
