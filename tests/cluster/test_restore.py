@@ -53,37 +53,53 @@ def conductors_of(region: Region, cell: str) -> list[str]:
     return [plan.id for plan in region.plans.values() if plan.kind == CONDUCTOR and plan.cell == cell]
 
 
+class Backup:
+    """A backup of one cell, to which it returns when its database is lost."""
+
+    def __init__(self, region: Region, cell: str) -> None:
+        self.region = region
+        self.cell = cell
+        self.conductors = conductors_of(region, cell)
+        self.config = str(region.paths.config(self.conductors[0]))
+        self.file = str(region.paths.state_dir / f"{cell}.backup")
+        done = command("db", "backup", "--config", self.config, self.file)
+        assert done.returncode == 0, done.stderr
+
+    def return_to(self) -> None:
+        for service_id in self.conductors:
+            self.region.kill(service_id)
+        lose_database(self.region, self.cell)
+        done = command("db", "restore", "--config", self.config, self.file)
+        assert done.returncode == 0, done.stderr
+        for service_id in self.conductors:
+            self.region.restart(service_id)
+        self.region.wait_ready()
+
+
+def boot_and_delete_more(region: Region, boots: int, gone: list[str]) -> set[str]:
+    """What the backup does not know: new servers, and the end of some. Returns the new."""
+    later = boot(region, boots)
+    assert_all_active(later)
+    delete_all(region, gone)
+    wait_until(lambda: not running(region) & set(gone), "they are destroyed")
+    return {each.uuid for each in later.boots}
+
+
 def test_an_older_backup_is_restored_and_the_audit_says_what_only_hosts_know(region: Region) -> None:
     kept = boot(region, 6)
     assert_all_active(kept)
-    conductors = conductors_of(region, "c1")
-    config = str(region.paths.config(conductors[0]))
-    file = region.paths.state_dir / "c1.backup"
-    done = command("db", "backup", "--config", config, str(file))
-    assert done.returncode == 0, done.stderr
-
-    later = boot(region, 4)
-    assert_all_active(later)
-    new = {each.uuid for each in later.boots}
+    backup = Backup(region, "c1")
     gone = [each.uuid for each in kept.boots[:2]]
-    delete_all(region, gone)
-    wait_until(lambda: not running(region) & set(gone), "they are destroyed")
+    new = boot_and_delete_more(region, 4, gone)
     before = running(region)
     with store_of(region, "c1") as store:
         former = store.read_map()
         epochs = {host.name: host.agent_epoch for host in store.scan(HOSTS, limit=10)}
 
-    refused = command("db", "restore", "--config", config, str(file))
+    refused = command("db", "restore", "--config", backup.config, backup.file)
     assert refused.returncode == 1
     assert "has been a cell's" in refused.stderr
-    for service_id in conductors:
-        region.kill(service_id)
-    lose_database(region, "c1")
-    done = command("db", "restore", "--config", config, str(file))
-    assert done.returncode == 0, done.stderr
-    for service_id in conductors:
-        region.restart(service_id)
-    region.wait_ready()
+    backup.return_to()
 
     with store_of(region, "c1") as store:
 
@@ -121,30 +137,14 @@ def test_an_older_backup_of_the_root_costs_no_running_server_and_the_audit_says_
 ) -> None:
     kept = boot(region, 4)
     assert_all_active(kept)
-    conductors = conductors_of(region, ROOT_CELL)
-    config = str(region.paths.config(conductors[0]))
-    file = region.paths.state_dir / "root.backup"
-    done = command("db", "backup", "--config", config, str(file))
-    assert done.returncode == 0, done.stderr
-
-    later = boot(region, 3)
-    assert_all_active(later)
-    new = {each.uuid for each in later.boots}
+    backup = Backup(region, ROOT_CELL)
     gone = [each.uuid for each in kept.boots[:1]]
-    delete_all(region, gone)
-    wait_until(lambda: not running(region) & set(gone), "they are destroyed")
+    new = boot_and_delete_more(region, 3, gone)
     before = running(region)
     with store_of(region, ROOT_CELL) as store:
         former = store.read_map()
 
-    for service_id in conductors:
-        region.kill(service_id)
-    lose_database(region, ROOT_CELL)
-    done = command("db", "restore", "--config", config, str(file))
-    assert done.returncode == 0, done.stderr
-    for service_id in conductors:
-        region.restart(service_id)
-    region.wait_ready()
+    backup.return_to()
     with store_of(region, ROOT_CELL) as store:
         rows = store.read_map()
         assert (rows.term, rows.map_version) > (former.term, former.map_version)
