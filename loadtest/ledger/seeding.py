@@ -42,15 +42,15 @@ def _rows(instances: int, agents: int) -> Iterator[bytes]:
         )  # fmt: skip
 
 
-def _audited() -> bytes:
-    """The hour's audit (``instance.exists``) of every partition, as told already: it would tell of all instances beside
-    the first rounds, and of none beside the others."""
+def audited() -> bytes:
+    """A statement that has the hour's audit (``instance.exists``) of every partition told already: it would tell of all
+    instances beside the first rounds, and of none beside the others."""
     told_us = (time.time_ns() // 1000 // AUDIT_US + 1) * AUDIT_US
     rows = [
         tuple_literal(USAGE_AUDITS.to_row(UsageAudit(partition_id=partition, period_at_us=told_us), partition))
         for partition in range(PARTITIONS)
     ]
-    return b"INSERT INTO usage_audits (%s) VALUES %s" % (",".join(USAGE_AUDITS.columns).encode(), b",".join(rows))
+    return b"REPLACE INTO usage_audits (%s) VALUES %s" % (",".join(USAGE_AUDITS.columns).encode(), b",".join(rows))
 
 
 def seed_instances(target: MariaDbTarget, instances: int, agents: int) -> int:
@@ -68,7 +68,7 @@ def seed_instances(target: MariaDbTarget, instances: int, agents: int) -> int:
                 chunk.clear()
         if chunk:
             count += connection.query(head + b",".join(chunk))
-        connection.query(_audited())
+        connection.query(audited())
     finally:
         connection.cut()
     return count
