@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import (
     assert_all_active,
+    assert_audit_holds,
     boot,
     command,
     delete_all,
@@ -18,13 +20,15 @@ from tests.cluster.region import (
 from tests.cluster.test_faults import store_of
 from zcompute.cli.audit_kinds import MAPPING_WITHOUT_SERVER, ORPHAN_DOMAIN, SERVER_ON_NO_HOST, SERVER_WITHOUT_MAPPING
 from zcompute.cli.audit_reading import read_host
+from zcompute.cli.exits import MORE_LEFT
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import CONDUCTOR, Shape
 from zcompute.cli.up.region import Region
 from zcompute.db import migrate
-from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.db.tables import HOSTS, INSTANCES, MAPPINGS, USAGES
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.epochs import history_of
+from zcompute.objects.remap import MAPPED, UNCONFIRMED
 
 
 @pytest.fixture
@@ -127,6 +131,9 @@ def test_an_older_backup_is_restored_and_the_audit_says_what_only_hosts_know(reg
     assert {each["subject"] for each in findings if each["kind"] == ORPHAN_DOMAIN} == new
     assert {each["subject"] for each in findings if each["kind"] == SERVER_ON_NO_HOST} == set(gone)
 
+    said = remap(region, "c1", code=1)
+    assert {(each["uuid"], each["outcome"]) for each in said["servers"]} == {(uuid, UNCONFIRMED) for uuid in gone}
+
     more = boot(region, 3)
     assert_all_active(more)
     assert running(region) == before | {each.uuid for each in more.boots}, "the cell works on"
@@ -157,3 +164,35 @@ def test_an_older_backup_of_the_root_costs_no_running_server_and_the_audit_says_
     findings = json.loads(done.stdout)["findings"]
     assert {each["subject"] for each in findings if each["kind"] == SERVER_WITHOUT_MAPPING} == new
     assert {each["subject"] for each in findings if each["kind"] == MAPPING_WITHOUT_SERVER} == set(gone)
+
+    said = remap(region, "c1", "--dry-run")
+    assert {each["uuid"] for each in said["servers"] if each["outcome"] == MAPPED} == new
+    assert mapped(region, new) == set()
+    assert remap(region, "c1", "--max-rows", "1", code=MORE_LEFT)["mapped"] == 1
+    assert remap(region, "c1")["mapped"] == len(new) - 1
+    assert remap(region, "c1")["servers"] == []
+    done = command("quota", "reconcile", "--state-dir", str(region.paths.state_dir), "--format", "json", timeout_s=60)
+    assert {each["subject"] for each in json.loads(done.stdout)["found"]} == set(gone), (
+        "let go; the new ones are charged"
+    )
+    assert_audit_holds(region)
+    assert mapped(region, new) == new
+    delete_all(region, sorted(new))
+    wait_until(lambda: not mapped(region, new), "the cell's word finds their mappings")
+
+
+def remap(region: Region, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """``zcompute cell remap``'s JSON."""
+    done = command("cell", "remap", *arguments, "--state-dir", str(region.paths.state_dir), "--format", "json")
+    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def mapped(region: Region, uuids: set[str]) -> set[str]:
+    """Those that the root knows and charges."""
+    keys = [(uuid,) for uuid in sorted(uuids)]
+    with store_of(region, ROOT_CELL) as store:
+        known, charged = store.fetch(MAPPINGS, keys), store.fetch(USAGES, keys)
+    assert set(known) == set(charged)
+    return {uuid for (uuid,) in known}

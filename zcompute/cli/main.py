@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "api": ("zcompute.cli.services:api", "Run one API service."),
     "audit": ("zcompute.cli.audit:audit_command", "Compare what API, databases and hosts say."),
     "bus": ("zcompute.cli.bus_commands:bus", "Look into the bus: queues, calls in flight, credit, refusals."),
-    "cell": ("zcompute.cli.token_commands:cell", "Create, look at, open, close, drain, delete and verify cells."),
+    "cell": ("zcompute.cli.cell_remap:cell", "Create, look at, open, close, drain, delete and verify cells."),
     "compute": ("zcompute.cli.services:compute", "Run one compute agent."),
     "conductor": ("zcompute.cli.conductor_commands:conductor", "Run one conductor; look at those that run."),
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),

@@ -93,6 +93,8 @@ from zcompute.objects.messages.topology import (
     EnrolRequest,
     HostListReply,
     HostListRequest,
+    RemapReply,
+    RemapRequest,
 )
 from zcompute.objects.messages.upkeep import MigrateDataReply, UpkeepReply, UpkeepRequest
 from zcompute.objects.partition import PartitionMap, PartitionMapDelta
@@ -236,6 +238,7 @@ CELL_REGISTER = CELL_INTERFACE.method("register", CellRegisterRequest, Empty, _C
 CELL_CAPACITY = CELL_INTERFACE.method("capacity", CellCapacity, None, _CONDUCTOR, "control")
 MAPPING_DELETED = MAPPING_INTERFACE.method("deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
 MAPPING_REFUSED = MAPPING_INTERFACE.method("refused", MappingReleaseRequest, Empty, _CONDUCTOR)
+MAPPING_REMAP = MAPPING_INTERFACE.method("remap", RemapRequest, RemapReply, _OPERATOR_OR_CONDUCTOR)
 
 UPKEEP_ARCHIVE = UPKEEP_INTERFACE.method("archive", UpkeepRequest, UpkeepReply, _OPERATOR)
 UPKEEP_PURGE = UPKEEP_INTERFACE.method("purge", UpkeepRequest, UpkeepReply, _OPERATOR)

@@ -8,12 +8,25 @@ from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.db.replicas.need import PRIMARY
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.db.view import View
-from zcompute.objects.instance import VM_DELETED
+from zcompute.objects.epochs import history_of
+from zcompute.objects.instance import POWER_NOSTATE, VM_DELETED, Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.quotas import Standing, StandingReply, StandingRequest
 from zcompute.objects.methods import QUOTA_STANDING
 
 SERVERS_MAX = 1000  # of one question
+
+
+def confirmed(instance: Instance) -> bool:
+    """Whether a row is certainly no deleted server's that came back with a restore. Pure.
+
+    A restore lifts every row's generation into its history, rows made since have none; an agent's next report brings
+    its new epoch, and no power state where there is no domain.
+    """
+    history = history_of(instance.generation)
+    if not history:
+        return True
+    return history_of(instance.agent_epoch) >= history and instance.power_state != POWER_NOSTATE
 
 
 class Standings:
@@ -41,9 +54,11 @@ class Standings:
                     Standing(
                         uuid=instance.uuid,
                         generation=instance.mapping_generation,
+                        project_id=instance.project_id,
                         deleted=instance.vm_state == VM_DELETED,
                         owed=instance.uuid in owed,
                         busy=instance.task_id is not None,
+                        confirmed=confirmed(instance),
                         cores=instance.flavor.vcpus,
                         ram_mb=instance.flavor.memory_mb,
                     )

@@ -16,6 +16,7 @@ import gevent
 
 from zcompute.bus.errors import BusError, InvalidRequest
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.root.cell_words import CellSilent, ask_standings
 from zcompute.conductor.root.intake import server_keys
 from zcompute.conductor.root.reconciling import KINDS, SERVER_ABSENT, TOTAL_WRONG, Books, Doubt, judge, repair
 from zcompute.conductor.root.totals import check_totals
@@ -29,10 +30,8 @@ from zcompute.objects.messages.quotas import (
     QuotaReconcileReply,
     QuotaReconcileRequest,
     Standing,
-    StandingReply,
-    StandingRequest,
 )
-from zcompute.objects.methods import QUOTA_RECONCILE, QUOTA_STANDING
+from zcompute.objects.methods import QUOTA_RECONCILE
 from zcompute.objects.partition import PARTITIONS
 
 log = logging.getLogger(__name__)
@@ -50,10 +49,6 @@ class ReconcilerLimits:
     ask_ms_max: int = 5_000
     commit_ms_max: int = 10_000
     margin_ms: int = 10_000  # of the caller's deadline: a page is not begun with less
-
-
-class CellSilent(Exception):
-    """No conductor of a cell has said what it has."""
 
 
 class Reconciler:
@@ -204,7 +199,8 @@ class Reconciler:
             said: dict[str, Standing] = {}
             if cell is not None:
                 try:
-                    said = self._ask(cell, [books.uuid for books in of_cell])
+                    uuids = [books.uuid for books in of_cell]
+                    said = ask_standings(self._env.endpoint, cell, uuids, self._limits.ask_ms_max)
                 except CellSilent as silent:
                     log.info("%s", silent)
                     if cell not in reply.silent:
@@ -213,22 +209,6 @@ class Reconciler:
             found = [judge(books, said.get(books.uuid)) for books in of_cell]
             doubts += [doubt for doubt in found if doubt is not None]
         return doubts
-
-    def _ask(self, cell: str, uuids: list[str]) -> dict[str, Standing]:
-        """What the cell says of these. Raises CellSilent."""
-        links = self._env.endpoint.links(role="conductor", cell=cell)
-        random.shuffle(links)
-        reason = "none is linked"
-        for link in links:
-            try:
-                reply: StandingReply = link.call(
-                    QUOTA_STANDING, StandingRequest(uuids=uuids), timeout_ms=self._limits.ask_ms_max
-                )
-            except BusError as error:
-                reason = f"{type(error).__name__}: {error}"
-                continue
-            return {standing.uuid: standing for standing in reply.servers}
-        raise CellSilent(f"cell {cell} has not said what it has: {reason}")
 
     def _repair(self, partition: int, doubt: Doubt) -> bool:
         keys = server_keys(doubt.uuid, doubt.project_id)

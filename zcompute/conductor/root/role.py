@@ -30,6 +30,7 @@ from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.quotas import Quotas
 from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.reconciler import Reconciler
+from zcompute.conductor.root.remapping import Remapping
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.conductor.root.topology import Topology
 from zcompute.conductor.upkeep.service import Upkeep
@@ -108,6 +109,7 @@ class RootRole:
         self._flavors = Flavors(env.store, self._settings)
         self._quotas = Quotas(env, self._settings)
         self._reconciler = Reconciler(env)
+        self._remapping = Remapping(env)
         self._reads = RootReads(env.reads, self._settings)
         self._hand_off = HandOff(
             env.ledger,
@@ -149,6 +151,7 @@ class RootRole:
             *self._topology.handlers(),
             *self._quotas.handlers(),
             *self._reconciler.handlers(),
+            *self._remapping.handlers(),
         ]
         return [
             *((method, unavailable_without_database(handler)) for method, handler in served),

@@ -102,13 +102,16 @@ class StandingRequest(msgspec.Struct, kw_only=True):
 
 class Standing(msgspec.Struct, kw_only=True):
     """One server as its cell has it. ``owed``: the root has not acknowledged all that the cell has to tell of it.
-    ``busy``: a task is under way."""
+    ``busy``: a task is under way. ``confirmed``: the row did not come back with a restore of the cell, or a host has
+    reported the server's domain since."""
 
     uuid: str
     generation: int
+    project_id: str = ""
     deleted: bool = False
     owed: bool = False
     busy: bool = False
+    confirmed: bool = True
     cores: int = 0
     ram_mb: int = 0
 

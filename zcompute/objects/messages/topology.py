@@ -166,3 +166,30 @@ class EnrolReply(msgspec.Struct, kw_only=True):
     hosts: list[str] = msgspec.field(default_factory=list)
     conductors: list[ConductorInfo] = msgspec.field(default_factory=list)
     accepted: list[AcceptedKey] = msgspec.field(default_factory=list)
+
+
+class RemapRequest(msgspec.Struct, kw_only=True):
+    """Map to ``cell`` those of its servers, of one project, that the root has no mapping of.
+
+    ``unconfirmed``: also those whose rows came back with a restore of the cell, and of which no host has spoken since.
+    """
+
+    cell: str
+    project_id: str
+    uuids: list[str]
+    unconfirmed: bool = False
+    dry_run: bool = False
+
+
+class Remapped(msgspec.Struct, kw_only=True):
+    """What became of one server: an outcome of zcompute.objects.remap."""
+
+    uuid: str
+    outcome: str
+    detail: str = ""
+
+
+class RemapReply(msgspec.Struct, kw_only=True):
+    """In the order of the request. A dry run says what would become of them."""
+
+    servers: list[Remapped]
