@@ -5,6 +5,7 @@ The hot path, a lane's commit, does not go through here: each driver has its own
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,6 +24,8 @@ P = TypeVar("P")
 READERS_WAIT_S = 10.0
 TRANSACTION_TRIES_MAX = 5
 LOCK_PATIENCE_S = 0.2
+SERVER_SHARE = 0.95
+STATEMENT_S_MIN = 0.001
 
 
 class Session(Protocol):
@@ -50,6 +53,10 @@ class Sessions(Protocol):
 
     def read(self, work: Callable[[Session], R]) -> R:
         """Run ``work`` on a pooled connection, each statement by itself; again, once, when the connection was stale."""
+
+    def read_until(self, ends_at_s: float, work: Callable[[Session], R]) -> R:
+        """The same for clients, on connections of their own: not begun once ``ends_at_s`` (of time.monotonic()) has
+        passed, and ended there by then. Raises DatabaseBusy in both cases."""
 
     def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
         """Run ``work`` as one transaction; again, a bounded number of times, on deadlocks and lock waits.
@@ -102,6 +109,31 @@ def _impatient(on_lock_wait: Callable[[], None] | None) -> Iterator[None]:
         yield
     finally:
         seeing.kill(block=False)
+
+
+@contextmanager
+def until(ends_at_s: float) -> Iterator[None]:
+    """Inside, whatever waits ends by then. Raises DatabaseBusy, at once where the time has passed already."""
+    left_s = ends_at_s - time.monotonic()
+    if left_s <= 0:
+        raise DatabaseBusy("the caller's deadline has passed: the read was not begun")
+    timer = gevent.Timeout.start_new(left_s)
+    try:
+        yield
+    except gevent.Timeout as fired:
+        if fired is not timer:
+            raise
+        raise DatabaseBusy(
+            f"the database has not answered within the {left_s:.1f} s that the caller had left"
+        ) from fired
+    finally:
+        timer.close()
+
+
+def statement_limit_s(ends_at_s: float) -> float:
+    """What the server is told to take for a statement: a little less than the time left, so that its own answer comes
+    and the connection stays in order."""
+    return max(STATEMENT_S_MIN, SERVER_SHARE * (ends_at_s - time.monotonic()))
 
 
 class Poolable(Protocol):

@@ -1,12 +1,13 @@
 """The parts of a Store that both drivers share: everything but the lanes and the beaters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from zcompute.db import lists, ownership, packed_forms, reads, usage_sums
 from zcompute.db.session import Sessions
 from zcompute.db.store import KIND_MARIADB, ConductorRow, MapRows, ToldRow
 from zcompute.db.tables import Key, TableCodec
+from zcompute.db.view import SessionView, View
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.instance import Instance
@@ -14,6 +15,7 @@ from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.quota import ProjectUsage
 
 T = TypeVar("T", bound=VersionedObject)
+R = TypeVar("R")
 
 
 class SessionStore:
@@ -23,6 +25,9 @@ class SessionStore:
         self.kind = kind
         self.url = url
         self._sessions = sessions
+
+    def read_until(self, ends_at_s: float, work: Callable[[View], R]) -> R:
+        return self._sessions.read_until(ends_at_s, lambda session: work(SessionView(session)))
 
     def now_us(self) -> int:
         return self._sessions.now_us()

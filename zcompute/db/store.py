@@ -4,8 +4,8 @@ Times are the primary's UTC microseconds. A Store is used by many greenlets; a L
 Beater by one native thread.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -18,13 +18,18 @@ from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 from zcompute.objects.quota import ProjectUsage
 
+if TYPE_CHECKING:  # a view reads by modules that know the limits below
+    from zcompute.db.view import View
+
 T = TypeVar("T", bound=VersionedObject)
+R = TypeVar("R")
 
 KIND_MARIADB = "mariadb"
 KIND_SQLITE = "sqlite"
 BEAT_LOCK = "zcompute.beat."  # and the incarnation: the lock of the session in which it beats
 
-READERS_MAX = 8
+READERS_MAX = 8  # for what conductors decide upon
+CLIENT_READERS_MAX = 8  # for clients, where no replica takes their reads
 SCAN_ROWS_MAX = 10_000
 
 
@@ -251,6 +256,10 @@ class Store(Protocol):
         """A page of build requests, in the same order and by the same filters: each is taken for the instance that it
         will be (zcompute.objects.server_list.instance_of). Raises DatabaseBusy where there are too many to choose
         from."""
+
+    def read_until(self, ends_at_s: float, work: "Callable[[View], R]") -> R:
+        """Run a client's read, on connections that nothing else uses: not begun once ``ends_at_s`` (time.monotonic())
+        has passed, and ended by then, at the server too. Raises DatabaseBusy in both cases, ConnectionLost."""
 
     def ping(self) -> None:
         """A round trip. Raises ConnectionLost or DatabaseBusy."""

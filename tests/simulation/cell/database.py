@@ -357,6 +357,9 @@ class SimStore:
         self.rows = server.rows
         self.process = process
 
+    def read_until(self, ends_at_s: float, work: Any) -> Any:
+        return work(self)
+
     def now_us(self) -> int:
         return int(self.server.read(lambda: int((self.server.loop.now_s + self.server.ahead_s) * 1e6)))
 

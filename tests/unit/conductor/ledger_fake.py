@@ -255,6 +255,9 @@ class FakeStore:
         if self.database.down:
             raise ConnectionLost("no server")
 
+    def read_until(self, ends_at_s: float, work: Any) -> Any:
+        return work(self)
+
     def now_us(self) -> int:
         return time.time_ns() // 1000
 

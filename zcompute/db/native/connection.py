@@ -43,6 +43,7 @@ _ER_SHUTDOWN = frozenset({ER.SERVER_SHUTDOWN, _ER_CONNECTION_KILLED, ER.QUERY_IN
 _ER_READ_ONLY = frozenset({ER.OPTION_PREVENTS_STATEMENT, 1836})
 _ER_PASSWORD = frozenset({ER.ACCESS_DENIED_ERROR, 1698})
 _ER_REFUSED = frozenset({ER.CON_COUNT_ERROR, ER.TOO_MANY_USER_CONNECTIONS, ER.HOST_IS_BLOCKED})
+_ER_STATEMENT_TIMEOUT = 1969  # max_statement_time
 # No room: the statement was rolled back and may succeed once an operator has made some.
 _ER_NO_ROOM = frozenset({ER.DISK_FULL, ER.RECORD_FILE_FULL, ER.OUT_OF_RESOURCES, ER.GET_ERRNO})
 
@@ -246,7 +247,7 @@ def describe(target: MariaDbTarget) -> str:
 
 def store_error(error: ServerError) -> StoreError:
     """An error answer as one of ours, for statements in which no row can be bad."""
-    if error.code in (ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT) or error.code in _ER_NO_ROOM:
+    if error.code in (ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, _ER_STATEMENT_TIMEOUT) or error.code in _ER_NO_ROOM:
         return DatabaseBusy(f"the database answered {error}")
     if error.code in _ER_READ_ONLY or error.code in _ER_REFUSED:
         return ConnectionLost(f"the database takes no writes now: {error}")

@@ -15,8 +15,8 @@ from zcompute.db.native.connection import (
 from zcompute.db.native.lane_lock import kill_lane
 from zcompute.db.native.literal import literal, tuple_literal
 from zcompute.db.native.rows import reader_of
-from zcompute.db.session import LockWaitTimeout, Pool, Session, retried
-from zcompute.db.store import READERS_MAX
+from zcompute.db.session import LockWaitTimeout, Pool, Session, retried, statement_limit_s, until
+from zcompute.db.store import CLIENT_READERS_MAX, READERS_MAX
 from zcompute.db.tables import Row, RowForm
 from zcompute.db.url import MariaDbTarget
 
@@ -28,24 +28,30 @@ _NAME = re.compile(rb":([a-z_][a-z_0-9]*)")
 
 
 class NativeSession:
-    """A Session on one connection."""
+    """A Session on one connection. With ``ends_at_s`` the server itself ends what it reads by then."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, ends_at_s: float | None = None) -> None:
         self._connection = connection
+        self._ends_at_s = ends_at_s
 
     def select(self, sql: str, **values: Any) -> list[Row]:
         try:
-            return self._connection.rows(bound(sql, values))
+            return self._connection.rows(self._limited(bound(sql, values)))
         except ServerError as error:
             raise _translated(error) from error
 
     def objects(self, table: RowForm[P], sql: str, **values: Any) -> list[P]:
         try:
-            packets = self._connection.packets(bound(sql, values))
+            packets = self._connection.packets(self._limited(bound(sql, values)))
         except ServerError as error:
             raise _translated(error) from error
         read = reader_of(table)
         return [read(packet) for packet in packets]
+
+    def _limited(self, statement: bytes) -> bytes:
+        if self._ends_at_s is None:
+            return statement
+        return b"SET STATEMENT max_statement_time=%.3f FOR %b" % (statement_limit_s(self._ends_at_s), statement)
 
     def select_for_update(self, sql: str, **values: Any) -> list[Row]:
         return self.select(f"{sql} FOR UPDATE", **values)
@@ -79,6 +85,7 @@ class NativeSessions:
     def __init__(self, target: MariaDbTarget, readers_max: int = READERS_MAX) -> None:
         self._target = target
         self._readers: Pool[Connection] = Pool(self._connect, readers_max)
+        self._client_readers: Pool[Connection] = Pool(self._connect, CLIENT_READERS_MAX)
         self._writers: Pool[Connection] = Pool(self._connect_writer, WRITERS_MAX)
 
     def _connect(self) -> Connection:
@@ -88,15 +95,11 @@ class NativeSessions:
         return Connection(self._target, idle_transaction_s=IDLE_TRANSACTION_S)
 
     def read(self, work: Callable[[Session], R]) -> R:
-        with self._readers.borrow() as (connection, used):
-            try:
-                return work(NativeSession(connection))
-            except ConnectionLost:
-                if not used:
-                    raise
-        # It had idled, and the server or the network dropped it: that says nothing about a new one.
-        with self._readers.borrow(fresh=True) as (connection, _):
-            return work(NativeSession(connection))
+        return _read(self._readers, work, None)
+
+    def read_until(self, ends_at_s: float, work: Callable[[Session], R]) -> R:
+        with until(ends_at_s):
+            return _read(self._client_readers, work, ends_at_s)
 
     def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
         return retried(lambda: self._transaction(work), on_lock_wait)
@@ -135,7 +138,20 @@ class NativeSessions:
 
     def close(self) -> None:
         self._readers.close()
+        self._client_readers.close()
         self._writers.close()
+
+
+def _read(readers: Pool[Connection], work: Callable[[Session], R], ends_at_s: float | None) -> R:
+    with readers.borrow() as (connection, used):
+        try:
+            return work(NativeSession(connection, ends_at_s))
+        except ConnectionLost:
+            if not used:
+                raise
+    # It had idled, and the server or the network dropped it: that says nothing about a new one.
+    with readers.borrow(fresh=True) as (connection, _):
+        return work(NativeSession(connection, ends_at_s))
 
 
 def now_us(read: Callable[[Callable[[Session], int]], int]) -> int:

@@ -13,7 +13,7 @@ from zcompute.db.native.lane import DATA_ERRORS
 from zcompute.db.session import LockWaitTimeout
 
 _SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_SQLITE_FULL = sqlite3.SQLITE_FULL
+_SQLITE_NOT_DONE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_INTERRUPT})  # the latter: a deadline passed
 # The file or its disk failed us: what was being committed may be there or not.
 _SQLITE_LOST = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 _SQLITE_DATA = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
@@ -58,7 +58,7 @@ def _of_sqlite(error: sqlite3.Error, words: str) -> StoreError:
     code = extended & 0xFF
     if code in _SQLITE_BUSY:
         return LockWaitTimeout(words)
-    if code == _SQLITE_FULL:
+    if code in _SQLITE_NOT_DONE:
         return DatabaseBusy(words)
     if code in _SQLITE_DATA:
         return DataRefused(words)

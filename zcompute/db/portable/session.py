@@ -1,5 +1,6 @@
 """Sessions on SQLAlchemy connections, and their pool for MariaDB."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -12,8 +13,8 @@ from zcompute.db.native.lane_lock import kill_lane
 from zcompute.db.native.session import WRITERS_MAX
 from zcompute.db.portable.engine import PortableConnection, mariadb_engine
 from zcompute.db.portable.failures import DataRefused, translated
-from zcompute.db.session import Pool, Session, retried
-from zcompute.db.store import READERS_MAX
+from zcompute.db.session import Pool, Session, retried, statement_limit_s, until
+from zcompute.db.store import CLIENT_READERS_MAX, READERS_MAX
 from zcompute.db.tables import Row, RowForm
 from zcompute.db.url import MariaDbTarget
 
@@ -24,13 +25,18 @@ STATEMENTS_CACHED_MAX = 256
 
 
 class PortableSession:
-    """A Session on one SQLAlchemy connection. ``row_locks``: the database locks rows when asked to."""
+    """A Session on one SQLAlchemy connection. ``row_locks``: the database locks rows when asked to. With ``ends_at_s``
+    MariaDB itself ends what it reads by then."""
 
-    def __init__(self, connection: sa.Connection, *, row_locks: bool) -> None:
+    def __init__(self, connection: sa.Connection, *, row_locks: bool, ends_at_s: float | None = None) -> None:
         self._connection = connection
+        self._ends_at_s = ends_at_s
         self._row_locks = row_locks
 
     def select(self, sql: str, **values: Any) -> list[Row]:
+        if self._ends_at_s is not None:
+            # In whole seconds: each text is a statement of its own to SQLAlchemy, and kept.
+            sql = f"SET STATEMENT max_statement_time={math.ceil(statement_limit_s(self._ends_at_s))} FOR {sql}"
         with translated():
             return [tuple(row) for row in self._connection.execute(_statement(sql, values), values)]
 
@@ -86,6 +92,7 @@ class MariaDbSessions:
         self._target = target
         self.engine = mariadb_engine(target)
         self._readers: Pool[PortableConnection] = Pool(self.connect, readers_max)
+        self._client_readers: Pool[PortableConnection] = Pool(self.connect, CLIENT_READERS_MAX)
         self._writers: Pool[PortableConnection] = Pool(self.connect, WRITERS_MAX)
 
     def connect(self) -> PortableConnection:
@@ -93,6 +100,10 @@ class MariaDbSessions:
 
     def read(self, work: Callable[[Session], R]) -> R:
         return _read(self._readers, work)
+
+    def read_until(self, ends_at_s: float, work: Callable[[Session], R]) -> R:
+        with until(ends_at_s):
+            return _read(self._client_readers, work, ends_at_s)
 
     def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
         return retried(lambda: _write(self._writers, work), on_lock_wait)
@@ -105,23 +116,24 @@ class MariaDbSessions:
 
     def close(self) -> None:
         self._readers.close()
+        self._client_readers.close()
         self._writers.close()
 
 
-def _transaction(connection: PortableConnection, work: Callable[[Session], R]) -> R:
-    return transact(connection, lambda sql: run_work(work, PortableSession(sql, row_locks=True)))
+def _transaction(connection: PortableConnection, work: Callable[[Session], R], ends_at_s: float | None = None) -> R:
+    return transact(connection, lambda sql: run_work(work, PortableSession(sql, row_locks=True, ends_at_s=ends_at_s)))
 
 
-def _read(pool: Pool[PortableConnection], work: Callable[[Session], R]) -> R:
+def _read(pool: Pool[PortableConnection], work: Callable[[Session], R], ends_at_s: float | None = None) -> R:
     with pool.borrow() as (connection, used):
         try:
-            return _transaction(connection, work)
+            return _transaction(connection, work, ends_at_s)
         except ConnectionLost:
             if not used:
                 raise
     # It had idled, and the server or the network dropped it: that says nothing about a new one.
     with pool.borrow(fresh=True) as (connection, _):
-        return _transaction(connection, work)
+        return _transaction(connection, work, ends_at_s)
 
 
 def _write(pool: Pool[PortableConnection], work: Callable[[Session], R]) -> R:

@@ -10,7 +10,7 @@ from zcompute.db.errors import StoreError
 from zcompute.db.portable.session import PortableSession, run_work
 from zcompute.db.portable.sqlite_thread import SqliteThread
 from zcompute.db.schema import TABLES
-from zcompute.db.session import Session, retried
+from zcompute.db.session import Session, retried, until
 
 R = TypeVar("R")
 
@@ -25,6 +25,10 @@ class SqliteSessions:
 
     def read(self, work: Callable[[Session], R]) -> R:
         return self._thread.read(lambda sql: run_work(work, PortableSession(sql, row_locks=False)))
+
+    def read_until(self, ends_at_s: float, work: Callable[[Session], R]) -> R:
+        with until(ends_at_s):
+            return self._thread.read(lambda sql: run_work(work, PortableSession(sql, row_locks=False)), ends_at_s)
 
     def write(self, work: Callable[[Session], R], *, on_lock_wait: Callable[[], None] | None = None) -> R:
         def once() -> R:

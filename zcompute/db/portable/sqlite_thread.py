@@ -26,6 +26,7 @@ from zcompute.db.url import SqliteTarget
 R = TypeVar("R")
 
 JOBS_MAX = 1000
+STEPS_BETWEEN_LOOKS = 10_000  # of SQLite's machine, at the time, while it reads for somebody with a deadline
 WRITE_LOCK_DEADLINE_S = 2.0
 _LOCK_POLL_S = 0.0005
 _LOCK_POLL_MAX_S = 0.005
@@ -78,9 +79,9 @@ class SqliteThread:
         self._started = False
         self._closed = False
 
-    def read(self, work: Callable[[sa.Connection], R]) -> R:
-        """One read transaction, waited for by a greenlet."""
-        result: R = self._wait(lambda: transact(self._open(writes=False), work))
+    def read(self, work: Callable[[sa.Connection], R], ends_at_s: float | None = None) -> R:
+        """One read transaction, waited for by a greenlet; with ``ends_at_s`` not begun after it, and ended by it."""
+        result: R = self._wait(lambda: self._read(work, ends_at_s))
         return result
 
     def write(self, work: Callable[[sa.Connection], R]) -> R:
@@ -161,6 +162,19 @@ class SqliteThread:
             self._connection = PortableConnection(self._engine)
         self._connection.sql.execution_options(zcompute_writes=writes)
         return self._connection
+
+    def _read(self, work: Callable[[sa.Connection], R], ends_at_s: float | None) -> R:
+        connection = self._open(writes=False)
+        if ends_at_s is None:
+            return transact(connection, work)
+        if time.monotonic() >= ends_at_s:
+            raise DatabaseBusy("the caller's deadline has passed: the read was not begun")
+        raw: Any = connection.sql.connection.driver_connection
+        raw.set_progress_handler(lambda: time.monotonic() >= ends_at_s, STEPS_BETWEEN_LOOKS)
+        try:
+            return transact(connection, work)
+        finally:
+            raw.set_progress_handler(None, 0)
 
     def _write(self, work: Callable[[sa.Connection], R]) -> R:
         with self._write_lock():

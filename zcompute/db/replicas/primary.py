@@ -85,7 +85,7 @@ class PrimaryPositions:
 
     # -- the connection's greenlet: one question after the other ---------------------------------------------------
 
-    def _ask(self, _: list[None]) -> Mapping[None, Answered]:
+    def _ask(self, _: list[None], __: float) -> Mapping[None, Answered]:
         try:
             connection = self._connected()
             at_s = time.monotonic()

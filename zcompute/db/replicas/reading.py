@@ -77,8 +77,9 @@ class Reading:
         Raises ConnectionLost, DatabaseBusy, StatementFailed; StoreError of any kind means: not answered.
         """
         return self._read(
-            need, ends_at_s, lambda replica, left_s: _timed(left_s, lambda: replica.read(work)),
-            lambda left_s: work(self._store),
+            need, ends_at_s,
+            lambda replica, left_s: _timed(left_s, lambda: replica.read(work, time.monotonic() + left_s)),
+            lambda _: self._store.read_until(ends_at_s, work),
         )  # fmt: skip
 
     def get(self, need: Need, ends_at_s: float, joined: Joined[K, A], key: K) -> A | None:
@@ -94,6 +95,8 @@ class Reading:
 
     def _read(self, need: Need, ends_at_s: float, attempt: Attempt[R], at_primary: Callable[[float], R]) -> R:
         self.by_kind[need.kind] += 1
+        if time.monotonic() >= ends_at_s:
+            raise DatabaseBusy("the caller's deadline has passed: the read was not begun")
         try:
             found = self._try_replicas(need, ends_at_s, attempt)
             if found is not None:
@@ -183,7 +186,9 @@ class Reading:
         gathering: Gathering[K, A] | None = self._at_primary.get(joined.name)
         if gathering is None:
             gathering = self._at_primary[joined.name] = Gathering(
-                lambda keys: joined.ask(self._store, keys), keys_max=KEYS_MAX, flights_max=PRIMARY_FLIGHTS_MAX
+                lambda keys, ends_at_s: self._store.read_until(ends_at_s, lambda view: joined.ask(view, keys)),
+                keys_max=KEYS_MAX,
+                flights_max=PRIMARY_FLIGHTS_MAX,
             )
         return gathering.get(key, left_s)
 

@@ -117,18 +117,21 @@ class Replica:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
 
-    def read(self, work: Callable[[View], R]) -> R:
-        """Run ``work`` on one of its connections. Raises ConnectionLost, DatabaseBusy, StatementFailed."""
+    def read(self, work: Callable[[View], R], ends_at_s: float) -> R:
+        """Run ``work`` on one of its connections; the server ends what it reads by then.
+
+        Raises ConnectionLost, DatabaseBusy, StatementFailed.
+        """
         self._in_flight += 1
         try:
             with self._pool.borrow() as (connection, used):
                 try:
-                    return self._run(connection, work)
+                    return self._run(connection, work, ends_at_s)
                 except ConnectionLost:
                     if not used or not self.takes_reads:
                         raise
             with self._pool.borrow(fresh=True) as (connection, _):
-                return self._run(connection, work)
+                return self._run(connection, work, ends_at_s)
         finally:
             self._in_flight -= 1
 
@@ -138,7 +141,7 @@ class Replica:
         gathering: Gathering[K, A] | None = self._gatherings.get(joined.name)
         if gathering is None:
             gathering = self._gatherings[joined.name] = Gathering(
-                lambda keys: self._ask(joined, keys), keys_max=KEYS_MAX
+                lambda keys, ends_at_s: self._ask(joined, keys, ends_at_s), keys_max=KEYS_MAX
             )
         self._in_flight += 1
         try:
@@ -152,24 +155,24 @@ class Replica:
         if self.standing.takes_reads:
             self._lost(reason)
 
-    def _run(self, connection: Connection, work: Callable[[View], R]) -> R:
+    def _run(self, connection: Connection, work: Callable[[View], R], ends_at_s: float) -> R:
         self._in_use.add(connection)
         try:
-            return work(SessionView(NativeSession(connection)))
+            return work(SessionView(NativeSession(connection, ends_at_s)))
         finally:
             self._in_use.discard(connection)
 
-    def _ask(self, joined: Joined[K, A], keys: list[K]) -> Mapping[K, A]:
+    def _ask(self, joined: Joined[K, A], keys: list[K], ends_at_s: float) -> Mapping[K, A]:
         """One at a time for each name, each on a connection of its own, so that a greenlet ended in the middle of a
         question has no other's connection."""
         connection = self._keyed.get(joined.name)
         if connection is not None and connection.is_open:
             try:
-                return joined.ask(SessionView(NativeSession(connection)), keys)
+                return joined.ask(SessionView(NativeSession(connection, ends_at_s)), keys)
             except ConnectionLost:
                 log.debug("connection had been dropped replica=%s", self.name)
         connection = self._keyed[joined.name] = self._connect()
-        return joined.ask(SessionView(NativeSession(connection)), keys)
+        return joined.ask(SessionView(NativeSession(connection, ends_at_s)), keys)
 
     def _connect(self) -> Connection:
         return Connection(self._target, timeout_s=READ_S_MAX, connect_timeout_s=CONNECT_S_MAX)

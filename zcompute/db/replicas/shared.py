@@ -1,5 +1,6 @@
 """One answer for many: who comes while a question is under way shares the next one. No timer, no idle latency."""
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
@@ -17,11 +18,12 @@ WAITERS_MAX = 10_000
 class _Round(Generic[K, A]):
     """Those who share one question, and what each of them asks for."""
 
-    __slots__ = ("answer", "keys", "waiters")
+    __slots__ = ("answer", "ends_at_s", "keys", "waiters")
 
     def __init__(self) -> None:
         self.keys: dict[K, None] = {}
         self.waiters = 0
+        self.ends_at_s = 0.0  # of time.monotonic(): when the last of them goes
         self.answer: AsyncResult = AsyncResult()
 
 
@@ -29,11 +31,12 @@ class Gathering(Generic[K, A]):
     """Joins keys into questions of at most ``keys_max``, ``flights_max`` of them at once.
 
     A question is sent after all who share it have come, so its answer is as new as each of them may ask for. ``ask``
-    returns the answers by key; a key without one has None.
+    returns the answers by key; a key without one has None. It is told when the last who waits goes: nobody needs an
+    answer after that.
     """
 
     def __init__(
-        self, ask: Callable[[list[K]], Mapping[K, A]], *, keys_max: int, flights_max: int = 1,
+        self, ask: Callable[[list[K], float], Mapping[K, A]], *, keys_max: int, flights_max: int = 1,
         waiters_max: int = WAITERS_MAX,
     ) -> None:  # fmt: skip
         self._ask = ask
@@ -56,7 +59,7 @@ class Gathering(Generic[K, A]):
         what ``ask`` raises."""
         if self._waiting >= self._waiters_max:
             raise DatabaseBusy(f"{self._waiters_max} reads wait for the database already")
-        mine = self._join(key)
+        mine = self._join(key, time.monotonic() + timeout_s)
         self._waiting += 1
         try:
             answers: Mapping[K, A] = mine.answer.get(timeout=timeout_s)
@@ -73,13 +76,14 @@ class Gathering(Generic[K, A]):
             each.answer.set_exception(error)
         gevent.killall(list(flying), block=False)
 
-    def _join(self, key: K) -> _Round[K, A]:
+    def _join(self, key: K, ends_at_s: float) -> _Round[K, A]:
         rounds = self._rounds
         if not rounds or (len(rounds[-1].keys) >= self._keys_max and key not in rounds[-1].keys):
             rounds.append(_Round())
         mine = rounds[-1]
         mine.keys[key] = None
         mine.waiters += 1
+        mine.ends_at_s = max(mine.ends_at_s, ends_at_s)
         self.shared += 1
         if len(self._flying) < self._flights_max:
             flight = gevent.spawn(self._fly)
@@ -96,7 +100,7 @@ class Gathering(Generic[K, A]):
                     continue
                 self.asked += 1
                 try:
-                    current.answer.set(self._ask(list(current.keys)))
+                    current.answer.set(self._ask(list(current.keys), current.ends_at_s))
                 except BaseException as error:
                     current.answer.set_exception(error)  # it belongs to those who asked
                     if not isinstance(error, Exception):

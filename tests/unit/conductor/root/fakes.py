@@ -164,6 +164,9 @@ class FakeStore:
     def fetch(self, table, keys):
         return {key: row for key in keys if (row := self.ledger.get(table, *key)) is not None}
 
+    def read_until(self, ends_at_s, work):
+        return work(self)
+
     def list_build_requests(self, query):
         raise NotImplementedError
 

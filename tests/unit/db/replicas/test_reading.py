@@ -47,7 +47,7 @@ class Played:
             raise self.fails
         return joined.ask(self, [key]).get(key)  # type: ignore[arg-type]  # a view with a name
 
-    def read(self, work: Any) -> Any:
+    def read(self, work: Any, ends_at_s: float) -> Any:
         if self.fails is not None:
             raise self.fails
         return work(self)
@@ -74,6 +74,7 @@ class Positions:
 
 def reading(*replicas: Played, positions: Positions | None = None) -> Reading:
     store: Any = SimpleNamespace(name="primary")
+    store.read_until = lambda ends_at_s, work: work(store)
     played: Any = positions or Positions()
     made: Any = replicas
     return Reading(store, played, made)

@@ -16,7 +16,7 @@ class Asked:
         self.go = Event()
         self.error: Exception | None = None
 
-    def ask(self, keys: list[int]) -> dict[int, int]:
+    def ask(self, keys: list[int], ends_at_s: float) -> dict[int, int]:
         self.questions.append(keys)
         self.go.wait(5)
         if self.error is not None:
