@@ -29,11 +29,15 @@ TOKEN_CHARS = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """An order as it went: answers a second, CPU ms a request by kind of process, latencies."""
+    """An order as it went: answers a second, CPU ms a request by kind of process, latencies.
+
+    ``interval_ms``: of the time over which the CPU was counted, the part of one request.
+    """
 
     per_second: float
     cpu_ms: dict[str, float]
     outcome: Outcome
+    interval_ms: float = 0.0
 
     @property
     def served_ms(self) -> float:
@@ -71,7 +75,7 @@ class Scene:
         """Carry it out. Raises SystemExit when an answer was not right."""
         self._client.ask(msgspec.json.encode(order).decode())
         # What is spent before the measured seconds begin is part of the warm-up's answers, and is told apart by share.
-        before = self._cpu_s()
+        before, began_s = self._cpu_s(), time.monotonic()
         outcome = msgspec.json.decode(self._client.read(CLIENT_S_MAX), type=Outcome)
         if outcome.wrong or not outcome.answers:
             raise SystemExit(f"{order.targets[0]}: {outcome.wrong or 'no answer'}")
@@ -79,13 +83,16 @@ class Scene:
         share = 1000 / max(1, outcome.all_answers)
         cpu_ms = {kind: seconds * share for kind, seconds in spent.items()}
         cpu_ms["client"] = outcome.cpu_s * 1000 / outcome.answers
-        return Measured(outcome.answers / outcome.seconds, cpu_ms, outcome)
+        return Measured(
+            outcome.answers / outcome.seconds, cpu_ms, outcome, interval_ms=(time.monotonic() - began_s) * share
+        )
 
-    def idle_ms(self, seconds: float) -> float:
-        """CPU ms a second of all but the load generator while nobody asks: beats, watches, looks at replicas."""
-        before = sum(self._cpu_s().values())
+    def idle_ms(self, seconds: float) -> dict[str, float]:
+        """CPU ms a second by kind of process while nobody asks: beats, watches, looks at replicas."""
+        before, began_s = self._cpu_s(), time.monotonic()
         time.sleep(seconds)
-        return (sum(self._cpu_s().values()) - before) * 1000 / seconds
+        share = 1000 / (time.monotonic() - began_s)
+        return {kind: (after - before[kind]) * share for kind, after in self._cpu_s().items()}
 
     def _cpu_s(self) -> dict[str, float]:
         found = {"api": 0.0, "conductors": 0.0, "primary": 0.0, "replicas": 0.0, "root": 0.0}
