@@ -29,6 +29,12 @@ _FIRST_FIELD_AT_MAX = 24
 
 BRIEF_COLUMNS = ("uuid", "name", "mapping_generation")
 
+# By the columns of an order: the index over all projects, and the one of a project's servers.
+_INDEXES = {
+    ("created_at_us", "uuid"): ("ix_instances_created", "ix_instances_project"),
+    ("name", "uuid"): ("ix_instances_name", "ix_instances_project_name"),
+}
+
 P = TypeVar("P")
 
 _BUILD_STATES = {VM_BUILDING: BUILD_PENDING, VM_ERROR: BUILD_ERROR}
@@ -58,7 +64,26 @@ def _page(session: Session, form: RowForm[P], query: InstanceQuery) -> list[P]:
     order = order_of(query)
     if query.after is not None:
         where.add(_after(where, order, query.after))
-    return session.objects(form, where.select(form, _order_by(order), _rows(query)), **where.values)
+    sql = where.select(form, _order_by(order), _rows(query), index=_index(query, order))
+    return session.objects(form, sql, **where.values)
+
+
+def _index(query: InstanceQuery, order: Order) -> str:
+    """The index that a list without filters follows; "" where the database is to choose.
+
+    Left alone MariaDB 10.11 reads and sorts all of a table for a page of a twentieth of it, five times as dear. With
+    filters it may be right: an index is of no use where few of the rows that it leads to are wanted.
+    """
+    directions = {descending for _, descending in order.columns}
+    indexes = _INDEXES.get(tuple([column for column, _ in order.columns]))
+    if indexes is None or len(directions) > 1:
+        return ""
+    plain = InstanceQuery(
+        project_id=query.project_id, limit=query.limit, sort=query.sort, after=query.after, deleted=query.deleted
+    )
+    if query.deleted or query != plain:
+        return ""
+    return indexes[query.project_id is not None]
 
 
 def count_instances(session: Session, query: InstanceQuery, without: Sequence[str]) -> int:

@@ -32,9 +32,10 @@ class Where:
         else:
             self.add(f"{column} = :{self.name(value)}")
 
-    def select(self, table: RowForm[Any], order: str = "", limit: int | None = None) -> str:
-        """A SELECT of all columns of the form."""
-        parts = ["SELECT", ", ".join(table.columns), "FROM", table.name, *self._where()]
+    def select(self, table: RowForm[Any], order: str = "", limit: int | None = None, *, index: str = "") -> str:
+        """A SELECT of all columns of the form. ``index``: the one to follow, for MariaDB; to others it is a comment."""
+        hint = [f"/*! FORCE INDEX ({index}) */"] if index else []
+        parts = ["SELECT", ", ".join(table.columns), "FROM", table.name, *hint, *self._where()]
         if order:
             parts += ["ORDER BY", order]
         if limit is not None:

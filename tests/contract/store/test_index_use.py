@@ -86,6 +86,9 @@ def test_reads_by_key_use_the_primary_key(explain: Explain) -> None:
             "ix_instances_project",
         ),
         (InstanceQuery(project_id=None, limit=100), "ix_instances_created"),
+        (InstanceQuery(project_id=None, limit=1000), "ix_instances_created"),
+        (InstanceQuery(project_id=None, limit=1000, sort=[BY_NAME]), "ix_instances_name"),
+        (InstanceQuery(project_id="p1", limit=1000, sort=[BY_NAME]), "ix_instances_project_name"),
         (
             InstanceQuery(project_id="p1", limit=100, sort=[SortBy(key="created_at", descending=False)]),
             "ix_instances_project",
