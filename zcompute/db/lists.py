@@ -30,7 +30,7 @@ _FIRST_FIELD_AT_MAX = 24
 BRIEF_COLUMNS = ("uuid", "name", "mapping_generation")
 
 # By the columns of an order: the index over all projects, and the one of a project's servers.
-_INDEXES = {
+_INDEXES: dict[tuple[str, ...], tuple[str, str]] = {
     ("created_at_us", "uuid"): ("ix_instances_created", "ix_instances_project"),
     ("name", "uuid"): ("ix_instances_name", "ix_instances_project_name"),
 }

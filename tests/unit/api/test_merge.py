@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.api.servers import build_request, instance
-from zcompute.api.merge import Merge, share_of
+from zcompute.api.merge import Ask, Merge, share_of
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.instance import Fault, Instance
 from zcompute.objects.messages.instances import InstanceQuery, SortBy
@@ -170,7 +170,7 @@ def test_nothing_behind_the_last_build_request_of_a_cut_reply_is_shown(limit: in
 
 
 def test_shares_are_never_more_than_the_page() -> None:
-    assert [share_of(1000, 1), share_of(1, 10), share_of(20, 2), share_of(1000, 10)] == [1000, 1, 18, 125]
+    assert [share_of(1000, 1), share_of(1, 10), share_of(20, 2), share_of(1000, 10)] == [1000, 1, 16, 124]
 
 
 ROWS = st.lists(
@@ -210,6 +210,32 @@ def test_walking_page_by_page_sees_each_server_once_and_in_order(rows, sort, lim
             break
         after = order.values(page[-1])
     assert seen == expected
+
+
+COPIES = st.lists(
+    st.tuples(st.integers(0, 7), st.integers(0, 2), st.integers(1, 3)), max_size=30, unique_by=lambda row: row[:2]
+)
+
+
+@given(copies=COPIES, limit=st.integers(1, 10), share=st.integers(1, 3))
+def test_a_server_that_is_in_several_cells_is_shown_once_as_its_latest_generation_has_it(copies, limit, share) -> None:
+    cells: list[list[Instance]] = [[], [], []]
+    newest_generation: dict[str, int] = {}
+    for number, cell, generation in copies:
+        uuid = f"{number}"
+        cells[cell].append(instance(uuid, created_at_us=number // 2, mapping_generation=generation))
+        newest_generation[uuid] = max(newest_generation.get(uuid, 0), generation)
+    query = InstanceQuery(project_id=None, limit=limit)
+    merge = Merge(order_of(query), limit, [f"c{at}" for at in range(3)])
+    while asks := merge.asks():
+        for cell, ask in asks.items():  # few rows at a time, so that one server comes in different rounds
+            wanted = InstanceQuery(project_id=None, limit=min(share, ask.rows), after=ask.after)
+            found = page_of(wanted, cells[int(cell[1:])])
+            merge.add(cell, found, Ask(wanted.limit, ask.after))
+    assert [(row.uuid, row.mapping_generation) for row in merge.page] == [
+        (uuid, newest_generation[uuid])
+        for uuid in sorted(newest_generation, key=lambda uuid: (int(uuid) // 2, uuid), reverse=True)
+    ][:limit]
 
 
 def newest_of(order, rows: list[Instance], pending: list[BuildRequest]) -> list[str]:
