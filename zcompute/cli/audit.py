@@ -27,7 +27,7 @@ ROWS_SHOWN_MAX = 200
 def audit_region(region: "Region", settle_s: float = SETTLE_S, interval_s: float = INTERVAL_S) -> AuditReport:
     """Audit a running region. Raises AuditNotMade."""
     try:
-        urls = {cell: region.database_url(cell) for cell in region.cells}
+        urls = {cell: region.primary_url(cell) for cell in region.cells}
         reader = RegionReader.open(urls, region.hosts, region.paths.hosts, region.client)
         try:
             return settle(reader.take, time.monotonic, time.sleep, settle_s, interval_s)

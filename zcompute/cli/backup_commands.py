@@ -7,16 +7,16 @@ import click
 
 from zcompute.cli.exits import CommandError, UsageRefused
 from zcompute.config import ConfigError, load
-from zcompute.db.errors import StoreError
+from zcompute.db.errors import InvalidUrl, StoreError
+from zcompute.db.failover.finding import primary_url
 from zcompute.db.schema import KIND_CELL, KIND_ROOT
-from zcompute.db.url import configured_url
 from zcompute.objects.cell import ROOT_CELL
 
 _config_option = click.option("--config", "config_path", required=True, metavar="FILE", help="A conductor's file.")
 
 
 def place_of(config_path: str) -> tuple[str, str, str]:
-    """The database's URL, its kind and its cell. Raises UsageRefused."""
+    """The URL of the cell's primary, its kind and its cell. Raises CommandError's tree."""
     try:
         config = load(config_path)
     except ConfigError as error:
@@ -24,7 +24,12 @@ def place_of(config_path: str) -> tuple[str, str, str]:
     if config.database is None:
         raise UsageRefused(f"{config_path}: expected a section [database] with a url, as conductors have")
     cell = config.service.cell
-    return configured_url(config.database), KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell
+    try:
+        return primary_url(config.database, cell), KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell
+    except InvalidUrl as error:
+        raise UsageRefused(str(error)) from error
+    except StoreError as error:
+        raise CommandError(str(error)) from error
 
 
 @click.command()

@@ -18,16 +18,16 @@ from zcompute.cli.promote_command import promote
 from zcompute.cli.upkeep_commands import archive, migrate_data, purge
 from zcompute.config import Config, ConfigError, load
 from zcompute.db import migrate, seed
-from zcompute.db.errors import StoreError
+from zcompute.db.errors import InvalidUrl, StoreError
+from zcompute.db.failover.finding import primary_url
 from zcompute.db.schema import KIND_CELL, KIND_ROOT
-from zcompute.db.url import configured_url
 from zcompute.objects.cell import ROOT_CELL
 
 _config_option = click.option("--config", "config_path", required=True, metavar="FILE", help="A conductor's file.")
 
 
 def _read(path: str) -> tuple[Config, str, str]:
-    """The configuration, the database's URL and its kind."""
+    """The configuration, the URL of the cell's primary and its kind. Raises CommandError's tree."""
     try:
         config = load(path)
     except ConfigError as error:
@@ -35,7 +35,12 @@ def _read(path: str) -> tuple[Config, str, str]:
     if config.database is None:
         raise UsageRefused(f"{path}: expected a section [database] with a url, as conductors have")
     kind = KIND_ROOT if config.service.cell == ROOT_CELL else KIND_CELL
-    return config, configured_url(config.database), kind
+    try:
+        return config, primary_url(config.database, config.service.cell), kind
+    except InvalidUrl as error:
+        raise UsageRefused(str(error)) from error
+    except StoreError as error:
+        raise CommandError(str(error)) from error
 
 
 def _upgrade(config_path: str, *, offline: bool = False) -> tuple[str, str]:

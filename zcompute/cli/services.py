@@ -171,14 +171,15 @@ def _check_schema(config: Config) -> None:
         return
     from zcompute.db import migrate
     from zcompute.db.errors import SchemaMismatch, StoreError
+    from zcompute.db.failover.finding import primary_url
     from zcompute.db.schema import KIND_CELL, KIND_ROOT
-    from zcompute.db.url import configured_url
     from zcompute.objects.cell import ROOT_CELL
 
     cell = config.service.cell
     try:
         with gevent.Timeout(SCHEMA_CHECK_S, False):  # one that hangs is waited for by the service too
-            migrate.check(configured_url(config.database), KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell)
+            url = primary_url(config.database, cell)
+            migrate.check(url, KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell)
     except SchemaMismatch as error:
         raise CommandError(f"{config.service.id}: {error}") from error
     except StoreError as error:

@@ -18,7 +18,7 @@ from zcompute.db.failover.choice import Choice, Sighting, choose_primary
 from zcompute.db.failover.looking import Servers
 from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
-from zcompute.db.url import configured_url, refuse, replica_urls
+from zcompute.db.url import refuse, urls_of
 from zcompute.log import REPEATED
 from zcompute.objects.conductor_stat import ConductorDatabaseStat
 
@@ -178,8 +178,3 @@ class CellDatabase:
         urls = [self._urls[place] for place in others]
         reread = None if self._reread is None else now
         return open_reading(self.store, self._urls[at], urls, self._config.replica_lag_ms_max, reread)
-
-
-def urls_of(config: DatabaseConfig) -> list[str]:
-    """Every server of the cell's database. Raises InvalidUrl."""
-    return [configured_url(config), *replica_urls(config)]

@@ -86,6 +86,10 @@ class PrivateServerFailed(StoreError):
     """The embedded database server cannot be found, initialised or started."""
 
 
+class PrimaryNotFound(StoreError):
+    """Of a cell's servers none is its primary now, or more than one could be."""
+
+
 class PromotionRefused(StoreError):
     """No server can become the primary safely; ``reasons`` says why, a sentence each."""
 

@@ -115,6 +115,11 @@ def replica_urls(database: DatabaseConfig) -> list[str]:
     return [configured_url(replace(database, url=replica.url)) for replica in database.replicas]
 
 
+def urls_of(database: DatabaseConfig) -> list[str]:
+    """Every server of the cell's database, ``[database] url`` first. Raises InvalidUrl."""
+    return [configured_url(database), *replica_urls(database)]
+
+
 def configured_url(database: DatabaseConfig) -> str:
     """The URL with what the configuration says beside it."""
     names = ["password_file"]

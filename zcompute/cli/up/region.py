@@ -36,6 +36,8 @@ from zcompute.cli.up.layout import (
     services_of,
 )
 from zcompute.cli.up.process import ServiceProcess, cpu_ms, last_line
+from zcompute.config import load
+from zcompute.db.failover.finding import primary_url
 from zcompute.db.private import PrivateMariaDB
 from zcompute.db.private_replicas import PrivateReplicas
 
@@ -134,6 +136,17 @@ class Region:
         plan = next(plan for plan in self.plans.values() if plan.kind == CONDUCTOR and plan.cell == cell)
         document = tomllib.loads(self.paths.config(plan.id).read_text(encoding="utf-8"))
         return str(document["database"]["url"])
+
+    def primary_url(self, cell: str) -> str:
+        """The URL of the cell's primary, which may be another than the configuration's first after a promotion.
+
+        Raises PrimaryNotFound.
+        """
+        plan = next(plan for plan in self.plans.values() if plan.kind == CONDUCTOR and plan.cell == cell)
+        database = load(self.paths.config(plan.id)).database
+        if database is None:
+            raise CommandError(f"{plan.id}: expected a section [database] in its configuration")
+        return primary_url(database, cell)
 
     def database_server(self, cell: str) -> PrivateMariaDB:
         """The cell's primary, while the region runs. Raises KeyError for SQLite."""

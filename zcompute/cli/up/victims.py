@@ -47,7 +47,7 @@ def kill_when_busy(region: Region, booter: Booter, said: Callable[[str], None]) 
 
     From 65 % on a victim is taken even if no work of its own can be seen at this moment, so that all are dead by 70 %.
     """
-    stores = {cell: open_store(region.database_url(cell)) for cell in region.cells}
+    stores = {cell: open_store(region.primary_url(cell)) for cell in region.cells}
     hunts = Group()
     try:
         while booter.share_done < SHARE_FIRST:

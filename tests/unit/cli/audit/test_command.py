@@ -71,7 +71,7 @@ def test_a_region_that_is_down_cannot_be_audited(tmp_path):
         cells=("root", "c1"),
         hosts=(),
         paths=SimpleNamespace(hosts=tmp_path),
-        database_url=lambda cell: f"mysql://u:p@127.0.0.1:1/{cell}",
+        primary_url=lambda cell: f"mysql://u:p@127.0.0.1:1/{cell}",
         client=lambda: (_ for _ in ()).throw(ConnectionRefusedError("down")),
     )
     with pytest.raises(AuditNotMade, match="could not be made"):
