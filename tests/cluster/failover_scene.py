@@ -207,7 +207,7 @@ class Scene:
         """kill -9, and its start on the same data; semi-synchronous from its first moment, as its file has it."""
         server = self.servers[P]
         server.kill()
-        server._options = (*server._options, *PRIMARY_OPTIONS)
+        server.options = (*server.options, *PRIMARY_OPTIONS)
         server.start()
 
     def cut(self) -> None:

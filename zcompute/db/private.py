@@ -60,7 +60,7 @@ class PrivateMariaDB:
     ``port`` 0: no tcp port, the unix socket only. ``durable`` flushes the log at every commit. ``template``: a cleanly
     stopped data directory to copy instead of initialising one (0.1 s instead of 1 s); it must have been made by this
     class. The user's password is generated at the first start and kept beside the data directory, readable by its
-    owner only.
+    owner only. ``options`` may be changed: they count from the next start.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PrivateMariaDB:
         self._durable = durable
         self._template = None if template is None else Path(template).absolute()
         self._buffer_pool_mb = buffer_pool_mb
-        self._options = options
+        self.options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir: str | None = None
 
@@ -296,7 +296,7 @@ class PrivateMariaDB:
             f"--log-error={self.log_path}",
             f"--init-file={self._init_path}",
             *(_DURABLE if self._durable else _FAST),
-            *self._options,
+            *self.options,
         ]
         parent = os.getpid()
         try:

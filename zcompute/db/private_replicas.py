@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from zcompute.db.durability import ACKER_OPTIONS, PRIMARY_OPTIONS
 from zcompute.db.errors import PrivateServerFailed
 from zcompute.db.private import PrivateMariaDB
 
@@ -48,8 +49,9 @@ class ReplicaState:
 class PrivateReplicas:
     """One primary and replicas. ``ports``: of the primary first, then of each replica; all on loopback.
 
-    ``options`` go to every server (semi-synchronous replication, say). A directory that is there already is used
-    again: the servers begin where they were, the first of them as the primary.
+    ``options`` go to every server. ``semi_synchronous``: the primary waits for a replica, any of them, at each commit
+    (zcompute.db.durability). A directory that is there already is used again: the servers begin where they were, the
+    first of them as the primary.
     """
 
     def __init__(
@@ -61,11 +63,16 @@ class PrivateReplicas:
         template: str | Path | None = None,
         buffer_pool_mb: int = 64,
         options: tuple[str, ...] = (),
+        semi_synchronous: bool = False,
     ) -> None:
         if not 1 <= len(ports) <= REPLICAS_MAX + 1:
             raise ValueError(f"expected 1 to {REPLICAS_MAX + 1} ports, found {len(ports)}")
         self._directory = Path(directory)
         self._template = None if template is None else Path(template)
+        self._durable = durable
+        self._options = options
+        self._semi_synchronous = semi_synchronous
+        self._server_ids = list(range(1, len(ports) + 1))
         self.servers = [
             PrivateMariaDB(
                 self._directory / f"server-{number}",
@@ -73,11 +80,18 @@ class PrivateReplicas:
                 durable=durable,
                 template=self._directory / "empty",
                 buffer_pool_mb=buffer_pool_mb,
-                options=(*replication_options(number, read_only=number > 1, durable=durable), *options),
             )
             for number, port in enumerate(ports, 1)
         ]
         self.primary = self.servers[0]
+        self._give_options()
+
+    def _give_options(self) -> None:
+        for server_id, server in zip(self._server_ids, self.servers, strict=True):
+            primary = server is self.primary
+            semi = (*ACKER_OPTIONS, *(PRIMARY_OPTIONS if primary else ())) if self._semi_synchronous else ()
+            options = replication_options(server_id, read_only=not primary, durable=self._durable)
+            server.options = (*options, *semi, *self._options)
 
     @property
     def replicas(self) -> list[PrivateMariaDB]:
@@ -112,6 +126,26 @@ class PrivateReplicas:
             "master_heartbeat_period=1",
             "START SLAVE",
         )
+
+    def promoted(self, port: int) -> None:
+        """The server at this port has become the primary: so it starts from now on. Raises PrivateServerFailed."""
+        found = [server for server in self.servers if server.port == port]
+        if not found:
+            raise PrivateServerFailed(f"expected the port of one of {len(self.servers)} servers, found {port}")
+        self.primary = found[0]
+        self._give_options()
+
+    def rebuild(self, server: PrivateMariaDB) -> None:
+        """Make a replica of a server whose data nobody needs, under an id of its own: a replica passes over what a
+        server of its id has written. Raises PrivateServerFailed."""
+        if server is self.primary:
+            raise PrivateServerFailed(f"expected a replica to rebuild, found the primary at port {server.port}")
+        server.stop()
+        shutil.rmtree(server.datadir, ignore_errors=True)
+        self._server_ids[self.servers.index(server)] = max(self._server_ids) + 1
+        self._give_options()
+        server.start()
+        self.follow(server)
 
     def state(self, replica: PrivateMariaDB) -> ReplicaState:
         """How a replica fares. Raises PrivateServerFailed for one that follows nobody."""

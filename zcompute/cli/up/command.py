@@ -18,6 +18,7 @@ from zcompute.cli.up.boots import Boot, Booter, BootRun
 from zcompute.cli.up.databases import AUTO, MARIADB, SQLITE
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import DEFAULT_API_PORT, Region
+from zcompute.db.durability import LOCAL, MODES, REPLICATED
 from zcompute.db.errors import StoreError
 from zcompute.db.private_replicas import REPLICAS_MAX
 
@@ -213,6 +214,13 @@ def _until_stopped(up: Up, json_path: str | None, leave: bool) -> int:
     type=click.IntRange(0, REPLICAS_MAX),
     help="Replicas of each database (MariaDB); counts for a new state directory.",
 )
+@click.option(
+    "--durability",
+    default=LOCAL,
+    show_default=True,
+    type=click.Choice(MODES),
+    help="What an acknowledged change survives; replicated needs --replicas; counts for a new state directory.",
+)
 def up(
     boot: int,
     concurrency: int,
@@ -223,6 +231,7 @@ def up(
     state_dir: str,
     api_port: int,
     replicas: int,
+    durability: str,
 ) -> None:
     """Bring up an embedded region and boot servers in it.
 
@@ -230,7 +239,10 @@ def up(
     """
     if kill_conductor and not boot:
         raise click.UsageError("--kill-conductor kills in the middle of boots: it needs --boot above 0")
-    region = Region.create(state_dir, database, api_port=api_port, shape=Shape(replicas=replicas))
+    if durability == REPLICATED and not replicas:
+        raise click.UsageError("--durability replicated: a replica acknowledges, so it needs --replicas above 0")
+    shape = Shape(replicas=replicas, durability=durability)
+    region = Region.create(state_dir, database, api_port=api_port, shape=shape)
     run = Up(region, Console(), boot, concurrency, kill_conductor)
     try:
         status = _until_stopped(run, json_path, leave)

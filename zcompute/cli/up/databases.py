@@ -8,6 +8,7 @@ from zcompute.cli.exits import CommandError, ProgramMissing, UsageRefused
 from zcompute.cli.up.layout import Paths, cells_of, database_names
 from zcompute.cli.up.layout import Shape as RegionShape
 from zcompute.db import seed
+from zcompute.db.durability import REPLICATED
 from zcompute.db.errors import StoreError
 from zcompute.db.migrate import upgrade
 from zcompute.db.private import PrivateMariaDB, find_programs
@@ -95,7 +96,11 @@ class Databases:
     def _mariadb(self, cell: str) -> str:
         names = database_names(self._shape, cell)
         if names:
-            servers = PrivateReplicas(self._paths.database(cell), [self._ports[name] for name in names])
+            servers = PrivateReplicas(
+                self._paths.database(cell),
+                [self._ports[name] for name in names],
+                semi_synchronous=self._shape.durability == REPLICATED,
+            )
             self._replicated[cell] = servers
             servers.start()
             self._servers[cell] = servers.primary
@@ -112,6 +117,13 @@ class Databases:
     def replicated(self, cell: str) -> PrivateReplicas:
         """The cell's primary with its replicas. Raises KeyError where there are none."""
         return self._replicated[cell]
+
+    def promoted(self, cell: str, port: int) -> None:
+        """The server at this port has become the cell's primary. Raises PrivateServerFailed, KeyError."""
+        servers = self._replicated[cell]
+        servers.promoted(port)
+        self._servers[cell] = servers.primary
+        self.urls[cell] = servers.primary.url(DATABASE_NAME)
 
     def replica_urls(self, cell: str) -> list[str]:
         """Where the cell's replicas are; none where there are none."""

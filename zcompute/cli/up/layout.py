@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from zcompute.cli.up.keys import KeyPair
+from zcompute.db.durability import LOCAL
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.quota import UNLIMITED
 
@@ -34,6 +35,7 @@ class Shape(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     delete_ms: int = 0
     api_workers: int = 1
     replicas: int = 0  # of each cell's database, the root's too; MariaDB only
+    durability: str = LOCAL  # of each cell's; REPLICATED needs replicas
 
 
 class RegionFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -197,6 +199,7 @@ def config_document(
         document["database"] = {"url": database_url}
         if replica_urls:
             document["database"]["replicas"] = [{"url": url} for url in replica_urls]
+            document["database"]["durability"] = shape.durability
         document["conductor"] = {"allow_beside_compute": True}
         if plan.cell == ROOT_CELL:
             # Nova's default of ten servers would end every demonstration and benchmark; projects may be limited.
