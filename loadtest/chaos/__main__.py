@@ -1,6 +1,6 @@
 """Chaos of conductor loss, in the manner of etcd's robustness tests.
 
-    python -m loadtest.chaos --faults kill,stop,restart,unplug,agent,database --minutes M --seed S --json FILE
+    python -m loadtest.chaos --faults kill,stop,restart,unplug,agent,database,promote --minutes M --seed S --json FILE
 
 A whole region with two conductors a cell; agents whose machines change all the time, boots, deletes and reads through
 the API; faults one at a time; then the history that the clients wrote is checked against a model (check.py).
@@ -16,13 +16,14 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from loadtest.chaos import chart  # noqa: E402
-from loadtest.chaos.faults import KINDS  # noqa: E402
+from loadtest.chaos.faults import KINDS, REPLICATED_KINDS  # noqa: E402
 from loadtest.chaos.measure import metrics  # noqa: E402
 from loadtest.chaos.run import PER_SECOND, Plan, run  # noqa: E402
 from loadtest.report import Target, parser, publish  # noqa: E402
 
 MINUTES, MINUTES_QUICK, MINUTES_OF_KILLS = 2.0, 0.3, 10.0
 SHOWN_MAX = 20
+ALL_KINDS = (*KINDS, *REPLICATED_KINDS)
 TARGETS = (
     Target("violations", at_most=0),
     Target("stall_p50_s_kill", at_most=0.3),
@@ -36,7 +37,9 @@ TARGETS = (
 def main() -> int:
     """Run it; the exit status."""
     options = parser("chaos", "Chaos of conductor loss.")
-    options.add_argument("--faults", default="kill,stop,restart", help=f"of {','.join(KINDS)} (default %(default)s)")
+    options.add_argument(
+        "--faults", default="kill,stop,restart", help=f"of {','.join(ALL_KINDS)} (default %(default)s)"
+    )
     options.add_argument(
         "--minutes",
         type=float,
@@ -50,8 +53,8 @@ def main() -> int:
     options.add_argument("--keep", action="store_true", help="keep logs and histories without a violation too")
     given = options.parse_args()
     kinds = tuple(kind for kind in given.faults.split(",") if kind)
-    if not kinds or not set(kinds) <= set(KINDS):
-        options.error(f"--faults: expected some of {','.join(KINDS)}, found {given.faults}")
+    if not kinds or not set(kinds) <= set(ALL_KINDS):
+        options.error(f"--faults: expected some of {','.join(ALL_KINDS)}, found {given.faults}")
     seed = given.seed or random.SystemRandom().randrange(1, 2**31)
     minutes = given.minutes or (MINUTES_OF_KILLS if given.kills else MINUTES_QUICK if given.quick else MINUTES)
     print(f"seed {seed}")

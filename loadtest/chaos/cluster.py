@@ -1,5 +1,6 @@
 """The cluster under test: an embedded region on MariaDB whose agents make traffic, and whose parts can be hurt."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from zcompute.cli.up.statedir import free_ports
 from zcompute.db.drivers import open_store
 from zcompute.db.errors import StoreError
 from zcompute.db.native.connection import Connection, ServerError
+from zcompute.db.private import PrivateMariaDB
 from zcompute.db.store import MapRows, Store
 from zcompute.db.url import MariaDbTarget, parse_url
 from zcompute.objects.cell import ROOT_CELL
@@ -35,6 +37,8 @@ POLL_S = 0.02
 STOPPED_S = 10.0
 HOLD_S = 1.0
 MAP_TRIES_MAX = 10
+PROMOTED_S = 30.0
+PROMOTED = re.compile(r"^primary [^ ]*:(\d+), term", re.MULTILINE)
 AGENT_BEAT_MS = 500
 
 
@@ -159,6 +163,30 @@ class Cluster(Region):
         """Start it again on the same data. Raises StoreError."""
         self._databases.server(cell).start()
 
+    def promote(self, cell: str) -> None:
+        """What an operator does when a cell's primary will not come back. Raises CommandError."""
+        config = self.paths.config(self.members(CONDUCTOR, cell)[0])
+        words = ["zcompute.cli.main", "db", "promote", "--config", str(config)]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], capture_output=True, text=True, timeout=PROMOTED_S, check=False
+        )
+        found = PROMOTED.search(done.stdout)
+        if done.returncode or found is None:
+            raise CommandError(f"the promotion ended with status {done.returncode}: {done.stdout}{done.stderr}")
+        self._databases.promoted(cell, int(found[1]))
+
+    def rebuild(self, cell: str, server: PrivateMariaDB) -> None:
+        """A primary that was lost comes back as a replica, and takes part in acknowledging. Raises CommandError."""
+        servers = self.database_servers(cell)
+        servers.rebuild(server)
+        servers.wait_caught_up()
+        clients = "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_master_clients'"
+        wait_until(
+            lambda: int(servers.primary.administer(clients)[0]["Value"]) == len(servers.replicas),
+            "every replica acknowledges",
+            PROMOTED_S,
+        )
+
     def end(self, service_id: str) -> None:
         """SIGTERM, and wait for the end."""
         process = self.processes[service_id]
@@ -268,7 +296,8 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> 
 
 
 class Wiring:
-    """A wire from every service to every conductor of the cell that it may dial, and from each to its database."""
+    """A wire from every service to every conductor of the cell that it may dial, and from each of these to every server
+    of its database."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -306,12 +335,13 @@ class Wiring:
     def _wire_database(self, conductor: str) -> None:
         path = self._cluster.paths.config(conductor)
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        url, _, real = document["database"]["url"].partition("unix_socket=")
-        listen = str(self._cluster.paths.database(conductor)) + ".wire"
-        document["database"]["url"] = f"{url}unix_socket={quote(listen)}"
+        for number, server in enumerate([document["database"], *document["database"].get("replicas", [])]):
+            url, _, real = server["url"].partition("unix_socket=")
+            listen = f"{self._cluster.paths.database(conductor)}.wire-{number}"
+            server["url"] = f"{url}unix_socket={quote(listen)}"
+            name = f"{conductor}>database-{number}"
+            self._wires[name] = wires.Wire(name, listen, unquote(real))
         write_private(path, document)
-        name = f"{conductor}>database"
-        self._wires[name] = wires.Wire(name, listen, unquote(real))
 
     def order(self, conductor: str, directions: Sequence[str], *, cut: bool) -> None:
         """Cut or mend all wires of a conductor; ``towards`` is towards it, whoever has dialled."""

@@ -18,6 +18,7 @@ HELD_S = 0.015  # how long batches gather and wait before a fault that is to mee
 DOWN_S = (0.2, 0.8)
 STOPPED_S = (LEASE_S + 0.3, LEASE_S + 1.4)
 UNPLUGGED_S = (1.5, 3.0)
+BACK_S = (0.5, 2.0)  # conductors look at the servers once a second
 FLAPS = 6
 FLAP_S = 1.0
 REST_S = (0.5, 1.0)
@@ -25,10 +26,12 @@ WHOLE_S = 45.0
 KILLS_A_ROUND = 9  # then all conductors of the cell, or of the region, at once
 
 KILL, ALL, STOP, RESTART, AGENT, DATABASE = "kill", "all", "stop", "restart", "agent", "database"
+PROMOTE = "promote"
 UNPLUG, ONE_WAY, FLAP = "unplug", "oneway", "flap"
 # What ends an incarnation. SIGSTOP does not always: a watcher that was itself disturbed lets the peer live.
 ENDS = frozenset({KILL, ALL, RESTART})
 KINDS = ("kill", "stop", "restart", "unplug", "agent", "database")
+REPLICATED_KINDS = (PROMOTE,)  # these need databases with replicas that acknowledge: a cluster of another shape
 
 
 class Faults:
@@ -60,7 +63,7 @@ class Faults:
         before = self._cluster.incarnations()
         fault = getattr(self, f"_{kind}")()
         fault.undone = fault.undone or time.monotonic()
-        ended = fault.victim.split(",") if fault.name in ENDS else []
+        ended = list(before) if fault.name == PROMOTE else fault.victim.split(",") if fault.name in ENDS else []
         self._cluster.wait_whole(WHOLE_S, [before[victim] for victim in ended if victim in before])
         fault.over = time.monotonic()
         self._out.write(fault)
@@ -156,4 +159,22 @@ class Faults:
         self._cluster.kill_database(CELL)
         gevent.sleep(self._chance.uniform(*DOWN_S))
         self._cluster.start_database(CELL)
+        return fault
+
+    def _promote(self) -> history.Fault:
+        """kill -9 of the cell's primary with a batch in flight; another server becomes it, by the operator's command.
+
+        Now and then the lost one comes back as it was, and takes writes; in the end it is a replica, rebuilt.
+        """
+        lost = self._cluster.database_server(CELL)
+        with self._cluster.batches_held(self._conductor(), HELD_S):
+            fault = self._begin(PROMOTE, CELL)
+            self._cluster.kill_database(CELL)
+        gevent.sleep(self._chance.uniform(*DOWN_S))
+        self._cluster.promote(CELL)
+        fault.undone = time.monotonic()
+        if self._chance.random() < 0.5:
+            lost.start()
+            gevent.sleep(self._chance.uniform(*BACK_S))
+        self._cluster.rebuild(CELL, lost)
         return fault

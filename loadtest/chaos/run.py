@@ -9,16 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from loadtest.chaos.check import FAILED, Violation, check
 from loadtest.chaos.clients import Clients
 from loadtest.chaos.cluster import Cluster
-from loadtest.chaos.faults import UNPLUG, Faults
+from loadtest.chaos.faults import REPLICATED_KINDS, UNPLUG, Faults
 from loadtest.chaos.history import Event, read_history
 from loadtest.chaos.rest import read_final, rest
 from zcompute.cli.exits import CommandError
 from zcompute.cli.up.layout import Shape
+from zcompute.db.durability import REPLICATED
 
 SHAPE = Shape(cells=("c1",), build_ms=30, delete_ms=20)
+REPLICAS = 2
 KEPT = 100
 KEPT_IN_FLIGHT = 20
 BOOTERS = 2
@@ -64,7 +68,9 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
     Raises CommandError when the cluster does not come up, or does not become whole again after a fault.
     """
     place = Path(tempfile.mkdtemp(prefix="zchaos-"))
-    cluster = Cluster.make(place / "s", plan.shape, plan.per_second, wired=UNPLUG in plan.faults, prefix=plan.prefix)
+    cluster = Cluster.make(
+        place / "s", shape_of(plan), plan.per_second, wired=UNPLUG in plan.faults, prefix=plan.prefix
+    )
     cluster.on_unexpected_end = said
     whole = False
     try:
@@ -79,6 +85,13 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
         else:
             said(f"kept: {place}")
     return Outcome(events, violations, None if whole else place)
+
+
+def shape_of(plan: Plan) -> Shape:
+    """The plan's, with the databases that its faults need."""
+    if not set(plan.faults) & set(REPLICATED_KINDS):
+        return plan.shape
+    return msgspec.structs.replace(plan.shape, replicas=REPLICAS, durability=REPLICATED)
 
 
 def _live(
