@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean, median
 
 from loadtest.chaos.check import value_by_name, waits
@@ -20,18 +21,22 @@ BIN_S = 0.1
 DEGRADED_TIMES = 3.0  # an update that waits longer than this many times the median without a fault is degraded
 DEGRADED_S_MIN = 0.1
 FOUND_S_MAX = 0.5  # a fault finds updates that have waited for so long: batches are held for a moment before it
+SILENT = ("database", "promote")  # with these nothing at all is acknowledged in the cell for a while
 BASE_AFTER_S = 1.0  # so long after a fault is over, or before one, the service counts as undisturbed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One fault: the longest wait of any update (s), and from the fault until no update is degraded any more."""
+    """One fault: the longest wait of any update (s), from the fault until no update is degraded any more, until it was
+    undone, and the longest time without any acknowledgement."""
 
     name: str
     t: float
     stall_s: float
     recovered_s: float
     mean_wait_s: float
+    undone_s: float
+    silent_s: float
 
 
 def acknowledged(events: Iterable[Event]) -> list[float]:
@@ -52,6 +57,7 @@ def costs(events: Sequence[Event]) -> tuple[list[Cost], list[float]]:
     found = sorted((t, wait) for t, wait in found if math.isfinite(wait))
     base = [wait for t, wait in found if not _disturbed(t, t + wait, faults)]
     limit = max(DEGRADED_S_MIN, DEGRADED_TIMES * (median(base) if base else 0.0))
+    times = acknowledged(events)
     result = []
     longest = max((wait for _, wait in found), default=0.0)
     for place, fault in enumerate(faults):
@@ -70,8 +76,16 @@ def costs(events: Sequence[Event]) -> tuple[list[Cost], list[float]]:
         recovered = max((t + wait for t, wait in slow), default=fault.t) - fault.t
         waited = [wait for _, wait in slow]
         stall = max((wait for _, wait in hit), default=0.0)
-        result.append(Cost(fault.name, fault.t, stall, recovered, mean(waited) if waited else 0.0))
+        waited_s = mean(waited) if waited else 0.0
+        silent = _silence(times, fault.t, end)
+        result.append(Cost(fault.name, fault.t, stall, recovered, waited_s, fault.undone - fault.t, silent))
     return result, sorted(base)
+
+
+def _silence(times: Sequence[float], begin: float, end: float) -> float:
+    """The longest time without one of these, of those that touch the span."""
+    around = times[max(0, bisect_left(times, begin) - 1) : bisect_left(times, end) + 1]
+    return max((later - former for former, later in pairwise(around)), default=0.0)
 
 
 def _disturbed(begin: float, end: float, faults: Sequence[Fault]) -> bool:
@@ -100,6 +114,11 @@ def metrics(events: Sequence[Event]) -> dict[str, float]:
         numbers[f"count_{name}"] = len(some)
         numbers[f"stall_p50_s_{name}"] = round(percentile(stalls, 50), 3)
         numbers[f"stall_p99_s_{name}"] = round(percentile(stalls, 99), 3)
+        if name in SILENT:
+            silences = sorted(cost.silent_s for cost in some)
+            numbers[f"undone_s_{name}"] = round(mean([cost.undone_s for cost in some]), 3)
+            numbers[f"silent_p50_s_{name}"] = round(percentile(silences, 50), 3)
+            numbers[f"silent_p99_s_{name}"] = round(percentile(silences, 99), 3)
         numbers[f"mttr_s_{name}"] = round(mean([cost.recovered_s for cost in some]), 3)
         numbers[f"degradation_s_{name}"] = round(max(0.0, degraded - quiet), 3)
         numbers[f"degradation_times_{name}"] = round(degraded / quiet, 1) if quiet else 0.0

@@ -180,5 +180,14 @@ def test_who_began_to_wait_just_before_a_fault_waits_for_that_one_only() -> None
     assert everything.stall_s == pytest.approx(2.0, abs=0.001)
 
 
+def test_a_cell_is_silent_between_the_last_acknowledgement_before_a_loss_and_the_first_after_it() -> None:
+    events: list[Event] = [report(0.0, 1, 1)]
+    events += [answer(t, number) for number, t in enumerate((1.0, 1.1, 2.9, 3.0, 4.5, 6.0), 1)]
+    events += [Fault(t=1.2, name="promote", victim="c1", undone=2.5, over=4.0)]
+    found = costs(sorted(events, key=lambda event: event.t))[0][0]
+    assert found.silent_s == pytest.approx(1.8)
+    assert found.undone_s == pytest.approx(1.3)
+
+
 def test_downtime_is_the_time_in_which_nothing_is_acknowledged() -> None:
     assert downtime([0.0, 0.05, 0.15, 1.05], []) == pytest.approx(0.8)
