@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
 import pytest
+import sqlalchemy as sa
 
 from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, delete_all, started, wait_until
 from zcompute.bus import Endpoint, Forbidden, Identity, Link, register_error
 from zcompute.cli.up.databases import SQLITE
 from zcompute.cli.up.layout import PROJECT_ID, Shape
 from zcompute.cli.up.region import Region
+from zcompute.db import migrate
 from zcompute.keys import read_keys
 from zcompute.objects.cell import CellCapacity, CellInfo
 from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound
@@ -79,6 +82,9 @@ def test_a_cell_is_drained_deleted_and_brought_back_under_traffic(region: Region
     assert [row["state"] for row in cells(region, "list")] == ["enabled"] * 3
     for cell in CELLS:
         assert cells(region, "verify", cell)["holds"]
+    with schema_at(region, "c2", "0001"):
+        kinds = {row["kind"] for row in cells(region, "verify", "c2", code=1)["findings"]}
+    assert kinds == {"schema_behind"}
 
     assert cells(region, "drain", "c3", "--dry-run")["changed"]
     assert cells(region, "show", "c3")["state"] == "enabled"
@@ -119,6 +125,24 @@ def test_a_cell_is_drained_deleted_and_brought_back_under_traffic(region: Region
         found = cells(region, "verify", cell)
         assert found["holds"], found
     assert_audit_holds(region)
+
+
+@contextmanager
+def schema_at(region: Region, cell: str, revision: str) -> Iterator[None]:
+    """The cell's database says that it is at an older revision."""
+
+    def note(name: str) -> None:
+        with migrate.connected(region.database_url(cell)) as connection:
+            statement = "UPDATE alembic_version SET version_num = :name WHERE version_num NOT LIKE 'c%'"
+            connection.execute(sa.text(statement), {"name": name})
+            connection.commit()
+
+    head = migrate.status(region.database_url(cell)).head
+    note(revision)
+    try:
+        yield
+    finally:
+        note(head)
 
 
 def linked(region: Region, cell: str) -> list[str]:

@@ -19,6 +19,7 @@ from zcompute.cli.exits import FAILED, MORE_LEFT, USAGE, CommandError
 from zcompute.cli.operator import Missing, Operator, operator_config
 from zcompute.cli.tables import print_rows
 from zcompute.config import PeerConfig
+from zcompute.db.revisions import Revisions
 from zcompute.objects.cell import CELL_DISABLED, CELL_DRAINING, CELL_ENABLED, ROOT_CELL, CellInfo
 from zcompute.objects.errors import SERVICE_ERRORS, CellNotFound, ServiceError
 from zcompute.objects.messages.cluster import Empty, MapReply
@@ -30,7 +31,7 @@ from zcompute.objects.messages.topology import (
     CellStatus,
     CellStatusRequest,
 )
-from zcompute.objects.methods import CELL_DELETE, CELL_LIST, CELL_STATE, CELL_STATUS, MAP_GET
+from zcompute.objects.methods import CELL_DELETE, CELL_LIST, CELL_STATE, CELL_STATUS, MAP_GET, UPKEEP_SCHEMA
 
 TIMEOUT_MS = 20_000
 VERIFY_TIMEOUT_MS = 600_000
@@ -220,7 +221,7 @@ def each_status(operator: Operator, name: str) -> dict[str, CellStatus]:
 @operator_options
 def verify(name: str, config_path: str | None, state_dir: str, form: str) -> None:
     """Compare what the root knows of a cell with what the cell is: servers both ways, hosts, conductors, keys, links,
-    capacity, releases. Exit codes: 0 everything holds, 1 findings, 2 it could not be made."""
+    capacity, releases, schema. Exit codes: 0 everything holds, 1 findings, 2 it could not be made."""
     try:
         with open_operator(config_path, state_dir, VERIFY_TIMEOUT_MS) as operator:
             verified = _verify(operator, name)
@@ -244,8 +245,19 @@ def _verify(operator: Operator, name: str) -> cell_verify.Verified:
     verified.findings += cell_verify.verify_membership(name, cell_map.map, statuses, hosts.values())
     stats, missing = operator.stats(operator.conductors(name))
     verified.findings += cell_verify.verify_releases(stats, name)
+    verified.findings += cell_verify.verify_schemas(name, _schemas(operator, name), Revisions())
     verified.findings += [_unanswered(one) for one in missing]
     return verified
+
+
+def _schemas(operator: Operator, name: str) -> dict[str, list[str]]:
+    """At which revisions each conductor of the cell sees its database; one that does not answer is told by its stat."""
+    found: dict[str, list[str]] = {}
+    for conductor in operator.conductors(name):
+        answers, _ = operator.ask_each([conductor], UPKEEP_SCHEMA, Empty())
+        if answers:
+            found[conductor] = answers[0].applied
+    return found
 
 
 def _unanswered(one: Missing) -> Finding:

@@ -4,7 +4,7 @@ Rows are compared in chunks by uuid, so memory is bounded; what differs is looke
 servers come and go meanwhile.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from zcompute.cli.audit_compare import compare_mappings
 from zcompute.cli.audit_kinds import Finding
 from zcompute.cli.audit_snapshot import CellRows, RootRows, Snapshot
 from zcompute.cli.upgrade_commands import behind
+from zcompute.db.revisions import Revisions
 from zcompute.objects.host import HOST_UP, Host
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.topology import (
@@ -42,6 +43,10 @@ CONDUCTOR_NOT_LINKED = "conductor_not_linked"
 CONDUCTOR_NOT_REGISTERED = "conductor_not_registered"
 KEY_NOT_ACCEPTED = "key_not_accepted"
 RELEASE_BEHIND = "release_behind"
+SCHEMA_BEHIND = "schema_behind"
+SCHEMA_NOT_CONTRACTED = "schema_not_contracted"
+SCHEMA_UNKNOWN = "schema_unknown"
+SCHEMAS_DIFFER = "schemas_differ"
 NO_ANSWER = "no_answer"
 
 KINDS: dict[str, str] = {
@@ -53,6 +58,10 @@ KINDS: dict[str, str] = {
     CONDUCTOR_NOT_REGISTERED: "the root's row of the cell names other conductors than the cell's map",
     KEY_NOT_ACCEPTED: "a root conductor does not let a conductor's key in",
     RELEASE_BEHIND: "a service does not speak the newest release level",
+    SCHEMA_BEHIND: "the cell's database lacks revisions of this release's schema: `zcompute db upgrade --expand`",
+    SCHEMA_NOT_CONTRACTED: "an upgrade of the schema is not ended: `zcompute db upgrade --contract`",
+    SCHEMA_UNKNOWN: "the cell's database is at a revision that this release does not know: a newer one is at work",
+    SCHEMAS_DIFFER: "two conductors of the cell see different revisions: they do not have the same primary",
     NO_ANSWER: "a conductor did not answer",
 }
 
@@ -203,3 +212,22 @@ def verify_releases(stats: Iterable[EndpointStat], cell: str) -> list[Finding]:
     """Services of the cell that the newest release level would leave behind. Pure."""
     late = behind(stats, cell, NEWEST_LEVEL)
     return [Finding(RELEASE_BEHIND, name, release) for name, release in sorted(late.items())]
+
+
+def verify_schemas(cell: str, applied: Mapping[str, Sequence[str]], revisions: Revisions) -> list[Finding]:
+    """The revisions that each conductor sees (by its id) against those of this release. Pure."""
+    findings = set()
+    for names in applied.values():
+        behind_by = revisions.pending(names, contract=False)
+        left = revisions.pending(names, contract=True)
+        strange = [name for name in names if not revisions.knows(name)]
+        if behind_by:
+            findings.add(Finding(SCHEMA_BEHIND, cell, f"lacks {', '.join(behind_by)}"))
+        if left:
+            findings.add(Finding(SCHEMA_NOT_CONTRACTED, cell, f"left are {', '.join(left)}"))
+        if strange:
+            findings.add(Finding(SCHEMA_UNKNOWN, cell, ", ".join(strange)))
+    if len({tuple(sorted(names)) for names in applied.values()}) > 1:
+        seen = "; ".join(f"{name}: {', '.join(sorted(names))}" for name, names in sorted(applied.items()))
+        findings.add(Finding(SCHEMAS_DIFFER, cell, seen))
+    return sorted(findings)

@@ -114,3 +114,8 @@ def told(session: Session) -> list[ToldRow]:
         "GROUP BY p.partition_id, p.last_n ORDER BY p.partition_id"
     )
     return [ToldRow(*(value or 0 for value in row)) for row in rows]
+
+
+def schema(session: Session) -> list[str]:
+    """Store.read_schema."""
+    return [str(name) for (name,) in session.select("SELECT version_num FROM alembic_version ORDER BY version_num")]

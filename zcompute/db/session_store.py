@@ -49,6 +49,9 @@ class SessionStore:
     def read_told(self) -> list[ToldRow]:
         return self._sessions.read(reads.told)
 
+    def read_schema(self) -> list[str]:
+        return self._sessions.read(reads.schema)
+
     def take_over(
         self, dead: Sequence[str], lanes: Sequence[int], term: int, partitions: Sequence[int] | None = None
     ) -> int:

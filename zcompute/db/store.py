@@ -187,6 +187,9 @@ class Store(Protocol):
     def read_told(self) -> list[ToldRow]:
         """What every partition has told, as of one moment. Reads every notification's key: for audits."""
 
+    def read_schema(self) -> list[str]:
+        """The revisions of the schema at which the database is: the newest of each chain."""
+
     def take_over(
         self, dead: Sequence[str], lanes: Sequence[int], term: int, partitions: Sequence[int] | None = None
     ) -> int:

@@ -96,7 +96,7 @@ from zcompute.objects.messages.topology import (
     RemapReply,
     RemapRequest,
 )
-from zcompute.objects.messages.upkeep import MigrateDataReply, UpkeepReply, UpkeepRequest
+from zcompute.objects.messages.upkeep import MigrateDataReply, SchemaReply, UpkeepReply, UpkeepRequest
 from zcompute.objects.partition import PartitionMap, PartitionMapDelta
 from zcompute.objects.relay import FindReply, FindRequest, RelayedBeat, RelayedBegin, RelayedReport
 from zcompute.objects.report import Observation, StepResult
@@ -243,6 +243,7 @@ MAPPING_REMAP = MAPPING_INTERFACE.method("remap", RemapRequest, RemapReply, _OPE
 UPKEEP_ARCHIVE = UPKEEP_INTERFACE.method("archive", UpkeepRequest, UpkeepReply, _OPERATOR)
 UPKEEP_PURGE = UPKEEP_INTERFACE.method("purge", UpkeepRequest, UpkeepReply, _OPERATOR)
 UPKEEP_MIGRATE_DATA = UPKEEP_INTERFACE.method("migrate_data", UpkeepRequest, MigrateDataReply, _OPERATOR)
+UPKEEP_SCHEMA = UPKEEP_INTERFACE.method("schema", Empty, SchemaReply, _OPERATOR, "reads")
 
 ENROLMENT_CREATE = ENROLMENT_INTERFACE.method("create", EnrolmentCreateRequest, EnrolmentReply, _OPERATOR_OR_CONDUCTOR)
 ENROLMENT_LIST = ENROLMENT_INTERFACE.method("list", EnrolmentListRequest, EnrolmentListReply, _OPERATOR, "reads")

@@ -15,8 +15,9 @@ from zcompute.conductor.upkeep.rewrite import CELL_MIGRATIONS, ROOT_MIGRATIONS, 
 from zcompute.db.errors import StoreError
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.interface import Method
-from zcompute.objects.messages.upkeep import MigrateDataReply, UpkeepReply, UpkeepRequest
-from zcompute.objects.methods import UPKEEP_ARCHIVE, UPKEEP_MIGRATE_DATA, UPKEEP_PURGE
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.upkeep import MigrateDataReply, SchemaReply, UpkeepReply, UpkeepRequest
+from zcompute.objects.methods import UPKEEP_ARCHIVE, UPKEEP_MIGRATE_DATA, UPKEEP_PURGE, UPKEEP_SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Upkeep:
             (UPKEEP_ARCHIVE, self.archive),
             (UPKEEP_PURGE, self.purge),
             (UPKEEP_MIGRATE_DATA, self.migrate_data),
+            (UPKEEP_SCHEMA, self.schema),
         ]
 
     def archive(self, request: UpkeepRequest, context: CallContext) -> UpkeepReply:
@@ -53,6 +55,11 @@ class Upkeep:
     def purge(self, request: UpkeepRequest, context: CallContext) -> UpkeepReply:
         """Let go for good what was archived before. Raises InvalidRequest, Unavailable."""
         return self._over_partitions("purge", (self._archived,), request, context)
+
+    def schema(self, request: Empty, context: CallContext) -> SchemaReply:
+        """As this very conductor's primary has it. Raises Unavailable."""
+        store = self._env.store
+        return SchemaReply(applied=self._tried(store.read_schema), level=self._tried(store.read_map).release)
 
     def _over_partitions(
         self, what: str, archivers: Sequence[Archiver], request: UpkeepRequest, context: CallContext

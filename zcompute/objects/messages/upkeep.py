@@ -24,6 +24,13 @@ class UpkeepReply(msgspec.Struct, kw_only=True):
     by_table: dict[str, int] = msgspec.field(default_factory=dict)
 
 
+class SchemaReply(msgspec.Struct, kw_only=True):
+    """At which revisions the cell's database is (the newest of each chain), and its committed release level."""
+
+    applied: list[str]
+    level: str = ""
+
+
 class MigrationProgress(msgspec.Struct, kw_only=True):
     """An online data migration: rows ``done`` by now and still ``remaining``, of ``total``."""
 
