@@ -1,31 +1,22 @@
-"""Rows of MariaDB's text protocol as typed objects, straight from the packets.
+"""The rows of an answer in MariaDB's text protocol, as packets and as values.
 
 PyMySQL makes an object per packet, a descriptor per column and a tuple per row; of all this a read whose columns are
-known needs the bytes only (https://mariadb.com/kb/en/result-set-packets/). docs/decisions/0017 has the figures.
+known (zcompute.db.native.reader) needs the bytes only (https://mariadb.com/kb/en/result-set-packets/).
+docs/decisions/0017 has the figures.
 """
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from operator import methodcaller
-from typing import Any, TypeVar
+from typing import Any
 
-import sqlalchemy as sa
 from pymysql import err
 from pymysql.constants import COMMAND, CR
-
-from zcompute.db.schema import TABLES
-from zcompute.db.tables import RowForm
-
-T = TypeVar("T")
 
 CHUNK_BYTES = 65_536
 PACKET_BYTES_MAX = 0xFFFFFF  # a packet of this size is continued in the next
 _HEADER = 4
 _ERROR, _EOF, _OK, _LOCAL_FILE = 0xFF, 0xFE, 0x00, 0xFB
 _EOF_BYTES_MAX = 8
-_NULL, _TWO, _THREE, _EIGHT = 251, 252, 253, 254  # in place of a length
-
-Converter = Callable[[bytes], Any]
+NULL, _TWO, _THREE, _EIGHT = 251, 252, 253, 254  # in place of a length
 
 
 def _packets(raw: Any) -> Iterator[bytes]:
@@ -83,7 +74,7 @@ def select_packets(raw: Any, statement: bytes) -> list[bytes]:
     first = next(packets)
     if first[0] in (_OK, _LOCAL_FILE):
         raise err.OperationalError(CR.CR_MALFORMED_PACKET, "expected rows, found none")
-    columns = first[0] if first[0] < _NULL else int.from_bytes(first[1:3], "little")
+    columns = first[0] if first[0] < NULL else int.from_bytes(first[1:3], "little")
     for _ in range(columns + 1):  # their descriptions, and the end of these
         next(packets)
     rows: list[bytes] = []
@@ -101,89 +92,17 @@ def cells(payload: bytes) -> list[bytes | None]:
     while at < ends_at:
         size = payload[at]
         at += 1
-        if size == _NULL:
+        if size == NULL:
             found.append(None)
             continue
-        if size > _NULL:
-            at, size = _long(payload, at, size)
+        if size > NULL:
+            at, size = long_value(payload, at, size)
         found.append(payload[at : at + size])
         at += size
     return found
 
 
-def _long(payload: bytes, at: int, mark: int) -> tuple[int, int]:
+def long_value(payload: bytes, at: int, mark: int) -> tuple[int, int]:
     """Where a longer value begins, and its length."""
     width = 2 if mark == _TWO else 3 if mark == _THREE else 8
     return at + width, int.from_bytes(payload[at : at + width], "little")
-
-
-READERS_KEPT_MAX = 256
-
-
-@lru_cache(READERS_KEPT_MAX)
-def reader_of(table: RowForm[T]) -> Callable[[bytes], T]:
-    """row_reader, made once a form."""
-    return row_reader(table)
-
-
-def row_reader(table: RowForm[T]) -> Callable[[bytes], T]:
-    """A function that makes the object of a row's packet; the row has all ``table.columns`` in their order."""
-    converters = [_converter(TABLES[table.name].c[name].type) for name in table.columns]
-    attributes: list[str | None] = [None] * len(converters)
-    for attribute, start, end, decode in table.readers:
-        if end - start > 1:
-            return _general_reader(table, converters)
-        attributes[start] = attribute
-        if decode is bool:
-            converters[start] = methodcaller("__ne__", b"0")
-        elif decode is not None:
-            converters[start] = decode
-    if None in attributes:  # partition_id, which is no field
-        skipped = attributes.index(None)
-        converters[skipped] = bytes
-    names = ["" if name is None else name for name in attributes]
-    kind = table.kind
-
-    def read(payload: bytes) -> T:
-        fields: dict[str, Any] = {}
-        at = 0
-        for name, convert in pairs:
-            size = payload[at]
-            at += 1
-            if size == _NULL:
-                fields[name] = None
-                continue
-            if size > _NULL:
-                at, size = _long(payload, at, size)
-            end = at + size
-            fields[name] = convert(payload[at:end])
-            at = end
-        fields.pop("", None)
-        return kind(**fields)
-
-    pairs = list(zip(names, converters, strict=True))
-    return read
-
-
-def _general_reader(table: RowForm[T], converters: list[Converter]) -> Callable[[bytes], T]:
-    """For tables with fields of several columns."""
-
-    def read(payload: bytes) -> T:
-        values = cells(payload)
-        return table.from_row(
-            tuple([None if v is None else convert(v) for v, convert in zip(values, converters, strict=True)])
-        )
-
-    return read
-
-
-def _converter(kind: sa.types.TypeEngine[Any]) -> Converter:
-    if isinstance(kind, sa.LargeBinary):
-        return bytes
-    if isinstance(kind, sa.String):
-        return bytes.decode
-    if isinstance(kind, sa.Float):
-        return float
-    if isinstance(kind, sa.Integer | sa.Boolean):
-        return int
-    raise TypeError(f"a column of {kind!r} has no reader")

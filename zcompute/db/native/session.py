@@ -14,7 +14,7 @@ from zcompute.db.native.connection import (
 )
 from zcompute.db.native.lane_lock import kill_lane
 from zcompute.db.native.literal import literal, tuple_literal
-from zcompute.db.native.rows import reader_of
+from zcompute.db.native.reader import reader_of
 from zcompute.db.session import LockWaitTimeout, Pool, Session, retried, statement_limit_s, until
 from zcompute.db.store import CLIENT_READERS_MAX, READERS_MAX
 from zcompute.db.tables import Row, RowForm
