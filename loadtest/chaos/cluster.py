@@ -179,7 +179,6 @@ class Cluster(Region):
         """A primary that was lost comes back as a replica, and takes part in acknowledging. Raises CommandError."""
         servers = self.database_servers(cell)
         servers.rebuild(server)
-        servers.wait_caught_up()
         clients = "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_master_clients'"
         wait_until(
             lambda: int(servers.primary.administer(clients)[0]["Value"]) == len(servers.replicas),

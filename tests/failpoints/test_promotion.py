@@ -20,7 +20,7 @@ from zcompute.failpoints import ENVIRONMENT
 
 CUT_SHORT_S = 30
 ACKNOWLEDGED_MIN = 1_000
-PER_SECOND = 50.0
+PER_SECOND = 20.0
 PLACES = (
     "promote.io_stopped",
     "promote.before_term",

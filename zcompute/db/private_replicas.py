@@ -137,7 +137,8 @@ class PrivateReplicas:
 
     def rebuild(self, server: PrivateMariaDB) -> None:
         """Make a replica of a server whose data nobody needs, under an id of its own: a replica passes over what a
-        server of its id has written. Raises PrivateServerFailed."""
+        server of its id has written. It reads the primary's whole log, flushes nothing meanwhile, and has caught up at
+        the end. Raises PrivateServerFailed."""
         if server is self.primary:
             raise PrivateServerFailed(f"expected a replica to rebuild, found the primary at port {server.port}")
         server.stop()
@@ -145,7 +146,14 @@ class PrivateReplicas:
         self._server_ids[self.servers.index(server)] = max(self._server_ids) + 1
         self._give_options()
         server.start()
+        flushed = server.administer("SELECT @@sync_binlog AS log, @@innodb_flush_log_at_trx_commit AS data")[0]
+        server.administer("SET GLOBAL sync_binlog = 0", "SET GLOBAL innodb_flush_log_at_trx_commit = 0")
         self.follow(server)
+        self.wait_caught_up()
+        server.administer(
+            f"SET GLOBAL sync_binlog = {flushed['log']}",
+            f"SET GLOBAL innodb_flush_log_at_trx_commit = {flushed['data']}",
+        )
 
     def state(self, replica: PrivateMariaDB) -> ReplicaState:
         """How a replica fares. Raises PrivateServerFailed for one that follows nobody."""
