@@ -6,6 +6,7 @@ after the other, and that of ten side by side: where the two cores share one, th
 """
 
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,16 +51,28 @@ class PageCost:
 def page_costs(orders: Sequence[tuple[Scene, Order]], rounds: int, idle_s: float) -> list[PageCost]:
     """One cost for each order, carried out in turn. A look at the idle counts for the rounds before and behind it."""
     costs = [PageCost([], []) for _ in orders]
-    before = [found.idle_ms(idle_s) for found, _ in orders]
+    scenes = [found for found, _ in orders]
+    before = idle_ms(scenes, idle_s)
     for _ in range(rounds):
         measured = [found.run(order) for found, order in orders]
-        after = [found.idle_ms(idle_s) for found, _ in orders]
+        after = idle_ms(scenes, idle_s)
         for at, cost in enumerate(costs):
             idle = {kind: (ms + after[at][kind]) / 2 for kind, ms in before[at].items()}
             cost.rounds.append(_less(measured[at], idle))
             cost.idle.append(idle)
         before = after
     return costs
+
+
+def idle_ms(scenes: Sequence[Scene], seconds: float) -> list[CpuMs]:
+    """CPU ms a second by kind of process, of each of these while nobody asks: beats, watches, looks at replicas."""
+    before, began_s = [found.cpu_s() for found in scenes], time.monotonic()
+    time.sleep(seconds)
+    share = 1000 / (time.monotonic() - began_s)
+    after = [found.cpu_s() for found in scenes]
+    return [
+        {kind: (late[kind] - early[kind]) * share for kind in late} for early, late in zip(before, after, strict=True)
+    ]
 
 
 def ratio(one: PageCost, other: PageCost) -> float:

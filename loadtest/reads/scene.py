@@ -75,11 +75,11 @@ class Scene:
         """Carry it out. Raises SystemExit when an answer was not right."""
         self._client.ask(msgspec.json.encode(order).decode())
         # What is spent before the measured seconds begin is part of the warm-up's answers, and is told apart by share.
-        before, began_s = self._cpu_s(), time.monotonic()
+        before, began_s = self.cpu_s(), time.monotonic()
         outcome = msgspec.json.decode(self._client.read(CLIENT_S_MAX), type=Outcome)
         if outcome.wrong or not outcome.answers:
             raise SystemExit(f"{order.targets[0]}: {outcome.wrong or 'no answer'}")
-        spent = {kind: after - before[kind] for kind, after in self._cpu_s().items()}
+        spent = {kind: after - before[kind] for kind, after in self.cpu_s().items()}
         share = 1000 / max(1, outcome.all_answers)
         cpu_ms = {kind: seconds * share for kind, seconds in spent.items()}
         cpu_ms["client"] = outcome.cpu_s * 1000 / outcome.answers
@@ -87,14 +87,8 @@ class Scene:
             outcome.answers / outcome.seconds, cpu_ms, outcome, interval_ms=(time.monotonic() - began_s) * share
         )
 
-    def idle_ms(self, seconds: float) -> dict[str, float]:
-        """CPU ms a second by kind of process while nobody asks: beats, watches, looks at replicas."""
-        before, began_s = self._cpu_s(), time.monotonic()
-        time.sleep(seconds)
-        share = 1000 / (time.monotonic() - began_s)
-        return {kind: (after - before[kind]) * share for kind, after in self._cpu_s().items()}
-
-    def _cpu_s(self) -> dict[str, float]:
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that everybody but the load generator has used, by kind of process."""
         found = {"api": 0.0, "conductors": 0.0, "primary": 0.0, "replicas": 0.0, "root": 0.0}
         for service_id, process in self.region.processes.items():
             plan = self.region.plans[service_id]
