@@ -16,6 +16,7 @@ from loadtest.chaos.clients import Clients
 from loadtest.chaos.cluster import Cluster
 from loadtest.chaos.faults import REPLICATED_KINDS, UNPLUG, Faults
 from loadtest.chaos.history import Event, read_history
+from loadtest.chaos.quota import LimitedProject
 from loadtest.chaos.rest import read_final, rest
 from zcompute.cli.exits import CommandError
 from zcompute.cli.up.layout import Shape
@@ -72,10 +73,11 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
         place / "s", shape_of(plan), plan.per_second, wired=UNPLUG in plan.faults, prefix=plan.prefix
     )
     cluster.on_unexpected_end = said
+    limited = LimitedProject(cluster) if not plan.sabotaged else None
     whole = False
     try:
         cluster.start(said)
-        violations = _live(cluster, plan, said, act)
+        violations = _live(cluster, plan, said, act, limited)
         events = read_history(cluster.history)
         whole = plan.sabotaged or not (violations or plan.kept_always)
     finally:
@@ -95,7 +97,11 @@ def shape_of(plan: Plan) -> Shape:
 
 
 def _live(
-    cluster: Cluster, plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults], None] | None
+    cluster: Cluster,
+    plan: Plan,
+    said: Callable[[str], None],
+    act: Callable[[Cluster, Faults], None] | None,
+    limited: LimitedProject | None,
 ) -> list[Violation]:
     clients = Clients(cluster, plan.seed)
     faults = Faults(cluster, list(plan.faults), plan.seed, said)
@@ -103,12 +109,16 @@ def _live(
     said(f"booting {plan.kept} servers that stay")
     clients.keep(plan.kept, KEPT_IN_FLIGHT)
     clients.start(plan.booters, READERS)
+    if limited is not None:
+        limited.start()
     time.sleep(SABOTAGED_WARM_UP_S if plan.sabotaged else WARM_UP_S)
     if act is None:
         faults.run(time.monotonic() + plan.seconds, plan.kills_max)
     else:
         act(cluster, faults)
     try:
+        if limited is not None:
+            limited.stop(CLIENTS_S)
         clients.stop(SABOTAGED_S if plan.sabotaged else CLIENTS_S)
         rest(cluster)
     except CommandError as error:
@@ -123,6 +133,9 @@ def _live(
     clients.close()
     faults.close()
     found = check(read_history(cluster.history), final)
+    if limited is not None:
+        said(f"quota: created={limited.created} refused={limited.refused} most at once={limited.seen_max}")
+        found = [*found, *limited.check()]
     return found + (audit(cluster) if plan.audited else [])
 
 
