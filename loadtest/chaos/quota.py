@@ -70,29 +70,33 @@ class LimitedProject:
         gevent.killall(self._greenlets)
 
     def check(self) -> list[Violation]:
-        """At rest: what is charged is what the project has."""
+        """What is charged is what the project has; it is deleted then, and nothing is charged any more."""
         found = list(self._wrong)
         if self.seen_max > LIMIT:
             found.append(Violation(QUOTA, PROJECT, f"{self.seen_max} servers were charged at once, of {LIMIT}"))
         client = self._client()
-        deadline = time.monotonic() + REST_S
         store = self._cluster.store(ROOT_CELL)
         try:
-            while True:
-                rows = client.repeated("GET", "/v2.1/servers", deadline=deadline)[1]["servers"]
-                used = self._charged(store)
-                if used == len(rows):
-                    break
-                if time.monotonic() > deadline:
-                    found.append(Violation(QUOTA, PROJECT, f"{used} servers are charged, it has {len(rows)}"))
-                    break
-                gevent.sleep(PAUSE_S)
-        except ApiFailed as error:
+            found += self._await_equal(client, store)
+            self._delete_all(client)
+            found += self._await_equal(client, store, nothing=True)
+        except (ApiFailed, StoreError) as error:
             found.append(Violation(QUOTA, PROJECT, f"not looked at: {error}"))
         finally:
             store.close()
             client.close()
         return found
+
+    def _await_equal(self, client: ApiClient, store: Store, *, nothing: bool = False) -> list[Violation]:
+        deadline = time.monotonic() + REST_S
+        while True:
+            rows = client.repeated("GET", "/v2.1/servers", deadline=deadline)[1]["servers"]
+            used = self._charged(store)
+            if used == len(rows) and not (nothing and used):
+                return []
+            if time.monotonic() > deadline:
+                return [Violation(QUOTA, PROJECT, f"{used} servers are charged, it has {len(rows)}")]
+            gevent.sleep(PAUSE_S)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

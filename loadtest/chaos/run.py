@@ -116,9 +116,12 @@ def _live(
         faults.run(time.monotonic() + plan.seconds, plan.kills_max)
     else:
         act(cluster, faults)
+    passed: list[Violation] = []
     try:
         if limited is not None:
             limited.stop(CLIENTS_S)
+            said(f"quota: created={limited.created} refused={limited.refused} most at once={limited.seen_max}")
+            passed = limited.check()
         clients.stop(SABOTAGED_S if plan.sabotaged else CLIENTS_S)
         rest(cluster)
     except CommandError as error:
@@ -132,10 +135,7 @@ def _live(
         store.close()
     clients.close()
     faults.close()
-    found = check(read_history(cluster.history), final)
-    if limited is not None:
-        said(f"quota: created={limited.created} refused={limited.refused} most at once={limited.seen_max}")
-        found = [*found, *limited.check()]
+    found = [*check(read_history(cluster.history), final), *passed]
     return found + (audit(cluster) if plan.audited else [])
 
 
