@@ -73,7 +73,8 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
         place / "s", shape_of(plan), plan.per_second, wired=UNPLUG in plan.faults, prefix=plan.prefix
     )
     cluster.on_unexpected_end = said
-    limited = LimitedProject(cluster) if not plan.sabotaged else None
+    measured = plan.sabotaged or plan.kills_max  # what a fault costs is measured with the traffic that it ever had
+    limited = None if measured else LimitedProject(cluster)
     whole = False
     try:
         cluster.start(said)
