@@ -9,14 +9,24 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-import msgspec
-
+from zcompute.db.fields import (
+    STRING_MAP,
+    STRINGS,
+    Field,
+    amounts,
+    blob,
+    flags,
+    packed,
+    packed_alike,
+    packed_list,
+    plain,
+)
 from zcompute.objects.archive import ArchivedRow
-from zcompute.objects.base import VersionedObject, pack, unpack
+from zcompute.objects.base import VersionedObject, pack
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.cell import CellInfo, OutboxEntry
 from zcompute.objects.enrolment import EnrolledKey, Enrolment
-from zcompute.objects.flavor import Amounts, Flavor
+from zcompute.objects.flavor import Flavor
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import Fault, Instance, ServerSpec
@@ -35,83 +45,6 @@ Reader = tuple[str, int, int, Callable[..., Any] | None]
 
 PARTITION_COLUMN = "partition_id"
 REVISION_COLUMN = "revision"
-
-_STRINGS = msgspec.msgpack.Decoder(list[str])
-_STRING_MAP = msgspec.msgpack.Decoder(dict[str, str])
-ALIKE_MAX = 4096  # packed objects that are shared
-
-_BLOBS = msgspec.msgpack.Decoder(list[bytes])
-_ENCODER = msgspec.msgpack.Encoder()
-
-
-@dataclass(frozen=True)
-class Field:
-    """One attribute of an object: the columns it fills, and the ways there and back (None: as it is)."""
-
-    attribute: str
-    columns: tuple[str, ...]
-    paths: tuple[str, ...]
-    encode: Callable[[Any, Pack], Any] | None = None
-    decode: Callable[..., Any] | None = None
-
-
-def _plain(*names: str) -> tuple[Field, ...]:
-    return tuple(Field(name, (name,), (name,)) for name in names)
-
-
-def _flags(*names: str) -> tuple[Field, ...]:
-    return tuple(Field(name, (name,), (name,), decode=bool) for name in names)
-
-
-def _packed(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
-    def encode(value: VersionedObject | None, packed: Pack) -> bytes | None:
-        return None if value is None else packed(value)
-
-    def decode(data: bytes | None) -> VersionedObject | None:
-        return None if data is None else unpack(data, kind)
-
-    return (Field(name, (name,), (name,), encode, decode),)
-
-
-def _blob(name: str, decoder: msgspec.msgpack.Decoder[Any]) -> tuple[Field, ...]:
-    return (Field(name, (name,), (name,), lambda value, packed: _ENCODER.encode(value), decoder.decode),)
-
-
-def _packed_alike(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
-    """A packed object of which many rows have the very same: read once, shared by the rows (they are immutable by
-    agreement), up to a limit."""
-    (plain,) = _packed(name, kind)
-    known: dict[bytes | None, Any] = {}
-
-    def decode(data: bytes | None) -> Any:
-        found = known.get(data)
-        if found is None and plain.decode is not None:
-            found = plain.decode(data)
-            if len(known) < ALIKE_MAX:
-                known[data] = found
-        return found
-
-    return (Field(name, (name,), (name,), plain.encode, decode),)
-
-
-def _packed_list(name: str, kind: type[VersionedObject]) -> tuple[Field, ...]:
-    def encode(items: list[VersionedObject], packed: Pack) -> bytes:
-        return _ENCODER.encode([packed(item) for item in items])
-
-    def decode(data: bytes) -> list[VersionedObject]:
-        return [unpack(item, kind) for item in _BLOBS.decode(data)]
-
-    return (Field(name, (name,), (name,), encode, decode),)
-
-
-def _amounts(name: str, prefix: str) -> tuple[Field, ...]:
-    parts = ("vcpus", "memory_mb", "disk_gb")
-
-    def decode(vcpus: int, memory_mb: int, disk_gb: int) -> Amounts:
-        return Amounts(vcpus=vcpus, memory_mb=memory_mb, disk_gb=disk_gb)
-
-    columns = tuple(f"{prefix}{part}" for part in parts)
-    return (Field(name, columns, tuple(f"{name}.{part}" for part in parts), decode=decode),)
 
 
 class TableCodec(Generic[T]):
@@ -280,13 +213,13 @@ INSTANCES: TableCodec[Instance] = TableCodec(
     Instance,
     ("uuid",),
     (
-        *_plain("uuid", "project_id", "user_id", "name"),
-        *_packed_alike("flavor", Flavor),
-        *_packed("spec", ServerSpec),
-        *_plain("mapping_generation", "created_at_us", "updated_at_us", "launched_at_us", "deleted_at_us"),
-        *_plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
-        *_packed("fault", Fault),
-        *_plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided", "revision"),
+        *plain("uuid", "project_id", "user_id", "name"),
+        *packed_alike("flavor", Flavor),
+        *packed("spec", ServerSpec),
+        *plain("mapping_generation", "created_at_us", "updated_at_us", "launched_at_us", "deleted_at_us"),
+        *plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
+        *packed("fault", Fault),
+        *plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided", "revision"),
     ),
     attrgetter("uuid"),
 )
@@ -296,12 +229,12 @@ HOSTS: TableCodec[Host] = TableCodec(
     Host,
     ("name",),
     (
-        *_plain("name", "service_id"),
-        *_amounts("total", "total_"),
-        *_amounts("used", "used_"),
-        *_plain("instances", "hypervisor_type", "hypervisor_hostname", "availability_zone", "agent_epoch", "state"),
-        *_flags("forced_down", "disabled"),
-        *_plain("disabled_reason", "created_at_us", "updated_at_us", "revision"),
+        *plain("name", "service_id"),
+        *amounts("total", "total_"),
+        *amounts("used", "used_"),
+        *plain("instances", "hypervisor_type", "hypervisor_hostname", "availability_zone", "agent_epoch", "state"),
+        *flags("forced_down", "disabled"),
+        *plain("disabled_reason", "created_at_us", "updated_at_us", "revision"),
     ),
     attrgetter("name"),
 )
@@ -310,7 +243,11 @@ CLAIMS: TableCodec[Claim] = TableCodec(
     "claims",
     Claim,
     ("instance_uuid", "task_id", "attempt"),
-    (*_plain("instance_uuid", "task_id", "attempt", "host"), *_amounts("amounts", ""), *_plain("created_at_us")),
+    (
+        *plain("instance_uuid", "task_id", "attempt", "host"),
+        *amounts("amounts", ""),
+        *plain("created_at_us"),
+    ),
     attrgetter("host"),
     insert_only=True,
 )
@@ -320,10 +257,10 @@ TASKS: TableCodec[Task] = TableCodec(
     Task,
     ("id",),
     (
-        *_plain("id", "instance_uuid", "kind", "step", "state", "attempt", "deadline_at_us"),
-        *_plain("operation_id", "request_id"),
-        *_packed("body", TaskBody),
-        *_plain("created_at_us", "updated_at_us", "revision"),
+        *plain("id", "instance_uuid", "kind", "step", "state", "attempt", "deadline_at_us"),
+        *plain("operation_id", "request_id"),
+        *packed("body", TaskBody),
+        *plain("created_at_us", "updated_at_us", "revision"),
     ),
     attrgetter("instance_uuid"),
 )
@@ -333,9 +270,9 @@ ROOT_OUTBOX: TableCodec[OutboxEntry] = TableCodec(
     OutboxEntry,
     ("instance_uuid", "kind", "generation"),
     (
-        *_plain("instance_uuid", "kind", "generation", "project_id", "reason"),
-        *_packed("build_request", BuildRequest),
-        *_plain("request_id", "created_at_us", "revision"),
+        *plain("instance_uuid", "kind", "generation", "project_id", "reason"),
+        *packed("build_request", BuildRequest),
+        *plain("request_id", "created_at_us", "revision"),
     ),
     attrgetter("instance_uuid"),
     insert_only=True,
@@ -346,13 +283,13 @@ BUILD_REQUESTS: TableCodec[BuildRequest] = TableCodec(
     BuildRequest,
     ("uuid",),
     (
-        *_plain("uuid", "project_id", "user_id", "name"),
-        *_packed_alike("flavor", Flavor),
-        *_packed("spec", ServerSpec),
-        *_plain("operation_id", "request_id", "created_at_us", "state", "cell", "generation"),
-        *_flags("delete_requested"),
-        *_packed("fault", Fault),
-        *_plain("revision"),
+        *plain("uuid", "project_id", "user_id", "name"),
+        *packed_alike("flavor", Flavor),
+        *packed("spec", ServerSpec),
+        *plain("operation_id", "request_id", "created_at_us", "state", "cell", "generation"),
+        *flags("delete_requested"),
+        *packed("fault", Fault),
+        *plain("revision"),
     ),
     attrgetter("project_id"),
 )
@@ -361,7 +298,11 @@ MAPPINGS: TableCodec[InstanceMapping] = TableCodec(
     "instance_mappings",
     InstanceMapping,
     ("uuid",),
-    (*_plain("uuid", "project_id", "cell", "generation"), *_blob("tried_cells", _STRINGS), *_plain("revision")),
+    (
+        *plain("uuid", "project_id", "cell", "generation"),
+        *blob("tried_cells", STRINGS),
+        *plain("revision"),
+    ),
     attrgetter("project_id"),
 )
 
@@ -369,7 +310,7 @@ USAGES: TableCodec[Usage] = TableCodec(
     "usages",
     Usage,
     ("uuid",),
-    _plain("uuid", "project_id", "cores", "ram_mb", "revision"),
+    plain("uuid", "project_id", "cores", "ram_mb", "revision"),
     attrgetter("project_id"),
 )
 
@@ -377,19 +318,19 @@ QUOTAS: TableCodec[Quota] = TableCodec(
     "quotas",
     Quota,
     ("project_id",),
-    _plain("project_id", "instances", "cores", "ram_mb", "revision"),
+    plain("project_id", "instances", "cores", "ram_mb", "revision"),
     attrgetter("project_id"),
 )
 
 QUOTA_CLASSES: TableCodec[QuotaClass] = TableCodec(
-    "quota_classes", QuotaClass, ("name",), _plain("name", "instances", "cores", "ram_mb", "revision"), _of_global
+    "quota_classes", QuotaClass, ("name",), plain("name", "instances", "cores", "ram_mb", "revision"), _of_global
 )
 
 PROJECT_USAGES: TableCodec[ProjectUsage] = TableCodec(
     "project_usages",
     ProjectUsage,
     ("project_id",),
-    _plain("project_id", "instances", "cores", "ram_mb", "revision"),
+    plain("project_id", "instances", "cores", "ram_mb", "revision"),
     attrgetter("project_id"),
     derived=True,
 )
@@ -399,9 +340,9 @@ OPERATIONS: TableCodec[Operation] = TableCodec(
     Operation,
     ("project_id", "operation_id"),
     (
-        *_plain("project_id", "operation_id", "kind", "digest"),
-        *_blob("uuids", _STRINGS),
-        *_plain("reservation_id", "created_at_us", "revision"),
+        *plain("project_id", "operation_id", "kind", "digest"),
+        *blob("uuids", STRINGS),
+        *plain("reservation_id", "created_at_us", "revision"),
     ),
     attrgetter("project_id"),
     insert_only=True,
@@ -412,11 +353,11 @@ FLAVORS: TableCodec[Flavor] = TableCodec(
     Flavor,
     ("flavorid",),
     (
-        *_plain("flavorid", "name", "vcpus", "memory_mb", "root_gb", "ephemeral_gb", "swap_mb"),
-        *_flags("is_public", "disabled"),
-        *_plain("description"),
-        *_blob("extra_specs", _STRING_MAP),
-        *_plain("revision"),
+        *plain("flavorid", "name", "vcpus", "memory_mb", "root_gb", "ephemeral_gb", "swap_mb"),
+        *flags("is_public", "disabled"),
+        *plain("description"),
+        *blob("extra_specs", STRING_MAP),
+        *plain("revision"),
     ),
     _of_global,
 )
@@ -426,10 +367,10 @@ CELLS: TableCodec[CellInfo] = TableCodec(
     CellInfo,
     ("name",),
     (
-        *_plain("name"),
-        *_packed_list("conductors", ConductorInfo),
-        *_flags("disabled", "draining"),
-        *_plain("deleted_at_us", "term", "map_version", "created_at_us", "revision"),
+        *plain("name"),
+        *packed_list("conductors", ConductorInfo),
+        *flags("disabled", "draining"),
+        *plain("deleted_at_us", "term", "map_version", "created_at_us", "revision"),
     ),
     _of_global,
 )
@@ -439,12 +380,12 @@ ENROLMENTS: TableCodec[Enrolment] = TableCodec(
     Enrolment,
     ("id",),
     (
-        *_plain("id", "token_key", "role", "cell"),
-        *_blob("hosts", _STRINGS),
-        *_plain("uses_max", "expires_at_us", "created_at_us", "created_by"),
-        *_flags("revoked"),
-        *_packed_list("enrolled", EnrolledKey),
-        *_plain("revision"),
+        *plain("id", "token_key", "role", "cell"),
+        *blob("hosts", STRINGS),
+        *plain("uses_max", "expires_at_us", "created_at_us", "created_by"),
+        *flags("revoked"),
+        *packed_list("enrolled", EnrolledKey),
+        *plain("revision"),
     ),
     _of_global,
 )
@@ -453,7 +394,7 @@ INSTANCE_ACTIONS: TableCodec[InstanceAction] = TableCodec(
     "instance_actions",
     InstanceAction,
     ("instance_uuid", "operation_id"),
-    _plain(
+    plain(
         "instance_uuid", "operation_id", "action", "request_id", "user_id", "project_id",
         "started_at_us", "finished_at_us", "result", "message", "revision",
     ),
@@ -464,7 +405,7 @@ INSTANCE_ACTION_EVENTS: TableCodec[InstanceActionEvent] = TableCodec(
     "instance_action_events",
     InstanceActionEvent,
     ("instance_uuid", "operation_id", "task_id", "event", "attempt"),
-    _plain(
+    plain(
         "instance_uuid", "operation_id", "task_id", "event", "attempt", "host",
         "started_at_us", "finished_at_us", "result", "message",
     ),
@@ -476,7 +417,7 @@ USAGE_AUDITS: TableCodec[UsageAudit] = TableCodec(
     "usage_audits",
     UsageAudit,
     ("partition_id",),
-    _plain("partition_id", "period_at_us", "after_uuid", "revision"),
+    plain("partition_id", "period_at_us", "after_uuid", "revision"),
     None,
 )
 
@@ -484,7 +425,7 @@ NOTIFICATIONS: TableCodec[StoredNotification] = TableCodec(
     "notifications",
     StoredNotification,
     ("partition_id", "n"),
-    _plain("partition_id", "n", "created_at_us", "event_type", "instance_uuid", "body"),
+    plain("partition_id", "n", "created_at_us", "event_type", "instance_uuid", "body"),
     None,
     insert_only=True,
 )
@@ -493,7 +434,7 @@ NOTIFIER_CURSORS: TableCodec[NotifierCursor] = TableCodec(
     "notifier_cursors",
     NotifierCursor,
     ("partition_id", "notifier"),
-    _plain("partition_id", "notifier", "n", "updated_at_us", "revision"),
+    plain("partition_id", "notifier", "n", "updated_at_us", "revision"),
     None,
 )
 
@@ -501,7 +442,7 @@ ARCHIVED_ROWS: TableCodec[ArchivedRow] = TableCodec(
     "archived_rows",
     ArchivedRow,
     ("partition_id", "archived_at_us", "source", "row_key"),
-    _plain("partition_id", "archived_at_us", "source", "row_key", "body"),
+    plain("partition_id", "archived_at_us", "source", "row_key", "body"),
     None,
     insert_only=True,
 )
