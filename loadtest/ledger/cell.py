@@ -7,7 +7,7 @@ from pathlib import Path
 
 import zmq
 
-from loadtest.bus.contender import Process
+from loadtest.bus.contender import ROOT, Process
 from loadtest.ledger.orders import Begin, Order, Outcome, Place, to_line, to_outcome
 from loadtest.ledger.seeding import seed_instances
 from loadtest.ledger.world import CELL, host_name
@@ -129,8 +129,10 @@ class Cell:
 class Writers:
     """A contender's processes: conductors with one of our drivers, or a rival's."""
 
-    def __init__(self, cell: Cell, kind: str, count: int) -> None:
+    def __init__(self, cell: Cell, kind: str, count: int, tree: Path = ROOT) -> None:
+        """``tree``: the source tree whose conductors these are."""
         self.kind, self.count = kind, count
+        self._tree = tree
         self.processes: list[Process] = []
         self.places: list[Place] = []
         self.owners: list[str] = []
@@ -147,7 +149,7 @@ class Writers:
         for number in range(1, self.count + 1):
             service_id = f"conductor-{number}"
             config = self._write_config(cell, service_id)
-            process = Process([sys.executable, "-m", "loadtest.ledger.conductor", str(config)])
+            process = Process([sys.executable, "-m", "loadtest.ledger.conductor", str(config)], self._tree)
             self.processes.append(process)
         for process in self.processes:
             process.read(START_S_MAX)

@@ -199,23 +199,33 @@ class Listener:
         if self.endpoint.serving.behind:
             return True
         if not self._pace.paced:
-            return self._read_some()
+            return self._read_some(False)
         self.endpoint.turn.begin()  # what came together is answered together
         try:
-            return self._read_some()
+            return self._read_some(True)
         finally:
             self.endpoint.turn.end()
 
-    def _read_some(self) -> bool:
+    def _read_some(self, gathered: bool) -> bool:
+        """`gathered`: several frames wait, most likely. Then one exception at their end costs less than a look before
+        each of them."""
         socket, watch, turn = self._socket, self.watch, self.endpoint.turn
         routes, hear = self._routes, self._pace.hear
         for _ in range(self._limits.frames_per_turn):
             if self.closed:
                 return False
-            if not watch.readable():
+            if gathered:
+                try:
+                    route_id = socket.recv(NOBLOCK)
+                except zmq.Again:
+                    watch.looked()
+                    self.endpoint.retry_all_blocked()
+                    return False
+            elif watch.readable():
+                route_id = socket.recv(NOBLOCK)
+            else:
                 self.endpoint.retry_all_blocked()
                 return False
-            route_id = socket.recv(NOBLOCK)
             message = socket.recv(NOBLOCK, False)
             route = routes.get(route_id)
             if message.more:

@@ -96,6 +96,10 @@ class SocketWatch:
         self._stale = False
         return bool(int(self._socket.getsockopt(EVENTS)) & POLLIN)
 
+    def looked(self) -> None:
+        """A receive found nothing: as good as a reading of EVENTS, since it takes all commands out of the mailbox."""
+        self._stale = False
+
     def close(self) -> None:
         """Watch no more; to be called before the socket is closed."""
         self._closed = True
