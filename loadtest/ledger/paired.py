@@ -2,9 +2,10 @@
 
     python -m loadtest.ledger.paired [TREE ...] [--agents 1000] [--rounds 3] [--seconds 4] [--rates 100,5000]
 
-The shape is the full run's (4,000 in flight, frames of four from 1,000 agents) with fewer instances, so that seeding takes
-seconds. Each round starts the conductors of each tree in turn. CPU microseconds an update by who spent it: the loop's
-thread and libzmq's I/O thread of the conductors, in user and system mode; the rest of their threads; MariaDB; the agents.
+The shape is the full run's (4,000 in flight, frames of four from 1,000 agents) with fewer instances, so that seeding
+takes seconds. Each round starts the conductors of each tree in turn. CPU microseconds an update by who spent it: the
+loop's thread and libzmq's I/O thread of the conductors, in user and system mode; the rest of their threads;
+MariaDB; the agents.
 """
 
 from gevent import monkey

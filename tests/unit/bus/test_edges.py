@@ -65,3 +65,19 @@ def test_casts_and_a_queue_that_fills_go_on_without_a_rescue(server: Endpoint, c
         while len(seen) < sent:
             gevent.sleep(0.001)
     assert len(seen) == sent
+
+
+def test_what_a_paced_listener_was_sent_is_read_though_its_pace_ends(bus: Bus) -> None:
+    """Ticks begin and end the pace; nothing else rescues: a receive that finds nothing must not lose the next edge."""
+    limits = Limits(paced_routes_per_tick=2, paced_read_ms=2, tick_ms=10, events_reread_ms=NEVER_MS)
+    server = bus.endpoint("conductor", "conductor-1", limits=limits)
+    serve_echo(server)
+    first = connect(server, bus.endpoint("compute", "compute-1", limits=NO_RESCUE))
+    others = [bus.endpoint("compute", f"compute-{number}", limits=NO_RESCUE) for number in (2, 3, 4)]
+    links = [first, *(other.dial(first.address, server.identity.public_key) for other in others)]
+    assert all(link.wait_up(5000) for link in links)
+    with gevent.Timeout(ALL_WITHIN_S):
+        for _ in range(20):
+            gevent.joinall([gevent.spawn(ask_in_turn, link, 20) for link in links], raise_error=True)
+            gevent.sleep(0.03)  # nobody is heard within a tick: the pace ends
+            ask_in_turn(links[0], 1)

@@ -2,7 +2,7 @@
 
 A frame of reports is decided at once, but its instances are on several lanes, whose batches commit one by one. An ack
 for each of these would cost a frame each, which is more than the verdicts in it (decisions/0011). So a link's verdicts
-wait for those of its other reports, for half of what a batch takes now, and `gather_ms_max` at most; alone, or
+wait for those of its other reports, for what a batch takes now, and `gather_ms_max` at most; alone, or
 `acks_gather_max` together, they leave with the batch that made them durable.
 """
 
@@ -16,7 +16,7 @@ import gevent
 
 from zcompute.bus import Ack
 
-GATHER_SHARE = 0.5  # of a batch's time: two lanes' commits are half of it apart, in the mean
+GATHER_SHARE = 1.0  # of a batch's time: two lanes' commits are half of it apart in the mean, all of it at most
 
 
 class AckedLink(Protocol):
@@ -38,7 +38,7 @@ class AckedLink(Protocol):
 class AckLimits:
     """How long verdicts wait for others of their link, and how many never do. ``gather_ms_max`` 0: none waits."""
 
-    gather_ms_max: int = 20
+    gather_ms_max: int = 50
     acks_gather_max: int = 32
 
 
