@@ -296,9 +296,13 @@ class Ticket(msgspec.Struct, eq=False):
         self.puts = self.notes = self.purges = ()
         if self._event is not None:
             self._event.set()
-        callback, self.callback = self.callback, None
+        callback = self.callback
         if callback is not None:
-            self._call(callback)
+            self.callback = None
+            try:  # as _call does, without a call for each of thousands of reports
+                callback(self)
+            except Exception:
+                log.exception("ticket callback failed partition=%s", self.partition)
         if self._callbacks:
             callbacks, self._callbacks = self._callbacks, ()
             for each in callbacks:

@@ -44,6 +44,14 @@ MapCallback = Callable[[PartitionMap], None]
 
 def _named(rows: Rows, keys: Keys) -> dict[RowKey, Entry] | None:
     """These rows, None when one is missing."""
+    if len(keys) == 1:  # an observation's
+        ((table, key),) = keys
+        rowkey = (table.name, key)
+        entry = rows.get(rowkey)
+        if entry is None:
+            return None
+        entry.used = True
+        return {rowkey: entry}
     named: dict[RowKey, Entry] = {}
     for table, key in keys:
         rowkey = (table.name, key)

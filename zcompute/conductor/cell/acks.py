@@ -69,6 +69,7 @@ class Acks:
         self._waiting: dict[AckedLink, Waiting] = {}  # the longest waiting first
         self._touched: set[AckedLink] = set()  # since the last look
         self.looking = False  # a look is due as soon as the greenlets that are ready have run
+        self._until_s = 0.0  # for verdicts that come before the look: they come together
         self._timer: gevent.Greenlet | None = None
         self._stopped = False
 
@@ -89,15 +90,17 @@ class Acks:
         if self._stopped:
             return
         waiting = self._waiting.get(link)
-        if waiting is None:
-            wait_ms = min(self._limits.gather_ms_max, self._commit_ms() * GATHER_SHARE)
-            waiting = self._waiting[link] = Waiting(self._clock() + wait_ms / 1000)
-        waiting.acks.append(ack)
-        waiting.hurry = waiting.hurry or hurry
-        self._touched.add(link)
         if not self.looking:
             self.looking = True
             gevent.spawn(self._look)
+            wait_ms = min(self._limits.gather_ms_max, self._commit_ms() * GATHER_SHARE)
+            self._until_s = self._clock() + wait_ms / 1000
+        if waiting is None:
+            waiting = self._waiting[link] = Waiting(self._until_s)
+        waiting.acks.append(ack)
+        if hurry:
+            waiting.hurry = True
+        self._touched.add(link)
 
     def _look(self) -> None:
         """Runs once the verdicts of a batch are all there: they come one behind the other without a pause."""
