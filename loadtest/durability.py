@@ -2,8 +2,8 @@
 
     python -m loadtest.durability --json d.json [--quick]
 
-The ledger's agents and conductor at their best rate, on a primary and two replicas which all flush every commit. Both
-modes replicate; in ``replicated`` each commit waits for one replica besides. A round is one of each, in turn first.
+The ledger's agents and conductor at their best rate, then at a low one, on a primary and two replicas which all flush every commit. Both modes
+replicate; in ``replicated`` each commit waits for one replica besides. A round is one of each, in turn first.
 """
 
 from gevent import monkey
@@ -30,7 +30,10 @@ FULL = Sizes(instances=10_000, agents=100, rounds=3, seconds=5.0)
 QUICK = replace(FULL, instances=2_000, agents=50, rounds=1, seconds=2.0)
 CONDUCTORS = 1
 WARM_UP_S = 1.0
-COLUMNS = ("updates_per_second", "primary_us", "conductor_us", "replicas_us", "p50_ms", "p99_ms")
+ALONE_PER_SECOND, ALONE_S = 100, 3.0  # so few that each change is a batch of its own, mostly
+COLUMNS = (
+    "updates_per_second", "primary_us", "conductor_us", "replicas_us", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms"
+)  # fmt: skip
 
 
 class DurableCell(ReplicatedCell):
@@ -76,7 +79,7 @@ def measure(directory: Path, sizes: Sizes) -> dict[str, float]:
     for column in COLUMNS:
         values = {mode: [one[column] for one in found[mode]] for mode in MODES}
         for mode in MODES:
-            metrics[f"{column}_{mode}"] = round(statistics.median(values[mode]), 1)
+            metrics[f"{column}_{mode}"] = round(statistics.median(values[mode]), 2)
         ratios = [one / other for one, other in zip(values[REPLICATED], values[LOCAL], strict=True)]
         metrics[f"{column}_ratio"] = round(statistics.median(ratios), 3)
         metrics[f"{column}_ratio_min"], metrics[f"{column}_ratio_max"] = round(min(ratios), 3), round(max(ratios), 3)
@@ -93,6 +96,7 @@ def _one(cell: DurableCell, bench: Bench, durability: str, sizes: Sizes) -> dict
         run: Measured = bench.closed(writers, sizes.seconds, WARM_UP_S)
         cell.servers.wait_caught_up()
         replicas_s = cell.replicas_cpu_s() - before_s
+        alone = bench.paced(writers, ALONE_PER_SECOND, ALONE_S, WARM_UP_S)
     finally:
         bench.leave(writers)
     return {
@@ -102,6 +106,8 @@ def _one(cell: DurableCell, bench: Bench, durability: str, sizes: Sizes) -> dict
         "replicas_us": replicas_s / max(1, run.rows) * 1e6,
         "p50_ms": run.p50_ms,
         "p99_ms": run.p99_ms,
+        "alone_p50_ms": alone.p50_ms,
+        "alone_p99_ms": alone.p99_ms,
     }
 
 
