@@ -30,6 +30,7 @@ bench: $(VENV)/.installed-bench packages
 	$(BIN)/python -m loadtest.reconnect --json build/bench/reconnect.json $(ARGS)
 	$(BIN)/python -m loadtest.chaos --json build/bench/chaos.json $(ARGS)
 	$(BIN)/python -m loadtest.ledger --json build/bench/ledger.json $(ARGS)
+	$(BIN)/python -m loadtest.durability --json build/bench/durability.json $(ARGS)
 
 # The bus against what its users could pick instead; the benchmark starts and stops the brokers itself.
 bench-peers: $(VENV)/.installed-bench build/peers/.installed

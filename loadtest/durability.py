@@ -2,8 +2,9 @@
 
     python -m loadtest.durability --json d.json [--quick]
 
-The ledger's agents and conductor at their best rate, then at a low one, on a primary and two replicas which all flush every commit. Both modes
-replicate; in ``replicated`` each commit waits for one replica besides. A round is one of each, in turn first.
+The ledger's agents and conductor at their best rate, then at a low one, on a primary and two replicas which all flush
+every commit. Both modes replicate; in ``replicated`` each commit waits for one replica besides. A round is one of each,
+in turn first.
 """
 
 from gevent import monkey
@@ -32,7 +33,8 @@ CONDUCTORS = 1
 WARM_UP_S = 1.0
 ALONE_PER_SECOND, ALONE_S = 100, 3.0  # so few that each change is a batch of its own, mostly
 COLUMNS = (
-    "updates_per_second", "primary_us", "conductor_us", "replicas_us", "p50_ms", "p99_ms", "alone_p50_ms", "alone_p99_ms"
+    "updates_per_second", "primary_us", "conductor_us", "replicas_us", "p50_ms", "p99_ms", "alone_p50_ms",
+    "alone_p99_ms",
 )  # fmt: skip
 
 
