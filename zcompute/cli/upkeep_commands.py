@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,17 +9,15 @@ import click
 
 from zcompute.bus import register_error
 from zcompute.cli.exits import FAILED, MORE_LEFT, CommandError, UsageRefused
-from zcompute.cli.operator import Missing, Operator, operator_config
+from zcompute.cli.operator import Operator, operator_config
+from zcompute.cli.upkeep_passes import Done, Migrated, migrate_through_owners, through_owners, until_all_asked
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.interface import Method
-from zcompute.objects.messages.upkeep import MigrateDataReply, MigrationProgress, UpkeepReply, UpkeepRequest
+from zcompute.objects.messages.upkeep import UpkeepRequest
 from zcompute.objects.methods import UPKEEP_ARCHIVE, UPKEEP_MIGRATE_DATA, UPKEEP_PURGE
-from zcompute.objects.partition import PARTITIONS
 
 TIMEOUT_MS = 600_000
 LINK_WAIT_MS = 2_000
-STEP_ROWS = 2_000  # asked of one conductor at a time
-ROUNDS_MAX = 100_000
 
 
 def parse_date(text: str) -> int:
@@ -33,50 +30,6 @@ def parse_date(text: str) -> int:
     if when > datetime.now(UTC):
         raise UsageRefused(f"--before: expected a date in the past, found {text}")
     return int(when.timestamp() * 1_000_000)
-
-
-@dataclass
-class Done:
-    """What all conductors have done together. ``unasked`` partitions are those that nobody looked at."""
-
-    rows: int = 0
-    by_table: dict[str, int] = field(default_factory=dict)
-    more: bool = False
-    unasked: int = 0
-    missing: list[Missing] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return not self.unasked and not self.missing
-
-
-def through_owners(ask: Callable[[str, UpkeepRequest], Any], conductors: list[str], request: UpkeepRequest) -> Done:
-    """Ask one conductor after the other, step by step, until nothing is left or ``rows_max`` rows are done."""
-    done = Done()
-    looked_at: set[int] = set()
-    for name in conductors:
-        for _ in range(ROUNDS_MAX):
-            left = request.rows_max - done.rows
-            rows = max(1, min(STEP_ROWS, left))
-            dry = request.dry_run or left <= 0
-            step = UpkeepRequest(rows_max=rows, before_us=request.before_us, dry_run=dry)
-            answer = ask(name, step)
-            if isinstance(answer, Missing):
-                done.missing.append(answer)
-                break
-            reply: UpkeepReply = answer
-            looked_at.update(reply.partitions)
-            if left <= 0:
-                done.more = done.more or bool(reply.rows)
-                break
-            done.rows += reply.rows
-            for table, count in reply.by_table.items():
-                done.by_table[table] = done.by_table.get(table, 0) + count
-            if not reply.more or dry:
-                done.more = done.more or reply.more
-                break
-    done.unasked = PARTITIONS - len(looked_at)
-    return done
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -93,21 +46,20 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run(
-    cell: str, config_path: str | None, state_dir: str, act: Callable[[Callable[..., Any], list[str]], Any]
-) -> Any:
+    cell: str, config_path: str | None, state_dir: str, one_pass: Callable[[Callable[..., Any], list[str]], bool]
+) -> None:
     for error in SERVICE_ERRORS:
         register_error(error)
     with Operator(operator_config(config_path, state_dir), TIMEOUT_MS) as operator:
         operator.wait_links(LINK_WAIT_MS)
-        conductors = operator.conductors(cell)
-        if not conductors:
+        if not operator.conductors(cell):
             raise CommandError(f"no conductor of cell {cell} is linked: cells are {', '.join(operator.cells())}")
 
         def ask(name: str, method: Method, request: UpkeepRequest) -> Any:
             answers, missing = operator.ask_each([name], method, request)
             return missing[0] if missing else answers[0]
 
-        return act(ask, conductors)
+        until_all_asked(lambda: one_pass(ask, operator.conductors(cell)))
 
 
 def _upkeep(
@@ -115,12 +67,14 @@ def _upkeep(
     state_dir: str, form: str,
 ) -> None:  # fmt: skip
     request = UpkeepRequest(rows_max=max_rows, before_us=parse_date(before), dry_run=dry_run)
-    done: Done = _run(
-        cell,
-        config_path,
-        state_dir,
-        lambda ask, conductors: through_owners(lambda name, step: ask(name, method, step), conductors, request),
-    )
+    done = Done()
+
+    def one_pass(ask: Callable[..., Any], conductors: list[str]) -> bool:
+        nonlocal done
+        done = through_owners(lambda name, step: ask(name, method, step), conductors, request, done)
+        return not done.unasked
+
+    _run(cell, config_path, state_dir, one_pass)
     if form == "json":
         document = {
             "cell": cell, "rows": done.rows, "by_table": done.by_table, "more": done.more, "dry_run": dry_run,
@@ -135,8 +89,8 @@ def _upkeep(
             click.echo(f"no answer from {one.service}: {one.reason}", err=True)
         if done.unasked:
             click.echo(f"{done.unasked} partitions were not looked at: their owner was not asked", err=True)
-        click.echo("more is left: run it again" if done.more else "nothing more is left" if done.complete else "")
-    if not done.complete:
+        click.echo("more is left: run it again" if done.more else "nothing more is left" if not done.unasked else "")
+    if done.unasked:
         raise click.exceptions.Exit(FAILED)
     if done.more:
         raise click.exceptions.Exit(MORE_LEFT)
@@ -168,31 +122,17 @@ def migrate_data(max_rows: int, dry_run: bool, cell: str, config_path: str | Non
 
     Exit codes: 0 nothing remains, 9 more remains, 1 not all partitions were reached, 2 wrong usage.
     """
-    totals: dict[str, MigrationProgress] = {}
-    looked_at: set[int] = set()
-    missing: list[Missing] = []
+    found = Migrated()
 
-    def act(ask: Callable[..., Any], conductors: list[str]) -> int:
-        rows = 0
-        for name in conductors:
-            answer: MigrateDataReply | None = None
-            while answer is None or (answer.rows and rows < max_rows and not dry_run):
-                left = max_rows - rows
-                step = UpkeepRequest(rows_max=max(1, min(STEP_ROWS, left)), dry_run=dry_run or left <= 0)
-                found = ask(name, UPKEEP_MIGRATE_DATA, step)
-                if isinstance(found, Missing):
-                    missing.append(found)
-                    break
-                answer = found
-                rows += found.rows
-            if answer is not None:
-                looked_at.update(answer.partitions)
-                for one in answer.progress:
-                    former = totals.get(one.name)
-                    totals[one.name] = one if former is None else _sum(former, one)
-        return rows
+    def one_pass(ask: Callable[..., Any], conductors: list[str]) -> bool:
+        nonlocal found
+        found = migrate_through_owners(
+            lambda name, step: ask(name, UPKEEP_MIGRATE_DATA, step), conductors, max_rows, dry_run, found
+        )
+        return not found.unasked
 
-    rows: int = _run(cell, config_path, state_dir, act)
+    _run(cell, config_path, state_dir, one_pass)
+    rows, totals = found.rows, found.totals
     if form == "json":
         progress = [
             {"name": p.name, "done": p.done, "total": p.total, "remaining": p.remaining} for p in totals.values()
@@ -202,19 +142,10 @@ def migrate_data(max_rows: int, dry_run: bool, cell: str, config_path: str | Non
         for one in totals.values():
             click.echo(f"{one.name}: {one.done} of {one.total} done, {one.remaining} remaining")
         click.echo(f"{rows} rows written")
-    for lost in missing:
+    for lost in found.missing:
         click.echo(f"no answer from {lost.service}: {lost.reason}", err=True)
-    if missing or len(looked_at) < PARTITIONS:
-        click.echo(f"{PARTITIONS - len(looked_at)} partitions were not looked at", err=True)
+    if found.unasked:
+        click.echo(f"{found.unasked} partitions were not looked at", err=True)
         raise click.exceptions.Exit(FAILED)
     if any(one.remaining for one in totals.values()):
         raise click.exceptions.Exit(MORE_LEFT)
-
-
-def _sum(one: MigrationProgress, other: MigrationProgress) -> MigrationProgress:
-    return MigrationProgress(
-        name=one.name,
-        done=one.done + other.done,
-        total=one.total + other.total,
-        remaining=one.remaining + other.remaining,
-    )
