@@ -157,8 +157,11 @@ class AgentLink:
         self._flush(now)
 
     def _flush(self, now: float) -> None:
-        while (frame := self.core.take_frame(now)) is not None:
+        core = self.core
+        while (frame := core.take_frame(now)) is not None:
             self._send(frame, now)
+            if core.outgoing.drained:
+                return
 
     def _send(self, frame: bytes, now: float) -> None:
         self._said_at = now

@@ -177,10 +177,14 @@ class Outgoing:
     def take(self, now: float) -> list[Envelope]:
         """The envelopes of the next frame, empty when nothing waits."""
         if self.queued > self._batch_envelopes or self._work_bytes > self._batch_bytes or self._waits_beside_work():
-            if self._only_control():  # acks and credit: most frames of a listener
-                self.drained = True
-                answers, self._control = self._control, []
-                return answers
+            if not (self.queued or self._waiting_events or self._waiting_streams):
+                reports_wait = self._reports.ready
+                if not reports_wait and len(self._control) <= self._batch_envelopes:
+                    self.drained = True  # acks and credit: most frames of a listener
+                    answers, self._control = self._control, []
+                    return answers
+                if reports_wait and not self._control:  # most frames of an agent
+                    return self._take_reports_alone(now)
             self.drained = False
             return self._take_shares(now)
         self.drained = True
@@ -190,9 +194,11 @@ class Outgoing:
         self.queued = self._work_bytes = 0
         return frame
 
-    def _only_control(self) -> bool:
-        others = self.queued or self._waiting_events or self._waiting_streams or self._reports.ready
-        return 0 < len(self._control) <= self._batch_envelopes and not others
+    def _take_reports_alone(self, now: float) -> list[Envelope]:
+        self._first = None
+        batch = self._reports.take(now, self._batch_bytes)
+        self.drained = not self._reports.ready
+        return [] if batch is None else [batch]
 
     def _take_shares(self, now: float) -> list[Envelope]:
         frame = Frame(self._limits)

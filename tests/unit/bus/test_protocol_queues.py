@@ -154,3 +154,16 @@ def test_a_storm_of_reads_leaves_room_for_calls_and_control() -> None:
             pair.dialler.cast(Cast("x", 1, 0, "-", b""), priority)
         with pytest.raises(Busy):
             pair.dialler.cast(Cast("x", 1, 0, "-", b""), priority)
+
+
+def test_reports_that_wait_alone_fill_frames_of_their_own_and_the_last_says_that_nothing_is_left() -> None:
+    pair = Pair(limits=Limits(report_batch=4))
+    pair.connect()
+    assert pair.dialler.report([Report(f"i{number}", 1, b"x") for number in range(6)]) == 6
+    left = []
+    for _ in range(2):
+        assert kinds_of_frame(pair) == ["ReportsArrived"]
+        left.append(pair.dialler.outgoing.drained)
+    assert left == [False, True]
+    assert pair.dialler.take_frame(pair.now) is None
+    assert pair.listener.reports_in.expected == 6
