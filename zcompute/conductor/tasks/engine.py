@@ -22,7 +22,7 @@ from zcompute.conductor.tasks.forgetting import Forgetting
 from zcompute.conductor.tasks.ghosts import Ghosts
 from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.parked import ParkedSweep
-from zcompute.conductor.tasks.run import DeadlinePassed, TaskEnv, TaskLost, TaskRun
+from zcompute.conductor.tasks.run import DeadlinePassed, Step, TaskEnv, TaskLost, TaskRun
 from zcompute.conductor.tasks.steps import step_of
 from zcompute.db.tables import TASKS
 from zcompute.objects.instance import Instance
@@ -190,8 +190,7 @@ class TaskEngine:
             if run.task is not None:
                 request_id.set(run.task.request_id or "-")
                 step = step_of(run.task)
-            ends = step is not None and step.ends
-            run.set_deadline(at_least_s=run.settings.revival_s_max if ends else 0.0)
+            run.set_deadline(at_least_s=run.settings.revival_s_max if _is_done_late(run, step) else 0.0)
             self._do_steps(run)
         finally:
             self._running.discard(run)
@@ -298,6 +297,12 @@ class TaskEngine:
     def _leave(self, run: TaskRun) -> None:
         if self._runs.get(run.uuid) is run:
             del self._runs[run.uuid]
+
+
+def _is_done_late(run: TaskRun, step: Step | None) -> bool:
+    """Whether a step is begun however late it is: nothing but the end is left, or its hosts were commanded by a former
+    owner. They may be linked to this one already, so nobody would ever wake the task if it parked unasked."""
+    return step is not None and (step.ends or (run.adopt and step.commands_hosts))
 
 
 def _silence(task: Task) -> str:

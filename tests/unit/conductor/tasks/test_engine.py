@@ -319,6 +319,20 @@ def test_a_delete_that_waits_for_no_host_any_more_is_ended_by_an_owner_that_come
     assert world.claims == {}
 
 
+def test_a_delete_that_is_late_when_an_owner_gains_it_asks_its_linked_hosts_before_it_parks(make):
+    world = make("h1")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.agents["h1"].silent = True
+    world.delete(uuid)
+    wait_for(lambda: any(name == "destroy" for name, _ in world.agents["h1"].commands))
+    world.engine.lose(range(256))
+    world.agents["h1"].silent = False
+    world.engine.gained([(world.instance(uuid), replace_task(world.task(uuid), deadline_at_us=1))])
+    world.wait_state(uuid, VM_DELETED)
+    assert world.instance(uuid).fault is None
+
+
 def test_a_silent_delete_parks_and_a_second_delete_revives_it(make):
     world = make("h1", settings=short())
     uuid = world.build()
