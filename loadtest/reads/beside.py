@@ -27,6 +27,10 @@ CONDUCTORS = 2
 WARM_UP_S = 1.0
 ANSWER_S_MAX = 60.0
 START_S_MAX = 60.0
+SERVING_S_MAX = 30.0
+LOOK_S = 0.5  # of lists, to see who serves them
+AT_PRIMARY_MAX = 0.01  # of the rows that lists read, once replicas serve
+SCANNED = ("Handler_read_next", "Handler_read_prev")  # rows read along an index: lists do, updates by key do not
 OPTIONS = ("--innodb-flush-log-at-trx-commit=1", "--innodb-log-file-size=256M")
 
 
@@ -111,34 +115,92 @@ def measure(directory: Path, sizes: Sizes, metrics: Metrics) -> None:
 
 
 def _rounds(bench: Bench, writers: Writers, sizes: Sizes, rate: float, metrics: Metrics, name: str) -> None:
-    """Without and with lists, in turn."""
-    readers = _readers(bench.cell, writers)
+    """Without and with lists, in turn; each pair begins with the other of the two, for the sake of drifts."""
+    cell = _replicated(bench.cell)
+    readers = _readers(cell, writers)
     alone: list[Measured] = []
     under: list[Measured] = []
     lists: list[Listed] = []
+    scanned = [0, 0]
+
+    def without() -> None:
+        alone.append(bench.paced(writers, rate, sizes.seconds, WARM_UP_S))
+
+    def with_lists() -> None:
+        before = _scanned(cell)
+        _ask(readers, sizes.seconds + 2 * WARM_UP_S)
+        under.append(bench.paced(writers, rate, sizes.seconds, WARM_UP_S))
+        lists.append(_listed(readers))
+        scanned[:] = [
+            total + after - former for total, after, former in zip(scanned, _scanned(cell), before, strict=True)
+        ]
+
     try:
         readers.read(START_S_MAX)
-        for _ in range(sizes.rounds):
-            alone.append(bench.paced(writers, rate, sizes.seconds, WARM_UP_S))
-            now_s = time.monotonic()
-            span = Span(LISTS_PER_SECOND, now_s, now_s + sizes.seconds + 2 * WARM_UP_S)
-            readers.ask(msgspec.json.encode(span).decode())
-            under.append(bench.paced(writers, rate, sizes.seconds, WARM_UP_S))
-            lists.append(msgspec.json.decode(readers.read(ANSWER_S_MAX), type=Listed))
+        if cell.tell_replicas:
+            _wait_serving(cell, readers)
+        for number in range(sizes.rounds):
+            first, second = (with_lists, without) if number % 2 else (without, with_lists)
+            first()
+            second()
     finally:
         readers.stop()
     for kind, found in (("alone", alone), ("under_reads", under)):
         metrics[f"{name}primary_us_row_{kind}"] = round(_median(found, "mariadbd_us"), 1)
         metrics[f"{name}ack_p50_ms_{kind}"] = round(_median(found, "p50_ms"), 2)
         metrics[f"{name}ack_p99_ms_{kind}"] = round(_median(found, "p99_ms"), 2)
+        each = ", ".join(f"{one.p99_ms:.0f}" for one in found)
+        print(f"{name}{kind}: ack p99 ms of each round {each}", flush=True)
+    metrics[f"{name}lists"] = sum(one.answers for one in lists)
     metrics[f"{name}list_p99_ms"] = round(statistics.median(one.p99_ms for one in lists), 1)
+    metrics[f"{name}list_rows_at_primary_share"] = round(scanned[0] / max(1, sum(scanned)), 4)
     metrics[f"{name}ratio_primary_cpu_under_reads"] = _ratio(under, alone, "mariadbd_us")
     metrics[f"{name}ratio_ack_p99_under_reads"] = _ratio(under, alone, "p99_ms")
 
 
-def _readers(cell: Cell, writers: Writers) -> Process:
+def _ask(readers: Process, seconds: float) -> None:
+    now_s = time.monotonic()
+    readers.ask(msgspec.json.encode(Span(LISTS_PER_SECOND, now_s, now_s + seconds)).decode())
+
+
+def _listed(readers: Process) -> Listed:
+    return msgspec.json.decode(readers.read(ANSWER_S_MAX), type=Listed)
+
+
+def _wait_serving(cell: ReplicatedCell, readers: Process) -> None:
+    """Ask for lists until replicas answer them. Raises SystemExit."""
+    ends_at_s = time.monotonic() + SERVING_S_MAX
+    while True:
+        before = _scanned(cell)
+        _ask(readers, LOOK_S)
+        _listed(readers)
+        primary, replicas = [after - former for after, former in zip(_scanned(cell), before, strict=True)]
+        if primary <= AT_PRIMARY_MAX * replicas:
+            return
+        if time.monotonic() > ends_at_s:
+            raise SystemExit(
+                f"expected replicas to serve lists within {SERVING_S_MAX:g} s, found {primary} rows read at the "
+                f"primary, {replicas} at replicas"
+            )
+
+
+def _scanned(cell: ReplicatedCell) -> list[int]:
+    """Rows read along an index so far: at the primary, and at its replicas together."""
+    wanted = ", ".join(f"'{name}'" for name in SCANNED)
+    counts = [
+        sum(int(row["Value"]) for row in server.administer(f"SHOW GLOBAL STATUS WHERE Variable_name IN ({wanted})"))
+        for server in cell.servers.servers
+    ]
+    return [counts[0], sum(counts[1:])]
+
+
+def _replicated(cell: Cell) -> ReplicatedCell:
     if not isinstance(cell, ReplicatedCell):
         raise TypeError(f"expected a cell with replicas, found {cell}")
+    return cell
+
+
+def _readers(cell: ReplicatedCell, writers: Writers) -> Process:
     file = cell.directory / "readers.json"
     file.touch(mode=0o600)
     file.write_bytes(msgspec.json.encode(Readers(*cell.reader_keys, writers.places)))

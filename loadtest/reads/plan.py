@@ -89,7 +89,7 @@ PARTS: dict[str, Callable[[Plan, Path, Metrics], None]] = {
 
 FULL = Plan(
     instances=10_000, seconds=6.0, rows=(10_000, 1_000_000), cells_instances=100_000, own_seconds=30.0,
-    ledger=beside.Sizes(instances=20_000, agents=250, rounds=3, seconds=4.0),
+    ledger=beside.Sizes(instances=20_000, agents=250, rounds=4, seconds=10.0),
     parts=("rates", "rows", "cells", "own", "ledger"),
 )  # fmt: skip
 QUICK = Plan(

@@ -17,7 +17,8 @@ from zcompute.objects.build_request import InstanceMapping
 from zcompute.objects.partition import partition_of
 
 ROWS_A_STATEMENT = 1_000
-STATEMENT_S_MAX = 120.0
+STATEMENT_S_MAX = 300.0
+BULK_ROWS_MIN = 50_000  # from here on an index is made anew in less time than rows are added to it at random places
 _PARTITION = 4_242_424_242
 _CREATED = 4_343_434_343
 
@@ -33,16 +34,18 @@ def seed_cell(servers: Sequence[PrivateMariaDB], database: str, numbers: Sequenc
         primary.query(audited())
     finally:
         primary.cut()
-    _load(servers, database, INSTANCES, _instances(numbers))
+    _load(servers, database, INSTANCES, _instances(numbers), len(numbers))
 
 
 def seed_root(servers: Sequence[PrivateMariaDB], database: str, cells: dict[str, Sequence[int]]) -> None:
     """Where each instance is."""
-    _load(servers, database, MAPPINGS, _mappings(cells))
+    _load(servers, database, MAPPINGS, _mappings(cells), sum(map(len, cells.values())))
 
 
-def _load(servers: Sequence[PrivateMariaDB], database: str, table: TableCodec[Any], rows: Iterable[bytes]) -> None:
-    """Each statement to all servers at once."""
+def _load(
+    servers: Sequence[PrivateMariaDB], database: str, table: TableCodec[Any], rows: Iterable[bytes], count: int
+) -> None:
+    """Each statement to all servers at once; many rows without the table's other indexes, which are made afterwards."""
     connections = [_connect(server, database) for server in servers]
     head = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ".encode()  # noqa: S608
     pool = Pool(len(connections))
@@ -52,12 +55,31 @@ def _load(servers: Sequence[PrivateMariaDB], database: str, table: TableCodec[An
 
     try:
         everywhere(b"SET sql_log_bin=0, foreign_key_checks=0, unique_checks=0")
+        drop, add = _indexes(connections[0], table.name) if count >= BULK_ROWS_MIN else (b"", b"")
+        if drop:
+            everywhere(drop)
         for chunk in _chunks(rows):
             everywhere(head + b",".join(chunk))
+        if add:
+            everywhere(add)
         everywhere(f"ANALYZE TABLE {table.name}".encode())
     finally:
         for connection in connections:
             connection.cut()
+
+
+def _indexes(connection: Connection, table: str) -> tuple[bytes, bytes]:
+    """Statements that drop all indexes of a table which are not unique, and make them again; empty when it has none."""
+    found = connection.named_rows(
+        b"SELECT index_name AS name, GROUP_CONCAT(column_name ORDER BY seq_in_index) AS columns_ "
+        b"FROM information_schema.statistics WHERE table_schema=DATABASE() AND non_unique=1 AND table_name='%s' "
+        b"GROUP BY index_name" % table.encode()
+    )
+    if not found:
+        return b"", b""
+    drop = ", ".join(f"DROP INDEX {row['name']}" for row in found)
+    add = ", ".join(f"ADD INDEX {row['name']} ({row['columns_']})" for row in found)
+    return f"ALTER TABLE {table} {drop}".encode(), f"ALTER TABLE {table} {add}".encode()
 
 
 def _connect(server: PrivateMariaDB, database: str) -> Connection:
