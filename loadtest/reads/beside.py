@@ -31,6 +31,7 @@ SERVING_S_MAX = 30.0
 LOOK_S = 0.5  # of lists, to see who serves them
 AT_PRIMARY_MAX = 0.01  # of the rows that lists read, once replicas serve
 SCANNED = ("Handler_read_next", "Handler_read_prev")  # rows read along an index: lists do, updates by key do not
+RELAXED = ("SET GLOBAL sync_binlog = 0", "SET GLOBAL innodb_flush_log_at_trx_commit = 2")
 OPTIONS = ("--innodb-flush-log-at-trx-commit=1", "--innodb-log-file-size=256M")
 
 
@@ -61,7 +62,11 @@ class ReplicatedCell(Cell):
         self.tell_replicas = True
 
     def start_servers(self) -> None:
+        """Replicas flush once a second: elsewhere they have disks of their own, here their flushes would make the
+        primary's wait, lists or not."""
         self.servers.start()
+        for replica in self.servers.replicas:
+            replica.administer(*RELAXED)
 
     def stop_servers(self) -> None:
         self.servers.stop()

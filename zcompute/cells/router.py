@@ -116,16 +116,17 @@ class PartitionRouter:
 
     # -- calls --------------------------------------------------------------------------------------------------
 
-    def call(self, key: str, method: MethodSpec, request: msgspec.Struct, *, timeout_ms: int) -> Any:
+    def call(self, key: str, method: MethodSpec, request: msgspec.Struct, *, timeout_ms: int, lasts_ms: int = 0) -> Any:
         """Call the owner of ``key``, again and again while it changes, is out of reach or busy, until the deadline.
 
+        ``lasts_ms``: what the answer takes by its nature; an owner is not held to be silent before that is over.
         Calls that may have taken effect are repeated for idempotent methods only. Raises what the owner answers,
         DeadlineExceeded (naming the last obstacle), and for other methods LinkReset.
         """
         partition = partition_of(key)
         ends_at_s = time.monotonic() + timeout_ms / 1000
         pauses = _Pauses(self._limits, ends_at_s)
-        attempt_ms = self._limits.attempt_ms_max if method.idempotent else timeout_ms
+        attempt_ms = self._limits.attempt_ms_max + lasts_ms if method.idempotent else timeout_ms
         error: BusError | None = None
         while (left_ms := int((ends_at_s - time.monotonic()) * 1000)) > 0:
             owner = self.map.owners[partition]

@@ -51,9 +51,9 @@ class Forwarding:
         peer = context.peer
         return (peer.role, peer.cell) != ("conductor", self._cell)
 
-    def call(self, key: str, method: Method, request: msgspec.Struct, context: Any) -> Any:
-        """The owner's answer, within the caller's deadline. Raises Busy at once when ``at_once_max`` calls are under
-        way, and what the router raises."""
+    def call(self, key: str, method: Method, request: msgspec.Struct, context: Any, *, lasts_ms: int = 0) -> Any:
+        """The owner's answer, within the caller's deadline. ``lasts_ms``: what it takes by its nature. Raises Busy at
+        once when ``at_once_max`` calls are under way, and what the router raises."""
         if not self._slots.acquire(blocking=False):
             raise Busy(
                 f"at_once_max ({self._settings.at_once_max}) calls are being handed on here: try again, at the owner",
@@ -61,6 +61,6 @@ class Forwarding:
             )
         try:
             timeout_ms = max(1, min(self._settings.call_ms_max, context.remaining_ms()))
-            return self._router.call(key, method, request, timeout_ms=timeout_ms)
+            return self._router.call(key, method, request, timeout_ms=timeout_ms, lasts_ms=lasts_ms)
         finally:
             self._slots.release()

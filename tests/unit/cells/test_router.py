@@ -122,6 +122,21 @@ def test_a_call_that_may_have_taken_effect_is_repeated_for_idempotent_methods_on
         assert len(endpoint.all[0].calls) == 1
 
 
+def test_an_owner_that_takes_long_by_nature_is_not_asked_a_second_time() -> None:
+    endpoint = FakeEndpoint()
+
+    def slow(method: Any, request: Any, timeout_ms: int) -> Any:
+        if timeout_ms < 150:
+            raise DeadlineExceeded("cancelled in mid-commit")
+        return 7
+
+    endpoint.all = [FakeLink("c1", "s1", slow)]
+    router = router_of(endpoint)
+    router.update(map_of("s1", 1))
+    assert router.call("key", INSTANCE_GET, Empty(), timeout_ms=1000, lasts_ms=150) == 7
+    assert len(endpoint.all[0].calls) == 1
+
+
 def test_a_silent_owner_is_left_for_the_new_one_before_its_link_is_known_to_be_dead() -> None:
     endpoint = FakeEndpoint()
     endpoint.all = [FakeLink("c1", "s1", silence), FakeLink("c1", "s2", answering(2))]

@@ -84,15 +84,18 @@ class Topology:
         anything is counted. Raises CellNotFound, CellRefused, Forbidden, NotOwner.
         """
         require_operator(context)
+        look_again_ms = 2 * self._settings.cells_poll_ms
         if self._env.forwarding.needed(GLOBAL_KEY, context):
-            reply: CellReply = self._env.forwarding.call(GLOBAL_KEY, CELL_DELETE, request, context)
+            reply: CellReply = self._env.forwarding.call(
+                GLOBAL_KEY, CELL_DELETE, request, context, lasts_ms=look_again_ms
+            )
             return reply
         cell = self._env.store.fetch(CELLS, [(request.name,)]).get((request.name,))
         if cell is not None and cell.deleted_at_us:
             return CellReply(cell=cell)
         cell = living(cell, request.name)
         check_deletable(cell, self._left(cell.name))
-        gevent.sleep(2 * self._settings.cells_poll_ms / 1000)
+        gevent.sleep(look_again_ms / 1000)
         check_deletable(cell, self._left(cell.name))
         failpoint("cell.delete.counted")
         looked_at = cell

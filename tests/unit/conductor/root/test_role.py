@@ -47,7 +47,9 @@ class Region:
         self.ledger, self.endpoint = FakeLedger(), FakeEndpoint()
         self.store = FakeStore(self.ledger)
         self.forwarded = []
-        router = SimpleNamespace(call=lambda key, method, request, timeout_ms: self.forwarded.append((key, request)))
+        router = SimpleNamespace(
+            call=lambda key, method, request, timeout_ms, lasts_ms: self.forwarded.append((key, request))
+        )
         env = SimpleNamespace(
             config=SimpleNamespace(
                 conductor=ConductorConfig(), notifications=NotificationsConfig(), quota=QuotaConfig()
