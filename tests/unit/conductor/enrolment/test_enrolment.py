@@ -45,7 +45,7 @@ class Place:
         self.ledger, self.endpoint = FakeLedger(), FakeEndpoint()
         self.keyring = self.endpoint.keyring = Keyring([KeyEntry("api-1", API, "api", "root")])
         self.forwarded = []
-        router = SimpleNamespace(call=lambda key, method, request, timeout_ms: self.forwarded.append(request))
+        router = SimpleNamespace(call=lambda key, method, request, timeout_ms, lasts_ms: self.forwarded.append(request))
         fellows = {"f": ConductorInfo(service_id="f", incarnation="i", address="tcp://a:1", public_key=FELLOW)}
         self.ledger.map = PartitionMap(cell=cell, conductors=fellows)
         self.ledger.on_map = lambda callback: None
