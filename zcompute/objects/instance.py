@@ -11,15 +11,48 @@ VM_BUILDING = "building"
 VM_ACTIVE = "active"
 VM_ERROR = "error"
 VM_DELETED = "deleted"
+VM_STOPPED = "stopped"
+VM_PAUSED = "paused"
+VM_SUSPENDED = "suspended"
+VM_RESCUED = "rescued"
+VM_RESIZED = "resized"
+VM_SHELVED = "shelved"
+VM_SHELVED_OFFLOADED = "shelved_offloaded"
+VM_SOFT_DELETED = "soft-delete"
 
 TASK_SCHEDULING = "scheduling"
 TASK_SPAWNING = "spawning"
 TASK_DELETING = "deleting"
+TASK_SOFT_DELETING = "soft-deleting"
+TASK_RESTORING = "restoring"
+TASK_POWERING_ON = "powering-on"
+TASK_POWERING_OFF = "powering-off"
+TASK_REBOOTING = "rebooting"
+TASK_REBOOTING_HARD = "rebooting_hard"
+TASK_PAUSING = "pausing"
+TASK_UNPAUSING = "unpausing"
+TASK_SUSPENDING = "suspending"
+TASK_RESUMING = "resuming"
+TASK_RESCUING = "rescuing"
+TASK_UNRESCUING = "unrescuing"
+TASK_IMAGE_SNAPSHOT = "image_snapshot"
+TASK_REBUILDING = "rebuilding"
+TASK_RESIZE_PREP = "resize_prep"
+TASK_RESIZE_MIGRATING = "resize_migrating"
+TASK_RESIZE_MIGRATED = "resize_migrated"
+TASK_RESIZE_FINISH = "resize_finish"
+TASK_RESIZE_REVERTING = "resize_reverting"
+TASK_RESIZE_CONFIRMING = "resize_confirming"
+TASK_MIGRATING = "migrating"
+TASK_SHELVING = "shelving"
+TASK_SHELVING_OFFLOADING = "shelving_offloading"
+TASK_UNSHELVING = "unshelving"
 
 POWER_NOSTATE = 0
 POWER_RUNNING = 1
 POWER_PAUSED = 3
 POWER_SHUTDOWN = 4
+POWER_SUSPENDED = 7
 
 
 class Fault(VersionedObject):

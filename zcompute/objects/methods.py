@@ -9,7 +9,14 @@ its major. Objects inside have versions of their own. tests/upgrade/fingerprints
 """
 
 from zcompute.objects.cell import CellCapacity, CellInfo
-from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, SpawnRequest
+from zcompute.objects.command import (
+    AdoptRequest,
+    CommandReply,
+    DestroyRequest,
+    ForgetRequest,
+    SpawnRequest,
+    StepRequest,
+)
 from zcompute.objects.conductor_stat import ConductorStat, ConductorStatRequest
 from zcompute.objects.host import HostState
 from zcompute.objects.interface import Interface, Method
@@ -184,6 +191,7 @@ SELECT_DESTINATIONS = SCHEDULER_INTERFACE.method("select_destinations", SelectRe
 SPAWN = COMPUTE_INTERFACE.method("spawn", SpawnRequest, CommandReply, _CONDUCTOR)
 DESTROY = COMPUTE_INTERFACE.method("destroy", DestroyRequest, CommandReply, _CONDUCTOR)
 ADOPT = COMPUTE_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
+STEP = COMPUTE_INTERFACE.method("step", StepRequest, CommandReply, _CONDUCTOR)
 FORGET = COMPUTE_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
 
 RELAY_BEGIN = RELAY_INTERFACE.method("begin", RelayedBegin, HostBeginReply, _CONDUCTOR)
@@ -193,12 +201,14 @@ RELAY_FIND = RELAY_INTERFACE.method("find", FindRequest, FindReply, _CONDUCTOR, 
 RELAY_SPAWN = RELAY_INTERFACE.method("spawn", SpawnRequest, CommandReply, _CONDUCTOR)
 RELAY_DESTROY = RELAY_INTERFACE.method("destroy", DestroyRequest, CommandReply, _CONDUCTOR)
 RELAY_ADOPT = RELAY_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
+RELAY_STEP = RELAY_INTERFACE.method("step", StepRequest, CommandReply, _CONDUCTOR)
 RELAY_FORGET = RELAY_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
 
 RELAYED_COMMANDS: dict[Method, Method] = {
     SPAWN: RELAY_SPAWN,
     DESTROY: RELAY_DESTROY,
     ADOPT: RELAY_ADOPT,
+    STEP: RELAY_STEP,
     FORGET: RELAY_FORGET,
 }
 """What to ask another conductor for when no link reaches the host: every method that computes serve."""

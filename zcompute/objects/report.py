@@ -38,7 +38,9 @@ class Observation(msgspec.Struct, kw_only=True, tag="observation", omit_defaults
 
 
 class StepResult(msgspec.Struct, kw_only=True, tag="step_result", omit_defaults=True):
-    """The outcome of (task, step, attempt) under a command generation; never folded, accepted from any host."""
+    """The outcome of (task, step, attempt) under a command generation; never folded, accepted from any host.
+
+    ``answer``: what the step's verb has to say to the next step (where a destination awaits the data, say)."""
 
     instance_uuid: str
     host: str
@@ -49,6 +51,7 @@ class StepResult(msgspec.Struct, kw_only=True, tag="step_result", omit_defaults=
     outcome: str
     message: str = ""
     power_state: int = 0
+    answer: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 ReportBody = Observation | StepResult
