@@ -29,7 +29,7 @@ from zcompute.objects.enrolment import EnrolledKey, Enrolment
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Claim, Host
-from zcompute.objects.instance import Fault, Instance, ServerSpec
+from zcompute.objects.instance import Fault, Instance, Move, ServerSpec
 from zcompute.objects.notification import NotifierCursor, StoredNotification, UsageAudit
 from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, partition_of
 from zcompute.objects.quota import ProjectUsage, Quota, QuotaClass
@@ -219,7 +219,11 @@ INSTANCES: TableCodec[Instance] = TableCodec(
         *plain("mapping_generation", "created_at_us", "updated_at_us", "launched_at_us", "deleted_at_us"),
         *plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
         *packed("fault", Fault),
-        *plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided", "revision"),
+        *plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided"),
+        *flags("locked"),
+        *plain("locked_reason"),
+        *packed("move", Move),
+        *plain("revision"),
     ),
     attrgetter("uuid"),
 )

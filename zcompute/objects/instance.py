@@ -79,13 +79,29 @@ class ServerSpec(VersionedObject):
     reservation_id: str = ""
 
 
+class Move(VersionedObject):
+    """What a finished resize or cold migration can go back to, until it is confirmed or reverted.
+
+    ``kind`` as the move's task. ``former_claim`` ("task/attempt") stays in force at ``former_host``, where the stopped
+    domain is kept. ``since_us``: UTC microseconds of the move's end, from which the automatic confirmation counts.
+    """
+
+    kind: str
+    former_host: str
+    former_claim: str
+    former_flavor: Flavor
+    former_vm_state: str
+    since_us: int
+
+
 class Instance(VersionedObject):
     """One server. The agent owns observations (power_state, progress); its partition's owner decides the rest.
 
     ``generation`` is the reporter generation: it rises with each change of host. (``generation``, ``agent_epoch``,
     ``observed_seq``) is the watermark of what was observed, ``decided`` counts the owner's decisions, ``revision``
     rises with every committed change of the row (the row guard). ``command_generation`` orders the commands to agents.
-    ``claim`` names the claim in force ("task/attempt"). Times are UTC microseconds.
+    ``claim`` names the claim in force ("task/attempt"); ``move.former_claim`` is in force beside it. ``locked`` refuses
+    actions to all but administrators. Times are UTC microseconds.
     """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
@@ -115,3 +131,6 @@ class Instance(VersionedObject):
     observed_seq: int = 0
     decided: int = 0
     revision: int = 1
+    locked: bool = False
+    locked_reason: str | None = None
+    move: Move | None = None

@@ -3,6 +3,7 @@
 import msgspec
 
 from zcompute.objects.base import VersionedObject
+from zcompute.objects.command import StepArguments
 from zcompute.objects.instance import Fault
 
 TASK_BUILD = "build"
@@ -26,7 +27,11 @@ class TaskBody(VersionedObject):
     reached: a new owner adopts the instance at those that were commanded; ``destroyed`` those of them that have
     answered that nothing is left; ``release`` are claims to be released before the end; ``reschedules`` counts how
     often all candidates were used up; ``refused`` says why, by host; ``step_began_at_us`` is of the present step and
-    attempt."""
+    attempt.
+
+    ``action`` is what was asked for (zcompute.objects.command VERB_* or a move), with its ``arguments``;
+    ``former_vm_state`` where a task that is rolled back returns to; ``source`` and ``destination`` the hosts of a move;
+    ``answers`` what steps had to say to later ones, by the step's name."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)
@@ -38,6 +43,12 @@ class TaskBody(VersionedObject):
     result: str = ""
     fault: Fault | None = None
     step_began_at_us: int = 0
+    action: str = ""
+    arguments: StepArguments = StepArguments()
+    former_vm_state: str = ""
+    source: str | None = None
+    destination: str | None = None
+    answers: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
 
 
 class Task(VersionedObject):

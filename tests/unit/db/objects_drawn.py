@@ -16,7 +16,7 @@ INTEGERS = st.integers(-(2**31), 2**31 - 1)
 
 # The columns that hold UTF-8 text; all other strings are identifiers.
 IDENT_NAMES = ("Host", "CellInfo", "QuotaClass")  # whose name is one
-TEXTS = {"name", "reason", "availability_zone", "disabled_reason", "description", "message"}
+TEXTS = {"name", "reason", "availability_zone", "disabled_reason", "locked_reason", "description", "message"}
 
 
 def drawn(kind: type[VersionedObject]) -> st.SearchStrategy[Any]:
@@ -39,7 +39,7 @@ def _of(hint: Any, name: str, owner: type) -> st.SearchStrategy[Any]:
     if origin is list:
         return st.lists(_of(args[0], name, owner), max_size=3)
     if origin is dict:
-        return st.dictionaries(TEXT, TEXT, max_size=3)
+        return st.dictionaries(TEXT, TEXT if args[1] is str else _of(args[1], name, owner), max_size=3)
     if args:
         return st.one_of([st.none() if arg is type(None) else _of(arg, name, owner) for arg in args])
     if hint is Amounts:
