@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 import msgspec
 
-from zcompute.conductor.tasks.build_walk import STEP_SPAWN, spawn_ended
+from zcompute.conductor.tasks.build_walk import STEP_SPAWN
 from zcompute.conductor.tasks.decision import Decision
-from zcompute.conductor.tasks.delete_walk import STEP_DESTROY, destroy_ended
+from zcompute.conductor.tasks.results import AWAITED
 from zcompute.objects.instance import POWER_NOSTATE, VM_DELETED, Instance
 from zcompute.objects.report import (
     OUTCOME_DONE,
@@ -24,7 +24,7 @@ from zcompute.objects.report import (
     Observation,
     StepResult,
 )
-from zcompute.objects.task import TASK_BUILD, TASK_DELETE, Task
+from zcompute.objects.task import Task
 
 # The detail that says: a host which has begun anew since the delete still has the domain.
 GHOST = "the instance is deleted, and is on a host that was not asked to destroy it"
@@ -100,17 +100,15 @@ def judge_step_result(
     under_way = (instance.command_generation, task.step, task.attempt)
     if (result.generation, result.step, result.attempt) != under_way:
         return Verdict(VERDICT_SUPERSEDED, f"(generation, step, attempt) under way is {under_way}")
-    if task.kind == TASK_BUILD and task.step == STEP_SPAWN:
-        if result.host != task.body.host:
-            return Verdict(VERDICT_NOT_YOURS, f"the attempt under way is on host {task.body.host}")
-        return Verdict(VERDICT_APPLIED, decision=spawn_ended(instance, task, result, now_us, ending_s))
-    if task.kind == TASK_DELETE and task.step == STEP_DESTROY:
-        if result.host not in task.body.named_hosts:
-            return Verdict(VERDICT_NOT_YOURS, "the task does not name this host")
-        if result.host in task.body.destroyed:
-            return Verdict(VERDICT_ALREADY_THERE)
-        return Verdict(VERDICT_APPLIED, decision=destroy_ended(instance, task, result, now_us, ending_s))
-    return Verdict(VERDICT_SUPERSEDED, f"step {task.step} of a {task.kind} task waits for no result")
+    awaited = AWAITED.get((task.kind, task.step))
+    if awaited is None:
+        return Verdict(VERDICT_SUPERSEDED, f"step {task.step} of a {task.kind} task waits for no result")
+    hosts = awaited.hosts(task)
+    if result.host not in hosts:
+        return Verdict(VERDICT_NOT_YOURS, f"the step under way is on {', '.join(hosts) or 'no host'}")
+    if result.host in awaited.heard(task):
+        return Verdict(VERDICT_ALREADY_THERE)
+    return Verdict(VERDICT_APPLIED, decision=awaited.ended(instance, task, result, now_us, ending_s))
 
 
 def _of_ended_task(instance: Instance, result: StepResult) -> Verdict:
