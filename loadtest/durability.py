@@ -3,8 +3,8 @@
     python -m loadtest.durability --json d.json [--quick]
 
 The ledger's agents and conductor at their best rate, then at a low one, on a primary and two replicas which all flush
-every commit. Both modes replicate; in ``replicated`` each commit waits for one replica besides. A round is one of each,
-in turn first.
+every commit. Both modes replicate; in ``replicated`` each commit waits for one replica besides: the run fails where one
+did not, or where one waited in ``local``. A round is one of each, in turn first.
 """
 
 from gevent import monkey
@@ -36,6 +36,7 @@ COLUMNS = (
     "updates_per_second", "primary_us", "conductor_us", "replicas_us", "p50_ms", "p99_ms", "alone_p50_ms",
     "alone_p99_ms",
 )  # fmt: skip
+WAITED = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Rpl_semi_sync_master_yes_tx', 'Rpl_semi_sync_master_no_tx')"
 
 
 class DurableCell(ReplicatedCell):
@@ -55,6 +56,11 @@ class DurableCell(ReplicatedCell):
         self.durability = durability
         off = ("SET GLOBAL rpl_semi_sync_master_enabled = OFF",)
         self.server.administer(*(SWITCHED_ON if durability == REPLICATED else off))
+
+    def waited(self) -> tuple[int, int]:
+        """Commits so far that a replica has acknowledged, and those that went on without."""
+        rows = {row["Variable_name"].lower(): int(row["Value"]) for row in self.server.administer(WAITED)}
+        return rows["rpl_semi_sync_master_yes_tx"], rows["rpl_semi_sync_master_no_tx"]
 
     def database_section(self, driver: str) -> dict[str, object]:
         return {**super().database_section(driver), "durability": self.durability}
@@ -78,6 +84,9 @@ def measure(directory: Path, sizes: Sizes) -> dict[str, float]:
     finally:
         cell.stop()
     metrics: dict[str, float] = {"lost": read.lost, "repeated": read.repeated}
+    for mode in MODES:
+        metrics[f"waited_{mode}"] = min(one["waited"] for one in found[mode])
+        metrics[f"unwaited_{mode}"] = max(one["unwaited"] for one in found[mode])
     for column in COLUMNS:
         values = {mode: [one[column] for one in found[mode]] for mode in MODES}
         for mode in MODES:
@@ -94,11 +103,13 @@ def _one(cell: DurableCell, bench: Bench, durability: str, sizes: Sizes) -> dict
     writers = Writers(cell, NATIVE, CONDUCTORS)
     try:
         bench.connect(writers)
+        waited, unwaited = cell.waited()
         before_s = cell.replicas_cpu_s()
         run: Measured = bench.closed(writers, sizes.seconds, WARM_UP_S)
         cell.servers.wait_caught_up()
         replicas_s = cell.replicas_cpu_s() - before_s
         alone = bench.paced(writers, ALONE_PER_SECOND, ALONE_S, WARM_UP_S)
+        waited, unwaited = cell.waited()[0] - waited, cell.waited()[1] - unwaited
     finally:
         bench.leave(writers)
     return {
@@ -110,6 +121,8 @@ def _one(cell: DurableCell, bench: Bench, durability: str, sizes: Sizes) -> dict
         "p99_ms": run.p99_ms,
         "alone_p50_ms": alone.p50_ms,
         "alone_p99_ms": alone.p99_ms,
+        "waited": waited,
+        "unwaited": unwaited,
     }
 
 
@@ -120,7 +133,9 @@ def main() -> int:
         metrics = measure(Path(directory), QUICK if given.quick else FULL)
     metrics["replicas"] = REPLICAS
     publish("durability", metrics, given.json)
-    return 1 if metrics["lost"] or metrics["repeated"] else 0
+    lost = metrics["lost"] or metrics["repeated"]
+    waited = metrics[f"waited_{REPLICATED}"] and not metrics[f"unwaited_{REPLICATED}"]
+    return 0 if waited and not metrics[f"waited_{LOCAL}"] and not lost else 1
 
 
 if __name__ == "__main__":

@@ -80,3 +80,52 @@ def test_another_server_becomes_the_primary_and_the_rest_follow_it(servers: Priv
     insert(new, 2)
     servers.wait_caught_up()
     assert numbers(old) == [1, 2]
+
+
+CELL = "x"
+
+
+def again(servers: PrivateReplicas, place: Path) -> PrivateReplicas:
+    """A second run of the same group, as another process would begin it."""
+    servers.stop()
+    return PrivateReplicas(place, [server.port for server in servers.servers], semi_synchronous=True, database=CELL)
+
+
+def test_a_group_started_again_after_a_promotion_keeps_its_primary_and_the_lost_one_begins_anew(
+    servers: PrivateReplicas, tmp_path: Path
+) -> None:
+    connection = connected(servers.primary)
+    connection.query(b"CREATE TABLE cell_state (id INT PRIMARY KEY, term INT)")
+    connection.query(b"INSERT INTO cell_state VALUES (1, 1)")
+    servers.wait_caught_up()
+    lost, new, other = servers.servers
+    other.administer("STOP SLAVE")
+    new.administer("STOP SLAVE", "UPDATE x.cell_state SET term = 2", "INSERT INTO x.t VALUES (2)")
+    insert(lost, 1)  # after the replicas were stopped: nobody else has it
+
+    second = again(servers, tmp_path)
+    second.start()
+    try:
+        assert second.primary is second.servers[1]
+        insert(second.primary, 3)  # acknowledged by a replica that was made anew, or by the other
+        second.wait_caught_up()
+        for server in second.servers:
+            assert numbers(server) == [2, 3]
+        assert [path.name for path in second.set_aside] == ["server-1.lost"]
+        for replica in second.replicas:
+            with pytest.raises(ServerError) as refused:
+                insert(replica, 4)
+            assert refused.value.code == READ_ONLY
+    finally:
+        second.stop()
+
+    third = again(second, tmp_path)  # and nothing is set aside twice
+    third.start()
+    try:
+        assert third.primary is third.servers[1]
+        assert third.set_aside == []
+        insert(third.primary, 5)
+        third.wait_caught_up()
+        assert numbers(third.servers[0]) == [2, 3, 5]
+    finally:
+        third.stop()

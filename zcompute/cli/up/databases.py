@@ -1,6 +1,7 @@
 """The databases of an embedded region: a private MariaDB per cell, or a SQLite file per cell."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gevent.pool import Pool
 
@@ -58,6 +59,7 @@ class Databases:
         self._cells = cells_of(shape)
         self._servers: dict[str, PrivateMariaDB] = {}
         self.urls: dict[str, str] = {}
+        self.set_aside: list[Path] = []  # data of servers that were replaced by a promotion
 
     def start(self) -> None:
         """Start all servers together, bring every schema to the newest, seed the root. Raises CommandError."""
@@ -100,9 +102,11 @@ class Databases:
                 self._paths.database(cell),
                 [self._ports[name] for name in names],
                 semi_synchronous=self._shape.durability == REPLICATED,
+                database=DATABASE_NAME,
             )
             self._replicated[cell] = servers
             servers.start()
+            self.set_aside += servers.set_aside
             self._servers[cell] = servers.primary
             return servers.primary.create_database(DATABASE_NAME)
         server = PrivateMariaDB(self._paths.database(cell))

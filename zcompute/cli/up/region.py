@@ -193,6 +193,8 @@ class Region:
         try:
             said(f"starting databases: {self.file.database}")
             self._databases.start()
+            for path in self._databases.set_aside:
+                said(f"a database server was replaced by a promotion: it begins anew, what it held is kept in {path}")
             self._write_files()
             said(f"starting {len(self.plans)} services")
             for plan in self.plans.values():
