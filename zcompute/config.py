@@ -188,6 +188,7 @@ class ComputeConfig(Section, frozen=True):
     fake_dir: Annotated[str, msgspec.Meta(description="where the fake driver keeps its hosts' domains")] = ""
     build_ms: Annotated[int, msgspec.Meta(description="how long a fake build takes", ge=0)] = 0
     delete_ms: Annotated[int, msgspec.Meta(description="how long a fake delete takes", ge=0)] = 0
+    step_ms: Annotated[int, msgspec.Meta(description="how long any other fake change takes", ge=0)] = 0
     beat_ms: Annotated[int, msgspec.Meta(description="between two beats of a host", ge=50)] = 2000
     workers_max: Annotated[int, msgspec.Meta(description="builds and deletes at once", ge=1)] = 16
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from zcompute.compute.virt.fake_log import OP_SPAWN, DomainLine
+from zcompute.compute.virt.fake_log import COMES, GOES, OP_SPAWN, DomainLine
 from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Usage
 from zcompute.objects.cell import ROOT_CELL, OutboxEntry
@@ -49,15 +49,20 @@ class CellRows:
 
 @dataclass(frozen=True)
 class HostDomains:
-    """One host's own log of spawns and destroys, oldest first."""
+    """One host's own log of what was done to its domains, oldest first."""
 
     lines: list[DomainLine] = field(default_factory=list)
     unreadable_lines: int = 0
 
     def running(self) -> set[str]:
-        """The uuids whose last word is a spawn."""
-        last = {line.uuid: line.op for line in self.lines}
-        return {uuid for uuid, op in last.items() if op == OP_SPAWN}
+        """The uuids whose domain is there, in whichever state."""
+        there: set[str] = set()
+        for line in self.lines:
+            if line.op in COMES:
+                there.add(line.uuid)
+            elif line.op in GOES:
+                there.discard(line.uuid)
+        return there
 
     def spawns(self) -> list[DomainLine]:
         return [line for line in self.lines if line.op == OP_SPAWN]

@@ -14,6 +14,7 @@ from zcompute.compute.hosts import Hosts
 from zcompute.compute.reporter import Reporter
 from zcompute.compute.settings import Settings
 from zcompute.compute.steps import Steps
+from zcompute.compute.verbs import VERBS
 from zcompute.compute.virt.driver import Domain, Driver
 from zcompute.compute.workers import Work, Workers
 from zcompute.failpoints import failpoint
@@ -24,9 +25,10 @@ from zcompute.objects.command import (
     ForgetRequest,
     Order,
     SpawnRequest,
+    StepRequest,
 )
 from zcompute.objects.errors import CommandRefused, HostNotFound
-from zcompute.objects.methods import ADOPT, DESTROY, FORGET, SPAWN
+from zcompute.objects.methods import ADOPT, DESTROY, FORGET, SPAWN, STEP
 from zcompute.objects.partition import PARTITIONS, partition_of
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ OrderKey = tuple[str, str, int, str, str, int]
 
 
 class Commands:
-    """Handlers of SPAWN, DESTROY, ADOPT and FORGET.
+    """Handlers of SPAWN, DESTROY, STEP, ADOPT and FORGET.
 
     All raise HostNotFound for a host of another agent, CommandRefused for an older owner or generation (and for a
     host that another agent took over), InvalidRequest, and Busy at a limit.
@@ -68,6 +70,7 @@ class Commands:
         """Answer these methods at the endpoint."""
         endpoint.serve(SPAWN, self.spawn)
         endpoint.serve(DESTROY, self.destroy)
+        endpoint.serve(STEP, self.step)
         endpoint.serve(ADOPT, self.adopt)
         endpoint.serve(FORGET, self.forget)
 
@@ -75,17 +78,19 @@ class Commands:
 
     def spawn(self, request: SpawnRequest, context: CallContext) -> CommandReply:
         """Record, then build. The outcome comes as a StepResult."""
-        order = request.order
-        if request.instance.uuid != order.instance_uuid:
-            raise InvalidRequest(
-                f"the order is for {order.instance_uuid}, the instance is {request.instance.uuid}",
-                field="instance.uuid",
-            )
-        return self._command(order, COMMAND_SPAWN, partial(self._steps.spawn, order, request.instance))
+        _check_instance(request)
+        return self._command(request.order, COMMAND_SPAWN, partial(self._steps.spawn, request.order, request.instance))
 
     def destroy(self, request: DestroyRequest, context: CallContext) -> CommandReply:
         """Record, then destroy; a tombstone stays until the task's forget."""
         return self._command(request.order, COMMAND_DESTROY, partial(self._steps.destroy, request.order))
+
+    def step(self, request: StepRequest, context: CallContext) -> CommandReply:
+        """Record, then do the verb. The outcome comes as a StepResult."""
+        _check_instance(request)
+        if request.verb not in VERBS:
+            raise InvalidRequest(f"expected a verb of {', '.join(sorted(VERBS))}, found {request.verb}", field="verb")
+        return self._command(request.order, request.verb, partial(self._steps.act, request))
 
     def adopt(self, request: AdoptRequest, context: CallContext) -> CommandReply:
         """Raise the generation (commands of the former owner are refused from now on) and say what is here."""
@@ -182,11 +187,18 @@ class Commands:
         under_way = len(self._workers)
         if self._reporter.results_room() <= under_way:
             raise self._busy("the outbox has no room for another result: owners must acknowledge some first")
-        if command == COMMAND_SPAWN:
+        if command != COMMAND_DESTROY:
             if self._generations.journal.degraded:
                 raise self._busy("the command journal cannot be written: is the disk of the state directory full?")
-            if self._generations.granted_count() + under_way >= self._settings.observations_max:
+            if self._grants_more(order) and (
+                self._generations.granted_count() + under_way >= self._settings.observations_max
+            ):
                 raise self._busy(f"this agent reports {self._settings.observations_max} instances, the most it may")
+
+    def _grants_more(self, order: Order) -> bool:
+        """Whether one instance more is reported once this is done."""
+        record = self._generations.get(order.host, order.instance_uuid)
+        return bool(order.reporter_generation) and (record is None or not record.grant)
 
     def _record(self, order: Order, command: str) -> None:
         failpoint("commands.before_record")
@@ -194,7 +206,7 @@ class Commands:
             on_disk = self._generations.begin(order, command, time.monotonic())
         except CommandsFull as error:
             raise self._busy(str(error)) from error
-        if not on_disk and command == COMMAND_SPAWN:
+        if not on_disk and command != COMMAND_DESTROY:
             raise self._busy("the command journal cannot be written: is the disk of the state directory full?")
         self._check_kept(on_disk)  # a destroy goes on: it is what makes room
         failpoint("commands.after_record")
@@ -232,6 +244,14 @@ class Commands:
 
     def _busy(self, message: str) -> Busy:
         return Busy(message, retry_after_ms=self._settings.busy_retry_ms)
+
+
+def _check_instance(request: SpawnRequest | StepRequest) -> None:
+    if request.instance.uuid != request.order.instance_uuid:
+        raise InvalidRequest(
+            f"the order is for {request.order.instance_uuid}, the instance is {request.instance.uuid}",
+            field="instance.uuid",
+        )
 
 
 def _order_key(order: Order) -> OrderKey:

@@ -45,5 +45,13 @@ class DomainExists(DriverError):
     """The domain to be spawned exists already."""
 
 
+class DomainMissing(DriverError):
+    """The domain of a verb is not on this host."""
+
+
+class VerbUnsupported(DriverError):
+    """The driver cannot do this verb."""
+
+
 class HostUnknown(DriverError):
     """The driver has no host of this name."""

@@ -26,7 +26,8 @@ COMMAND_DESTROY = "destroy"
 class Step(msgspec.Struct, array_like=True):
     """One (task, step, attempt) under the record's generation. ``outcome`` "" = not known yet.
 
-    ``grant`` is the reporter generation that the command brought.
+    ``command`` is spawn, destroy or a verb; ``grant`` the reporter generation that it brought; ``answer`` what a verb
+    has to say to the next step.
     """
 
     command: str
@@ -37,6 +38,7 @@ class Step(msgspec.Struct, array_like=True):
     outcome: str = ""
     message: str = ""
     power_state: int = 0
+    answer: dict[str, str] = msgspec.field(default_factory=dict)
 
     def is_of(self, order: Order) -> bool:
         return (self.task_id, self.step, self.attempt) == (order.task_id, order.step, order.attempt)

@@ -53,7 +53,7 @@ def make_driver(config: Config) -> Driver:
         raise ConfigError(f"compute.hosts: expected each host once, found {sorted(names)}")
     if not compute.fake_dir:
         raise ConfigError("compute.fake_dir: expected the directory of the fake hosts, found nothing")
-    return FakeDriver(compute.fake_dir, compute.hosts, compute.build_ms, compute.delete_ms)
+    return FakeDriver(compute.fake_dir, compute.hosts, compute.build_ms, compute.delete_ms, compute.step_ms)
 
 
 class ComputeService:

@@ -1,6 +1,6 @@
 """Runs a recorded command on the hypervisor and lets its outcome be known.
 
-Nothing here talks to a conductor: a spawn has everything with it, and the outcome goes through the outbox. The result
+Nothing here talks to a conductor: a command has everything with it, and the outcome goes through the outbox. The result
 is owed (on disk) before the step counts as ended, so a death in between leaves a result, never a step run twice.
 """
 
@@ -11,9 +11,10 @@ from zcompute.compute.errors import DomainExists, DriverError, ResultsFull
 from zcompute.compute.generations import COMMAND_DESTROY, COMMAND_SPAWN, Generations, Record, Step
 from zcompute.compute.observer import Observer
 from zcompute.compute.reporter import Reporter
-from zcompute.compute.virt.driver import Domain, Driver
+from zcompute.compute.verbs import do_verb
+from zcompute.compute.virt.driver import Domain, Done, Driver
 from zcompute.failpoints import failpoint
-from zcompute.objects.command import Order
+from zcompute.objects.command import Order, StepRequest
 from zcompute.objects.instance import POWER_NOSTATE, Instance
 from zcompute.objects.partition import partition_of
 from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
@@ -21,10 +22,11 @@ from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
 log = logging.getLogger(__name__)
 
 MESSAGE_CHARS_MAX = 1000
+_SHOWN = (COMMAND_SPAWN, COMMAND_DESTROY)  # the hypervisor's list of domains tells whether these were done
 
 
 class Steps:
-    """Spawn and destroy, each ending in a StepResult."""
+    """Spawn, destroy and verbs, each ending in a StepResult."""
 
     def __init__(self, driver: Driver, generations: Generations, reporter: Reporter, observer: Observer) -> None:
         self._driver = driver
@@ -34,11 +36,19 @@ class Steps:
 
     def spawn(self, order: Order, instance: Instance) -> None:
         """Build the instance, unless it is here already (an earlier try got as far as that)."""
-        self._run(order, COMMAND_SPAWN, lambda: self._spawned(order, instance))
+        self._run(order, COMMAND_SPAWN, lambda: Done(self._spawned(order, instance)))
 
     def destroy(self, order: Order) -> None:
         """Remove the instance if it is here."""
-        self._run(order, COMMAND_DESTROY, lambda: self._driver.destroy(order.host, order.instance_uuid, order))
+        self._run(order, COMMAND_DESTROY, lambda: self._destroyed(order))
+
+    def act(self, request: StepRequest) -> None:
+        """Do a verb; one that was begun before is begun again."""
+        self._run(request.order, request.verb, lambda: do_verb(self._driver, request))
+
+    def _destroyed(self, order: Order) -> Done:
+        self._driver.destroy(order.host, order.instance_uuid, order)
+        return Done(None)
 
     def _spawned(self, order: Order, instance: Instance) -> Domain:
         there = self._driver.domains(order.host).get(instance.uuid)
@@ -50,7 +60,7 @@ class Steps:
         except DomainExists:
             return self._driver.domains(order.host)[instance.uuid]
 
-    def _run(self, order: Order, command: str, work: Callable[[], Domain | None]) -> None:
+    def _run(self, order: Order, command: str, work: Callable[[], Done]) -> None:
         if not self._generations.is_current(order):
             log.info(
                 "command dropped, a newer generation came command=%s instance=%s generation=%d",
@@ -59,11 +69,11 @@ class Steps:
                 order.generation,
             )
             return
-        domain: Domain | None = None
+        done = Done(None)
         outcome, message = OUTCOME_DONE, ""
         failpoint("steps.before_work")
         try:
-            domain = work()
+            done = work()
         except DriverError as error:
             outcome, message = OUTCOME_FAILED, str(error)
             log.warning("%s failed instance=%s host=%s error=%s", command, order.instance_uuid, order.host, error)
@@ -73,7 +83,7 @@ class Steps:
         if outcome == OUTCOME_FAILED and command == COMMAND_SPAWN and not self._cleared(order):
             return
         failpoint("steps.after_work")
-        self.ended(order, self._step(order, command, outcome, message, domain), domain)
+        self.ended(order, self._step(order, command, outcome, message, done), done.domain)
 
     def _cleared(self, order: Order) -> bool:
         """Nothing is left of a failed build. While that is not sure the step has no outcome: the instance must not be
@@ -86,7 +96,7 @@ class Steps:
             return False
 
     @staticmethod
-    def _step(order: Order, command: str, outcome: str, message: str, domain: Domain | None) -> Step:
+    def _step(order: Order, command: str, outcome: str, message: str, done: Done) -> Step:
         return Step(
             command=command,
             task_id=order.task_id,
@@ -95,7 +105,8 @@ class Steps:
             grant=order.reporter_generation,
             outcome=outcome,
             message=message[:MESSAGE_CHARS_MAX],
-            power_state=POWER_NOSTATE if domain is None else domain.power_state,
+            power_state=POWER_NOSTATE if done.domain is None else done.domain.power_state,
+            answer=done.answer,
         )
 
     def ended(self, order: Order, step: Step, domain: Domain | None) -> None:
@@ -143,6 +154,7 @@ class Steps:
                     outcome=step.outcome,
                     message=step.message,
                     power_state=step.power_state,
+                    answer=step.answer,
                 )
             )
         except ResultsFull as error:
@@ -153,17 +165,19 @@ class Steps:
     def settle(self, owed: list[StepResult]) -> None:
         """At start: end every step whose outcome can be known without doing anything.
 
-        Either its result is owed already, or the hypervisor shows that it was done. What remains waits for its
-        command to come again: only the present owner knows whether it is still wanted.
+        Either its result is owed already, or the hypervisor shows that it was done, as it does of a spawn and a
+        destroy. What remains, every verb too, waits for its command to come again: only the present owner knows whether
+        it is still wanted.
         """
         for result in owed:
             record = self._generations.get(result.host, result.instance_uuid)
             step = None if record is None else _open_step(record, result.task_id, result.step, result.attempt)
             if record is not None and step is not None and record.generation == result.generation:
                 step.outcome, step.message, step.power_state = result.outcome, result.message, result.power_state
+                step.answer = result.answer
                 self._finish_known(record, step)
         for record in self._generations.records():
-            for step in [step for step in record.steps if not step.outcome]:
+            for step in [step for step in record.steps if not step.outcome and step.command in _SHOWN]:
                 self._settle_by_domains(record, step)
 
     def _finish_known(self, record: Record, step: Step) -> None:
@@ -182,7 +196,7 @@ class Steps:
             log.info("step left open command=%s instance=%s host=%s", step.command, record.uuid, record.host)
             return
         order = _order(record, step)
-        self.ended(order, self._step(order, step.command, OUTCOME_DONE, "", domain), domain)
+        self.ended(order, self._step(order, step.command, OUTCOME_DONE, "", Done(domain)), domain)
 
 
 def _open_step(record: Record, task_id: str, name: str, attempt: int) -> Step | None:

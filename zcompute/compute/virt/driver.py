@@ -6,10 +6,10 @@ once. Everything else may run side by side, ``workers_max`` calls at most.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from zcompute.objects.command import Order
+from zcompute.objects.command import Order, StepArguments
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
 from zcompute.objects.instance import Instance
@@ -28,12 +28,19 @@ class Domain:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What this driver can do; conductors never ask for what it cannot."""
+    """What this driver can do. ``verbs`` of objects.command: a step of another ends as failed, and says so."""
 
     hypervisor_type: str
-    live_migration: bool = False
-    snapshot: bool = False
-    resize: bool = False
+    verbs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a verb has led to: the domain as it is now (None: it is not on this host), and what the next step of the
+    task has to know."""
+
+    domain: Domain | None
+    answer: dict[str, str] = field(default_factory=dict)
 
 
 class Driver(Protocol):
@@ -59,3 +66,56 @@ class Driver(Protocol):
 
     def domains(self, host: str) -> Mapping[str, Domain]:
         """What runs or exists on the host now, by uuid. Raises DriverError."""
+
+    # Verbs: each idempotent, begun again after a death it ends as if it had been done once. The instance is whole, with
+    # the flavor that the verb is to leave it with; ``order`` names the command for the hypervisor's own log. All raise
+    # DomainMissing where they need a domain that is not there, DriverError for what the hypervisor refuses.
+
+    def start(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Power on; nothing to do for one that runs."""
+
+    def stop(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Power off, by the guest's own shutdown where it obeys in time."""
+
+    def reboot(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """By the guest, or the machine's reset (``arguments.hard``), which starts a stopped one too."""
+
+    def pause(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Freeze, in memory."""
+
+    def unpause(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Go on."""
+
+    def suspend(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Freeze, to disk."""
+
+    def resume(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Go on from disk."""
+
+    def rescue(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Boot ``arguments.image_ref`` with the instance's disks beside it."""
+
+    def unrescue(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Boot the instance's own disk again."""
+
+    def rebuild(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Make the disk anew from ``arguments.image_ref``; ends in ``arguments.power``."""
+
+    def resize(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """On the same host: the domain takes the instance's flavor; ends in ``arguments.power``."""
+
+    def prepare(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """At a move's destination: make room, no domain yet. Answers ``address``, where the data is awaited."""
+
+    def send(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """At its source: stop the domain, give its data to ``arguments.peer``; the domain stays, stopped."""
+
+    def activate(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """At the destination: the domain is made of what came, in ``arguments.power``."""
+
+    def reopen(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """At the source: its own copy is the instance again, in ``arguments.power``."""
+
+    def migrate(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """At the source of a live move: hand the running domain to ``arguments.peer``; from its end on it runs there,
+        and is here no longer."""

@@ -1,112 +1,70 @@
-"""A hypervisor of files: hosts of a given size whose domains live outside the agent's memory.
+"""A hypervisor of files: hosts of a given size whose domains live outside the agent's memory (fake_host)."""
 
-The file of a host is the host: it outlives the agent, every operation reads what others appended first, and a lock
-on it makes "is it there? then write" one step, whoever else serves the host by mistake.
-"""
-
-import fcntl
-import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gevent
-import msgspec
 
-from zcompute.compute.errors import DomainExists, DriverError, HostUnknown
-from zcompute.compute.virt.driver import Capabilities, Domain
-from zcompute.compute.virt.fake_log import OP_DESTROY, OP_SPAWN, DomainLine, domain_log_path, parse_lines
+from zcompute.compute.errors import DomainExists, DomainMissing, DriverError, HostUnknown
+from zcompute.compute.verbs import VERBS
+from zcompute.compute.virt.driver import Capabilities, Domain, Done
+from zcompute.compute.virt.fake_host import FakeHost
+from zcompute.compute.virt.fake_log import OP_ARRIVE, OP_DESTROY, OP_SPAWN, DomainLine, domain_log_path
 from zcompute.config import FakeHostConfig
-from zcompute.objects.command import Order
+from zcompute.objects.command import (
+    VERB_ACTIVATE,
+    VERB_MIGRATE,
+    VERB_PAUSE,
+    VERB_PREPARE,
+    VERB_REBOOT,
+    VERB_REBUILD,
+    VERB_REOPEN,
+    VERB_RESCUE,
+    VERB_RESIZE,
+    VERB_RESUME,
+    VERB_SEND,
+    VERB_START,
+    VERB_STOP,
+    VERB_SUSPEND,
+    VERB_UNPAUSE,
+    VERB_UNRESCUE,
+    Order,
+    StepArguments,
+)
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
-from zcompute.objects.instance import POWER_RUNNING, Instance
+from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN, POWER_SUSPENDED, Instance
 
-log = logging.getLogger(__name__)
-
-
-class FakeHost:
-    """One host's file. Raises DriverError when the file system fails."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._domains: dict[str, Domain] = {}
-        self._read_bytes = 0
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DriverError(f"{path}: the fake host's domains cannot be opened: {error.strerror}") from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone on the file and up to date with it. Held for microseconds: nothing yields inside."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            try:
-                self._refresh()
-                yield
-            finally:
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        except OSError as error:
-            raise DriverError(f"{self.path}: {error.strerror}") from error
-
-    def _refresh(self) -> None:
-        size_bytes = os.fstat(self._descriptor).st_size
-        if size_bytes == self._read_bytes:
-            return
-        data = os.pread(self._descriptor, size_bytes - self._read_bytes, self._read_bytes)
-        lines, end, unreadable = parse_lines(data)
-        if end < len(data):
-            # A writer died inside its write: end its line, so that the next one begins a line of its own.
-            os.write(self._descriptor, b"\n")
-            end, unreadable = len(data) + 1, unreadable + 1
-        if unreadable:
-            log.warning("fake host has unreadable lines path=%s count=%d", self.path, unreadable)
-        self._read_bytes += end
-        for line in lines:
-            self._apply(line)
-
-    def _apply(self, line: DomainLine) -> None:
-        if line.op == OP_SPAWN:
-            self._domains[line.uuid] = Domain(line.uuid, POWER_RUNNING, line.amounts)
-        else:
-            self._domains.pop(line.uuid, None)
-
-    def domains(self) -> dict[str, Domain]:
-        """What is there; valid while locked."""
-        return self._domains
-
-    def append(self, line: DomainLine) -> None:
-        """One line in one write; called while locked."""
-        data = msgspec.json.encode(line) + b"\n"
-        written = os.write(self._descriptor, data)
-        if written < len(data):
-            raise DriverError(f"{self.path}: wrote {written} of {len(data)} bytes: is the disk full?")
-        self._read_bytes += written
-        self._apply(line)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+ADDRESS = "address"
+_SCHEME = "fake://"
 
 
 class FakeDriver:
-    """Driver of fake hosts. ``build_ms`` and ``delete_ms`` pass before the domain appears or goes."""
+    """Driver of fake hosts. ``build_ms`` and ``delete_ms`` pass before the domain appears or goes, ``step_ms`` before
+    any other change. Hosts of several agents share their directory, through which a live migration hands over."""
 
-    capabilities = Capabilities(hypervisor_type="fake")
+    capabilities = Capabilities(hypervisor_type="fake", verbs=VERBS)
 
     def __init__(
-        self, directory: str | Path, hosts: Sequence[FakeHostConfig], build_ms: int = 0, delete_ms: int = 0
+        self,
+        directory: str | Path,
+        hosts: Sequence[FakeHostConfig],
+        build_ms: int = 0,
+        delete_ms: int = 0,
+        step_ms: int = 0,
     ) -> None:
         try:
             Path(directory).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DriverError(f"{directory}: expected a directory for fake hosts: {error.strerror}") from error
+        self._directory = directory
         self._configs = {host.name: host for host in hosts}
         self._hosts = {host.name: FakeHost(domain_log_path(directory, host.name)) for host in hosts}
         self._build_s = build_ms / 1000
         self._delete_s = delete_ms / 1000
+        self._step_s = step_ms / 1000
 
     def hosts(self) -> list[str]:
         return list(self._hosts)
@@ -123,26 +81,6 @@ class FakeDriver:
             availability_zone=config.availability_zone,
         )
 
-    def spawn(self, host: str, instance: Instance, order: Order) -> Domain:
-        fake = self._host(host)
-        if self._build_s:
-            with fake.locked():
-                self._refuse_existing(fake, instance.uuid)
-            gevent.sleep(self._build_s)
-        with fake.locked():
-            self._refuse_existing(fake, instance.uuid)
-            fake.append(_line(OP_SPAWN, instance.uuid, order, instance.flavor.amounts()))
-            return fake.domains()[instance.uuid]
-
-    def destroy(self, host: str, uuid: str, order: Order) -> None:
-        fake = self._host(host)
-        if self._delete_s:
-            gevent.sleep(self._delete_s)
-        with fake.locked():
-            domain = fake.domains().get(uuid)
-            if domain is not None:
-                fake.append(_line(OP_DESTROY, uuid, order, domain.amounts))
-
     def domains(self, host: str) -> Mapping[str, Domain]:
         fake = self._host(host)
         with fake.locked():
@@ -152,19 +90,146 @@ class FakeDriver:
         for host in self._hosts.values():
             host.close()
 
+    # -- builds and deletes -------------------------------------------------------------------------------------------
+
+    def spawn(self, host: str, instance: Instance, order: Order) -> Domain:
+        fake = self._host(host)
+        if self._build_s:
+            with fake.locked():
+                _refuse_existing(fake, instance.uuid)
+            gevent.sleep(self._build_s)
+        with fake.locked():
+            _refuse_existing(fake, instance.uuid)
+            fake.append(_line(OP_SPAWN, instance, order, POWER_RUNNING))
+            return fake.domains()[instance.uuid]
+
+    def destroy(self, host: str, uuid: str, order: Order) -> None:
+        fake = self._host(host)
+        if self._delete_s:
+            gevent.sleep(self._delete_s)
+        with fake.locked():
+            domain = fake.domains().get(uuid)
+            if domain is not None:
+                fake.append(_line_of(OP_DESTROY, uuid, order, domain.amounts, domain.power_state))
+
+    # -- one domain ---------------------------------------------------------------------------------------------------
+
+    def start(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_START, instance, order, POWER_RUNNING)
+
+    def stop(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_STOP, instance, order, POWER_SHUTDOWN)
+
+    def reboot(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_REBOOT, instance, order, POWER_RUNNING)
+
+    def pause(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_PAUSE, instance, order, POWER_PAUSED)
+
+    def unpause(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_UNPAUSE, instance, order, POWER_RUNNING)
+
+    def suspend(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_SUSPEND, instance, order, POWER_SUSPENDED)
+
+    def resume(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_RESUME, instance, order, POWER_RUNNING)
+
+    def rescue(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_RESCUE, instance, order, POWER_RUNNING)
+
+    def unrescue(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_UNRESCUE, instance, order, POWER_RUNNING)
+
+    def rebuild(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_REBUILD, instance, order, arguments.power or POWER_RUNNING)
+
+    def resize(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_RESIZE, instance, order, arguments.power or POWER_RUNNING)
+
+    def _change(self, host: str, verb: str, instance: Instance, order: Order, power_state: int) -> Done:
+        fake = self._host(host)
+        self._take_a_step()
+        with fake.locked():
+            if instance.uuid not in fake.domains():
+                raise DomainMissing(f"expected domain {instance.uuid} on host {host} to {verb}, found none")
+            fake.append(_line(verb, instance, order, power_state))
+            return Done(fake.domains()[instance.uuid])
+
+    # -- moves --------------------------------------------------------------------------------------------------------
+
+    def prepare(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        fake = self._host(host)
+        self._take_a_step()
+        with fake.locked():
+            _refuse_existing(fake, instance.uuid)
+            fake.append(_line(VERB_PREPARE, instance, order, POWER_SHUTDOWN))
+        return Done(None, {ADDRESS: f"{_SCHEME}{host}"})
+
+    def send(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_SEND, instance, order, POWER_SHUTDOWN)
+
+    def activate(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        fake = self._host(host)
+        self._take_a_step()
+        with fake.locked():
+            fake.append(_line(VERB_ACTIVATE, instance, order, arguments.power or POWER_RUNNING))
+            return Done(fake.domains()[instance.uuid])
+
+    def reopen(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, VERB_REOPEN, instance, order, arguments.power or POWER_RUNNING)
+
+    def migrate(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """It stops here before it runs there, and goes from here last of all: whenever the agent dies, one of the two
+        hosts has it, and never both run it."""
+        source = self._host(host)
+        self._take_a_step()
+        there = FakeHost(domain_log_path(self._directory, _host_at(arguments.peer.get(ADDRESS, ""))))
+        try:
+            with source.locked():
+                domain = source.domains().get(instance.uuid)
+                if domain is not None:
+                    source.append(_line(VERB_SEND, instance, order, POWER_SHUTDOWN))
+            with there.locked():
+                if instance.uuid not in there.domains():
+                    if domain is None:
+                        raise DomainMissing(f"expected domain {instance.uuid} on host {host} to migrate, found none")
+                    there.append(_line(OP_ARRIVE, instance, order, POWER_RUNNING))
+            if domain is not None:
+                with source.locked():
+                    source.append(_line(VERB_MIGRATE, instance, order, POWER_SHUTDOWN))
+        finally:
+            there.close()
+        return Done(None)
+
+    def _take_a_step(self) -> None:
+        if self._step_s:
+            gevent.sleep(self._step_s)
+
     def _host(self, host: str) -> FakeHost:
         fake = self._hosts.get(host)
         if fake is None:
             raise HostUnknown(f"no fake host {host}: the configuration names {sorted(self._hosts)}")
         return fake
 
-    @staticmethod
-    def _refuse_existing(fake: FakeHost, uuid: str) -> None:
-        if uuid in fake.domains():
-            raise DomainExists(f"domain {uuid} exists on {fake.path.name}")
+
+def _refuse_existing(fake: FakeHost, uuid: str) -> None:
+    if uuid in fake.domains():
+        raise DomainExists(f"domain {uuid} exists on {fake.path.name}")
 
 
-def _line(op: str, uuid: str, order: Order, amounts: Amounts) -> DomainLine:
+def _host_at(address: str) -> str:
+    host = address.removeprefix(_SCHEME)
+    if host == address or not host or "/" in host:
+        raise DriverError(f"expected the address of a fake host ({_SCHEME}NAME), found {address!r}")
+    return host
+
+
+def _line(op: str, instance: Instance, order: Order, power_state: int) -> DomainLine:
+    return _line_of(op, instance.uuid, order, instance.flavor.amounts(), power_state)
+
+
+def _line_of(op: str, uuid: str, order: Order, amounts: Amounts, power_state: int) -> DomainLine:
     return DomainLine(
         op=op,
         uuid=uuid,
@@ -175,4 +240,5 @@ def _line(op: str, uuid: str, order: Order, amounts: Amounts) -> DomainLine:
         pid=os.getpid(),
         at=time.time_ns() // 1000,
         amounts=amounts,
+        power_state=power_state,
     )
