@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from zcompute.bus import envelope, errors
+from zcompute.compute.verbs import VERBS
 from zcompute.objects import command, flavor, host, methods, partition, report
 from zcompute.objects.interface import Method
 
@@ -20,6 +21,7 @@ STRUCTS = {
         host.HostInventory,
         flavor.Amounts,
         command.Order,
+        command.StepArguments,
         report.Observation,
         report.StepResult,
     )
@@ -106,3 +108,8 @@ def test_a_method_of_the_appendix_has_the_declared_fields(row: list[str]) -> Non
         assert method.reply is not None
         assert named(row[3]) == declared(method.reply)
     assert ("(cast)" in row[0]) == (method.reply is None)
+
+
+def test_the_table_of_verbs_names_every_verb_that_an_agent_does() -> None:
+    found = {verb.strip() for row in rows("Appendix A") for verb in row[0].split(",")}
+    assert found >= VERBS
