@@ -30,6 +30,7 @@ from zcompute.objects.command import (
 from zcompute.objects.errors import CommandRefused, HostNotFound
 from zcompute.objects.methods import ADOPT, DESTROY, FORGET, SPAWN, STEP
 from zcompute.objects.partition import PARTITIONS, partition_of
+from zcompute.objects.report import OUTCOME_DONE
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,16 @@ class Commands:
         _check_instance(request)
         if request.verb not in VERBS:
             raise InvalidRequest(f"expected a verb of {', '.join(sorted(VERBS))}, found {request.verb}", field="verb")
-        return self._command(request.order, request.verb, partial(self._steps.act, request))
+        return self._command(request.order, request.verb, partial(self._act, request))
+
+    def _act(self, request: StepRequest) -> None:
+        """What was done already, under an owner before this one, is not done again: its outcome is told again."""
+        record = self._generations.get(request.order.host, request.order.instance_uuid)
+        known = None if record is None else record.known
+        if known is not None and known.is_of(request.order) and known.outcome == OUTCOME_DONE:
+            self._steps.ended(request.order, known, None)
+        else:
+            self._steps.act(request)
 
     def adopt(self, request: AdoptRequest, context: CallContext) -> CommandReply:
         """Raise the generation (commands of the former owner are refused from now on) and say what is here."""

@@ -38,6 +38,7 @@ from zcompute.objects.messages.hosts import (
 )
 from zcompute.objects.messages.instances import (
     BuildRequestMessage,
+    InstanceActionRequest,
     InstanceActionsReply,
     InstanceBriefsReply,
     InstanceCountReply,
@@ -221,6 +222,7 @@ INSTANCE_COUNT = INSTANCE_INTERFACE.method(
     "count", InstanceCountRequest, InstanceCountReply, _API_OR_CONDUCTOR, "reads"
 )
 INSTANCE_DELETE = INSTANCE_INTERFACE.method("delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
+INSTANCE_ACTION = INSTANCE_INTERFACE.method("action", InstanceActionRequest, Empty, _API_OR_CONDUCTOR)
 INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
     "actions", InstanceGetRequest, InstanceActionsReply, _API_OR_CONDUCTOR, "reads"
 )

@@ -8,6 +8,7 @@ from zcompute.objects.instance import Fault
 
 TASK_BUILD = "build"
 TASK_DELETE = "delete"
+TASK_ACT = "act"
 
 TASK_RUNNING = "running"
 TASK_PARKED = "parked"
@@ -29,9 +30,9 @@ class TaskBody(VersionedObject):
     often all candidates were used up; ``refused`` says why, by host; ``step_began_at_us`` is of the present step and
     attempt.
 
-    ``action`` is what was asked for (zcompute.objects.command VERB_* or a move), with its ``arguments``;
-    ``former_vm_state`` where a task that is rolled back returns to; ``source`` and ``destination`` the hosts of a move;
-    ``answers`` what steps had to say to later ones, by the step's name."""
+    ``action`` is what was asked for (a key of zcompute.objects.actions), with its ``arguments``;
+    ``former_vm_state`` where a task that is rolled back returns to, ``fault`` then of before; ``source`` and
+    ``destination`` the hosts of a move; ``answers`` what steps had to say to later ones, by the step's name."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)

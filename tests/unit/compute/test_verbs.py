@@ -166,6 +166,15 @@ def test_a_verb_cut_short_by_the_agents_death_waits_for_its_command_and_is_done_
     assert again.driver.domains("node1")[one].power_state == POWER_SHUTDOWN
 
 
+def test_what_was_done_under_a_former_owner_is_told_to_the_next_one_and_not_done_again(agent: Agent, one: str) -> None:
+    do(agent, ordered(one, VERB_REBOOT), VERB_REBOOT)
+    taken_over = make_order(one, generation=3, task_id="t2", step=VERB_REBOOT, reporter_generation=0)
+    agent.adopt(taken_over)
+    do(agent, taken_over, VERB_REBOOT)
+    assert agent.outbox.results()[-1].generation == 3
+    assert done_on(agent, "node1") == ["spawn", VERB_REBOOT]
+
+
 def test_an_answer_outlives_the_agent(agent: Agent, one: str) -> None:
     order = ordered(one, VERB_PREPARE, host="node2", grant=0)
     do(agent, order, VERB_PREPARE)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import gevent
 
+from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.census import Census
 from zcompute.conductor.cell.claim_service import Claims
 from zcompute.conductor.cell.grants import Grants
@@ -91,6 +92,7 @@ class CellRole:
         self._states = HostStates(env.endpoint, env.ledger, self._table)
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
         self._instances = Instances(env, self.engine, self._outbox, self._settings, task_settings)
+        self._actions = Actions(env, self.engine, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._census = Census(env, self._settings)
         self._standings = Standings(env)
@@ -109,6 +111,7 @@ class CellRole:
             *self._relay.handlers(),
             *self._claims.handlers(),
             *self._instances.handlers(),
+            *self._actions.handlers(),
             *self._reads.handlers(),
             *self._census.handlers(),
             *self._standings.handlers(),

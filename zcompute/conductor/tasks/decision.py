@@ -68,9 +68,11 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
     if instance is not None and carried_out is not None:
         change.request_id = carried_out.request_id
         record(change, instance, former.task, task, decision.failed)
-        for event in decision.events:
-            failure = decision.failed if event.endswith(ERROR) else ""
-            change.notify(instance_event(event, instance, carried_out.request_id, failure, change.packed))
+    for event in decision.events:
+        if instance is None:
+            break
+        failure = decision.failed if event.endswith(ERROR) else ""
+        change.notify(instance_event(event, instance, change.request_id, failure, change.packed))
     return Snapshot(instance, task, decision.outbox)
 
 

@@ -8,13 +8,23 @@ from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.instance import POWER_NOSTATE, TASK_DELETING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.report import OUTCOME_DONE, StepResult
-from zcompute.objects.task import TASK_BUILD, TASK_DELETE, TASK_PARKED, TASK_RUNNING, ClaimName, Task, TaskBody
+from zcompute.objects.task import (
+    TASK_ACT,
+    TASK_BUILD,
+    TASK_DELETE,
+    TASK_PARKED,
+    TASK_RUNNING,
+    ClaimName,
+    Task,
+    TaskBody,
+)
 
 STEP_DESTROY = "destroy"
 STEP_FINISH = "finish"
 
 OUTBOX_DELETED = "deleted"
 REASON_DELETED = "the server was deleted while it was built"
+REASON_PRE_EMPTED = "the server was deleted meanwhile"
 
 
 def accept_delete(
@@ -30,8 +40,8 @@ def accept_delete(
 ) -> Decision | None:
     """Take a delete in. None: it is under way already, nothing to do.
 
-    A build under way is pre-empted: the delete task takes its place in the same commit, with the hosts that were
-    commanded and the claims to be released.
+    A build or an act under way is pre-empted: the delete task takes its place in the same commit, with the hosts that
+    were commanded and the claims to be released.
     Raises InstanceNotFound for an absent, deleted or other project's instance, InstanceBusy while a refusal is on its
     way to the root, or for a task that this release does not know.
     """
@@ -43,7 +53,7 @@ def accept_delete(
     deadline_at_us = now_us + deadline_s * 1_000_000
     if task is not None and task.kind == TASK_DELETE:
         return _revive(instance, task, deadline_at_us) if task.state == TASK_PARKED else None
-    if task is not None and task.kind != TASK_BUILD:
+    if task is not None and task.kind not in (TASK_BUILD, TASK_ACT):
         raise _busy(instance, f"a task of kind {task.kind} is under way: try again")
     body = _leftovers(instance, task)
     fresh = Task(
@@ -64,12 +74,13 @@ def accept_delete(
         task_id=task_id,
         command_generation=instance.command_generation + 1,
     )
-    interrupted = task is not None and task.step == STEP_SPAWN and instance.vm_state != VM_ERROR
+    building = task is not None and task.kind == TASK_BUILD
+    interrupted = building and task is not None and task.step == STEP_SPAWN and instance.vm_state != VM_ERROR
     return Decision(
         instance=deleting,
         task=fresh,
         events=(CREATE_ERROR, DELETE_START) if interrupted else (DELETE_START,),
-        failed="" if task is None else REASON_DELETED,
+        failed="" if task is None else REASON_DELETED if building else REASON_PRE_EMPTED,
     )
 
 
@@ -134,10 +145,10 @@ def _leftovers(instance: Instance, task: Task | None) -> TaskBody:
     release = [_claim_in_force(instance)] if instance.claim and instance.host else []
     if task is not None:
         release += [name for name in task.body.release if name not in release]
-        if task.body.host:
+        if task.kind == TASK_BUILD and task.body.host:
             attempt = ClaimName(host=task.body.host, task_id=task.id, attempt=task.attempt)
             release += [attempt] if attempt not in release else []
-        if task.step == STEP_SPAWN:
+        if task.kind != TASK_BUILD or task.step == STEP_SPAWN:
             hosts += [host for host in task.body.named_hosts if host not in hosts]
     return TaskBody(named_hosts=hosts, release=release)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from zcompute.conductor.change import Change
 from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, Key, TableCodec
+from zcompute.objects.actions import ACTIONS
 from zcompute.objects.history import RESULT_ERROR, RESULT_SUCCESS, InstanceAction, InstanceActionEvent
 from zcompute.objects.instance import VM_ERROR, Instance
 from zcompute.objects.task import TASK_BUILD, Task
@@ -29,7 +30,13 @@ def action_key(task: Task) -> tuple[TableCodec[InstanceAction], Key]:
 
 def event_name(task: Task) -> str:
     """What the task's present step is called in the history."""
-    return f"{task.kind}_{task.step}"
+    return f"{task.body.action or task.kind}_{task.step}"
+
+
+def action_name(task: Task) -> str:
+    """What a task's operation is called in the history: Nova's names."""
+    action = ACTIONS.get(task.body.action)
+    return action.name if action is not None else ACTION_NAMES.get(task.kind, task.kind)
 
 
 def record(change: Change, instance: Instance, former: Task | None, task: Task | None, failed: str) -> None:
@@ -84,7 +91,7 @@ def _begin(change: Change, instance: Instance, task: Task) -> None:
         InstanceAction(
             instance_uuid=task.instance_uuid,
             operation_id=operation_of(task),
-            action=ACTION_NAMES.get(task.kind, task.kind),
+            action=action_name(task),
             request_id=task.request_id,
             user_id=instance.user_id,
             project_id=instance.project_id,

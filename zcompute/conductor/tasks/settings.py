@@ -2,10 +2,40 @@
 
 from dataclasses import dataclass
 
+from zcompute.objects.instance import (
+    TASK_PAUSING,
+    TASK_POWERING_OFF,
+    TASK_POWERING_ON,
+    TASK_REBOOTING,
+    TASK_REBOOTING_HARD,
+    TASK_RESCUING,
+    TASK_RESUMING,
+    TASK_SUSPENDING,
+    TASK_UNPAUSING,
+    TASK_UNRESCUING,
+)
+
+ACT_DEADLINES_S = {
+    TASK_POWERING_ON: 120,
+    TASK_POWERING_OFF: 180,  # a guest has a minute to shut down
+    TASK_REBOOTING: 180,
+    TASK_REBOOTING_HARD: 120,
+    TASK_PAUSING: 60,
+    TASK_UNPAUSING: 60,
+    TASK_SUSPENDING: 600,  # memory goes to disk
+    TASK_RESUMING: 600,
+    TASK_RESCUING: 300,
+    TASK_UNRESCUING: 300,
+}
+"""How long a task_state may last: then the task is parked, or ends with a fault."""
+
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """``runners_max`` tasks run at once, the others wait in order; ``tasks_max`` in all, beyond it callers get Busy."""
+    """``runners_max`` tasks run at once, the others wait in order; ``tasks_max`` in all, beyond it callers get Busy.
+
+    ``act_deadline_s_max`` caps what ACT_DEADLINES_S gives each task_state.
+    """
 
     runners_max: int = 1000
     tasks_max: int = 20_000
@@ -28,5 +58,6 @@ class TaskSettings:
     ending_s_max: int = 60
     alternates: int = 2
     reschedules_max: int = 3
+    act_deadline_s_max: int = 600
     build_deadline_s: int = 300
     delete_deadline_s: int = 300

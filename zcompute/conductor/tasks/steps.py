@@ -1,11 +1,12 @@
 """Every kind of task and its steps, declared. A conductor never touches a kind or step that is not here."""
 
+from zcompute.conductor.tasks.act import ACT_STEPS
 from zcompute.conductor.tasks.build import BUILD_STEPS
 from zcompute.conductor.tasks.delete import DELETE_STEPS
 from zcompute.conductor.tasks.run import Step
-from zcompute.objects.task import TASK_BUILD, TASK_DELETE, Task
+from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE, Task
 
-KINDS: dict[str, tuple[Step, ...]] = {TASK_BUILD: BUILD_STEPS, TASK_DELETE: DELETE_STEPS}
+KINDS: dict[str, tuple[Step, ...]] = {TASK_BUILD: BUILD_STEPS, TASK_DELETE: DELETE_STEPS, TASK_ACT: ACT_STEPS}
 
 _BY_NAME: dict[tuple[str, str], Step] = {(kind, step.name): step for kind, steps in KINDS.items() for step in steps}
 

@@ -6,6 +6,7 @@ import msgspec
 
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ServiceInfo
+from zcompute.objects.command import StepArguments
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.instance import Instance
 
@@ -125,6 +126,22 @@ class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
     uuid: str
     project_id: str
     operation_id: str
+
+
+class InstanceActionRequest(msgspec.Struct, kw_only=True):
+    """``action`` is a key of zcompute.objects.actions. ``administrator``: a lock does not keep the caller from it.
+
+    ``vm_state``: what an administrator resets it to; ``reason``: of a lock.
+    """
+
+    uuid: str
+    project_id: str
+    operation_id: str
+    action: str
+    arguments: StepArguments = msgspec.field(default_factory=StepArguments)
+    administrator: bool = False
+    vm_state: str = ""
+    reason: str | None = None
 
 
 class NotificationHeadsReply(msgspec.Struct, kw_only=True):

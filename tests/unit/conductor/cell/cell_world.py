@@ -4,6 +4,7 @@ played by this file."""
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
@@ -11,8 +12,9 @@ from tests.unit.conductor.ledger_fake import FakeDatabase
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import build_request
 from zcompute.bus import Limits, Report
-from zcompute.bus.errors import DeadlineExceeded, LinkDown, NotOwner
+from zcompute.bus.errors import DeadlineExceeded, LinkDown, NotOwner, UnsupportedVersion
 from zcompute.bus.lanes import ReceiverLanes
+from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reports import Reports
@@ -28,7 +30,7 @@ from zcompute.objects.command import CommandReply
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.hosts import ClaimReply, SelectReply
-from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceActionRequest, InstanceDeleteRequest
 from zcompute.objects.partition import PartitionMap, partition_of
 from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
 
@@ -38,7 +40,8 @@ QUICK = TaskSettings(
 
 
 class Agent:
-    """One host's agent and the link to it. ``silent``: commands are taken, no result comes; ``mute``: no answer."""
+    """One host's agent and the link to it. ``silent``: commands are taken, no result comes; ``mute``: no answer;
+    ``old``: of a release that knows no steps. ``verbs`` are those it was told."""
 
     def __init__(self, world: "CellWorld", host: str) -> None:
         self.world = world
@@ -49,7 +52,8 @@ class Agent:
         self.domains: set[str] = set()
         self.commands: list[tuple[str, Any]] = []
         self.generations: dict[str, int] = {}
-        self.silent = self.mute = self.broken = False
+        self.silent = self.mute = self.broken = self.old = False
+        self.verbs: list[str] = []
         self.acks: list[Any] = []
         self.lanes = ReceiverLanes(Limits(lane_credit=2))
         self.admit_report, self.settle_report = self.lanes.admit, self.lanes.settle
@@ -63,13 +67,17 @@ class Agent:
         if order.generation < self.generations.get(order.instance_uuid, 0):
             raise CommandRefused("stale", reason="stale_generation")
         self.generations[order.instance_uuid] = order.generation
-        if method.name in ("spawn", "destroy") and not self.silent:
+        if method.name == "step":
+            self.verbs.append(request.verb)
+            if self.old:
+                raise UnsupportedVersion("no such method")
+        if method.name in ("spawn", "destroy", "step") and not self.silent:
             self.finish(method.name, order)
         return CommandReply(running=order.instance_uuid in self.domains)
 
     def finish(self, name: str, order: Any) -> None:
         outcome = OUTCOME_FAILED if self.broken else OUTCOME_DONE
-        if not self.broken:
+        if not self.broken and name != "step":
             (self.domains.add if name == "spawn" else self.domains.discard)(order.instance_uuid)
         self.report(
             StepResult(
@@ -145,6 +153,7 @@ class CellWorld:
         self.reports.start()
         self.outbox: Any = SimpleNamespace(owed=self.owed.append, check_room=lambda under_way: None)
         self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings)
+        self.actions = Actions(env, self.engine, CellSettings(), settings)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():
             self.attach(agent)
@@ -202,6 +211,19 @@ class CellWorld:
     def delete(self, uuid: str, **fields: Any) -> None:
         values = {"uuid": uuid, "project_id": "demo", "operation_id": "op-d"}
         self.instances.delete(InstanceDeleteRequest(**{**values, **fields}), self.context("api"))
+
+    def act(self, uuid: str, action: str, **fields: Any) -> None:
+        values = {"uuid": uuid, "project_id": "demo", "operation_id": f"op-{uuid4()}", "action": action}
+        self.actions.act(InstanceActionRequest(**{**values, **fields}), self.context("api"))
+
+    def put(self, uuid: str, **fields: Any) -> None:
+        """Change the row, whatever its state allows."""
+        self.ledger.commit(
+            partition_of(uuid),
+            [(INSTANCES, (uuid,))],
+            lambda change: change.put(INSTANCES, msgspec.structs.replace(change.get(INSTANCES, (uuid,)), **fields)),
+            timeout_ms=2000,
+        )
 
     def instance(self, uuid: str) -> Any:
         return self.database.row(INSTANCES, (uuid,))

@@ -1,0 +1,128 @@
+"""Intake of actions at the instance's owner; a conductor that does not own it forwards once."""
+
+from collections.abc import Callable
+from typing import Any
+
+from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.cell.instances import new_task_id
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.change import Change, Keys, Ticket
+from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.tasks.beginnings import RESET_STATES, Beginning, begin
+from zcompute.conductor.tasks.decision import Snapshot, apply
+from zcompute.conductor.tasks.engine import TaskEngine
+from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
+from zcompute.objects.actions import ACTIONS, RESET_STATE, Action, check_state
+from zcompute.objects.errors import InstanceNotFound, OperationConflict
+from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
+from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.interface import Method
+from zcompute.objects.messages.cluster import Empty
+from zcompute.objects.messages.instances import InstanceActionRequest
+from zcompute.objects.methods import INSTANCE_ACTION
+from zcompute.objects.partition import partition_of
+
+
+def was_accepted(former: InstanceAction | None, action: Action, request: InstanceActionRequest) -> bool:
+    """Whether this very operation was accepted before: its repeat gets the first outcome. Pure.
+
+    Raises OperationConflict for the id of another.
+    """
+    if former is None:
+        return False
+    if (former.action, former.project_id) != (action.name, request.project_id):
+        raise OperationConflict(
+            f"operation {request.operation_id} was a {former.action} before", operation_id=request.operation_id
+        )
+    return True
+
+
+def found(instance: Instance | None, request: InstanceActionRequest) -> Instance:
+    """The instance, if it is there for this caller. Pure. Raises InstanceNotFound."""
+    if instance is None or instance.vm_state == VM_DELETED or instance.project_id != request.project_id:
+        raise InstanceNotFound("no such instance in this cell", uuid=request.uuid)
+    return instance
+
+
+class Actions:
+    """The handler of ``instance.action``."""
+
+    def __init__(
+        self,
+        env: ConductorEnv,
+        engine: TaskEngine,
+        settings: CellSettings,
+        task_settings: TaskSettings,
+        make_task_id: Callable[[], str] = new_task_id,
+    ) -> None:
+        self._ledger = env.ledger
+        self._forwarding = env.forwarding
+        self._engine = engine
+        self._settings = settings
+        self._task_settings = task_settings
+        self._make_task_id = make_task_id
+
+    def handlers(self) -> list[tuple[Method, Handler]]:
+        """What changes an instance that is there."""
+        return [(INSTANCE_ACTION, self.act)]
+
+    def act(self, request: InstanceActionRequest, context: Any) -> Empty:
+        """Acknowledged after the commit that makes the action sure to happen; repeated, it changes nothing.
+
+        Raises InstanceNotFound, InstanceBusy (its state, its lock), OperationConflict, InvalidRequest, Busy, NotOwner.
+        """
+        if self._forwarding.needed(request.uuid, context):
+            reply: Empty = self._forwarding.call(request.uuid, INSTANCE_ACTION, request, context)
+            return reply
+        action = ACTIONS.get(request.action)
+        if action is None:
+            raise InvalidRequest(f"expected an action of {', '.join(ACTIONS)}, found {request.action}", field="action")
+        if action is RESET_STATE and request.vm_state not in RESET_STATES:
+            expected = ", ".join(RESET_STATES)
+            raise InvalidRequest(f"expected a state of {expected}, found {request.vm_state!r}", field="vm_state")
+        self._engine.check_room()
+        task_id = self._make_task_id()
+        operation = (INSTANCE_ACTIONS, (request.uuid, request.operation_id or task_id))
+        request_id = getattr(context, "request_id", "")
+
+        def decide(change: Change) -> Snapshot | None:
+            if was_accepted(change.get(*operation), action, request):
+                return None
+            instance = found(change.get(INSTANCES, (request.uuid,)), request)
+            check_state(action, instance, administrator=request.administrator)
+            change.request_id = request_id
+            decision = begin(
+                Beginning(action, instance, request, task_id, request_id, change.now_us, self._task_settings)
+            )
+            snapshot = apply(change, Snapshot(instance, None), decision)
+            if decision.task is None:
+                change.put(INSTANCE_ACTIONS, _over(action, instance, operation[1][1], request_id, change.now_us))
+            return snapshot
+
+        keys: Keys = [(INSTANCES, (request.uuid,)), (TASKS, (task_id,)), operation]
+        ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
+        ticket.on_done(self._committed)
+        ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
+        return Empty()
+
+    def _committed(self, ticket: Ticket) -> None:
+        """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""
+        snapshot = ticket.result if ticket.error is None else None
+        if isinstance(snapshot, Snapshot) and snapshot.instance is not None and snapshot.task is not None:
+            self._engine.begin(snapshot.instance, snapshot.task)
+
+
+def _over(action: Action, instance: Instance, operation_id: str, request_id: str, now_us: int) -> InstanceAction:
+    """The history of an action that its first commit has ended."""
+    return InstanceAction(
+        instance_uuid=instance.uuid,
+        operation_id=operation_id,
+        action=action.name,
+        request_id=request_id,
+        user_id=instance.user_id,
+        project_id=instance.project_id,
+        started_at_us=now_us,
+        finished_at_us=now_us,
+        result=RESULT_SUCCESS,
+    )

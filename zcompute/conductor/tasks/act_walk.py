@@ -1,0 +1,88 @@
+"""The decisions of an act, one verb at the instance's host: pure. One step: apply.
+
+Two commits when all goes well: the intake with the task_state, and the result.
+"""
+
+import msgspec
+
+from zcompute.conductor.tasks.decision import Decision
+from zcompute.objects.actions import ACTIONS, Action
+from zcompute.objects.command import VERB_REBOOT
+from zcompute.objects.instance import Instance
+from zcompute.objects.messages.instances import InstanceActionRequest
+from zcompute.objects.report import OUTCOME_DONE, StepResult
+from zcompute.objects.task import TASK_ACT, Task, TaskBody
+
+STEP_APPLY = "apply"
+
+
+def begin_act(
+    action: Action,
+    instance: Instance,
+    request: InstanceActionRequest,
+    *,
+    task_id: str,
+    request_id: str,
+    now_us: int,
+    deadline_s: int,
+) -> Decision:
+    """Take an action in whose state was checked."""
+    host = instance.host or ""
+    arguments = request.arguments
+    if action.verb == VERB_REBOOT:
+        arguments = msgspec.structs.replace(arguments, hard=action.key == "reboot_hard")
+    task = Task(
+        id=task_id,
+        instance_uuid=instance.uuid,
+        kind=TASK_ACT,
+        step=STEP_APPLY,
+        attempt=1,
+        deadline_at_us=now_us + deadline_s * 1_000_000,
+        operation_id=request.operation_id,
+        request_id=request_id,
+        body=TaskBody(
+            host=host,
+            named_hosts=[host],
+            action=action.key,
+            arguments=arguments,
+            former_vm_state=instance.vm_state,
+            fault=instance.fault,
+        ),
+        created_at_us=now_us,
+    )
+    acting = msgspec.structs.replace(
+        instance,
+        task_state=action.task_state,
+        task_id=task_id,
+        command_generation=instance.command_generation + 1,
+    )
+    return Decision(instance=acting, task=task, events=(f"instance.{action.event}.start",))
+
+
+def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
+    """The agent's word. It may come after the task has parked: what the server was before is in the task."""
+    if result.outcome != OUTCOME_DONE:
+        return act_failed(instance, task, result.message or f"host {result.host} could not do it")
+    action = ACTIONS[task.body.action]
+    ended = msgspec.structs.replace(
+        instance,
+        vm_state=action.vm_state or task.body.former_vm_state,
+        task_state=None,
+        task_id=None,
+        power_state=result.power_state,
+        fault=None,
+    )
+    return Decision(instance=ended, ended=True, events=(f"instance.{action.event}.end",))
+
+
+def act_failed(instance: Instance, task: Task, reason: str) -> Decision:
+    """It was definitely not done: the server is what it was, and its history says why."""
+    former = msgspec.structs.replace(
+        instance, vm_state=task.body.former_vm_state, task_state=None, task_id=None, fault=task.body.fault
+    )
+    return Decision(instance=former, ended=True, failed=reason)
+
+
+def act_host_lost(instance: Instance, task: Task, now_us: int) -> Decision:
+    """Its host is forced down: whether it was done is nobody's concern any more."""
+    return act_failed(instance, task, f"host {task.body.host} was forced down meanwhile")

@@ -1,0 +1,82 @@
+"""How each action begins: the decision of the commit that accepts it. Pure; the state was checked before."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from zcompute.conductor.tasks.act_walk import begin_act
+from zcompute.conductor.tasks.decision import Decision, make_fault
+from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
+from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, UNLOCK, Action
+from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.instance import VM_ACTIVE, VM_ERROR, Instance
+from zcompute.objects.messages.instances import InstanceActionRequest
+
+RESET_STATES = (VM_ACTIVE, VM_ERROR)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """An action that is to begin."""
+
+    action: Action
+    instance: Instance
+    request: InstanceActionRequest
+    task_id: str
+    request_id: str
+    now_us: int
+    settings: TaskSettings
+
+
+Begin = Callable[[Beginning], Decision]
+
+
+def begin(it: Beginning) -> Decision:
+    """What accepts it. Raises InstanceBusy."""
+    return BEGINNINGS[it.action.key](it)
+
+
+def _act(it: Beginning) -> Decision:
+    return begin_act(
+        it.action,
+        it.instance,
+        it.request,
+        task_id=it.task_id,
+        request_id=it.request_id,
+        now_us=it.now_us,
+        deadline_s=min(it.settings.act_deadline_s_max, ACT_DEADLINES_S[it.action.task_state]),
+    )
+
+
+def _lock(it: Beginning) -> Decision:
+    locked = msgspec.structs.replace(it.instance, locked=True, locked_reason=it.request.reason)
+    return Decision(instance=locked, events=("instance.lock",))
+
+
+def _unlock(it: Beginning) -> Decision:
+    unlocked = msgspec.structs.replace(it.instance, locked=False, locked_reason=None)
+    return Decision(instance=unlocked, events=("instance.unlock",))
+
+
+def _reset_state(it: Beginning) -> Decision:
+    """Nova's os-resetState. A task under way is not cut off by it: no task is ever stuck, and a parked one ends with
+    the word of its host, with a delete, or when the host is forced down."""
+    instance = it.instance
+    if instance.task_id is not None:
+        raise InstanceBusy(
+            f"Cannot 'resetState' instance {instance.uuid}: its task {instance.task_id} has not ended",
+            uuid=instance.uuid,
+            vm_state=instance.vm_state,
+            task_state=instance.task_state or "",
+        )
+    fault = make_fault("the state was set by an administrator", it.now_us) if it.request.vm_state == VM_ERROR else None
+    return Decision(instance=msgspec.structs.replace(instance, vm_state=it.request.vm_state, fault=fault))
+
+
+BEGINNINGS: dict[str, Begin] = {
+    **{key: _act for key, action in ACTIONS.items() if action.verb},
+    LOCK.key: _lock,
+    UNLOCK.key: _unlock,
+    RESET_STATE.key: _reset_state,
+}

@@ -1,0 +1,121 @@
+"""What may be done to a server in which state: action x vm_state x task_state x lock, in one place.
+
+The rules are Nova's (nova/compute/api.py: check_instance_state and check_instance_lock of each method). One task of an
+instance is under way at most, so every action but a delete wants no task_state.
+"""
+
+from dataclasses import dataclass
+
+from zcompute.objects.command import (
+    VERB_PAUSE,
+    VERB_REBOOT,
+    VERB_RESCUE,
+    VERB_RESUME,
+    VERB_START,
+    VERB_STOP,
+    VERB_SUSPEND,
+    VERB_UNPAUSE,
+    VERB_UNRESCUE,
+)
+from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.instance import (
+    TASK_PAUSING,
+    TASK_POWERING_OFF,
+    TASK_POWERING_ON,
+    TASK_REBOOTING,
+    TASK_REBOOTING_HARD,
+    TASK_RESCUING,
+    TASK_RESUMING,
+    TASK_SUSPENDING,
+    TASK_UNPAUSING,
+    TASK_UNRESCUING,
+    VM_ACTIVE,
+    VM_ERROR,
+    VM_PAUSED,
+    VM_RESCUED,
+    VM_STOPPED,
+    VM_SUSPENDED,
+    Instance,
+)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action. ``key`` names it on the wire and in tasks, ``name`` in histories and messages, as Nova's.
+
+    ``vm_states`` it may begin in, None for any that is not deleted; ``task_state`` while it goes on (empty: it is over
+    at once), ``vm_state`` at its end (empty: as it was). ``verb`` is what the agent is told, ``event`` the name that
+    notifications have. ``unlocked``: a lock keeps all but administrators from it. ``administrators`` only may do it.
+    """
+
+    key: str
+    name: str
+    vm_states: frozenset[str] | None
+    verb: str = ""
+    task_state: str = ""
+    vm_state: str = ""
+    event: str = ""
+    unlocked: bool = True
+    administrators: bool = False
+
+
+def _of(*vm_states: str) -> frozenset[str]:
+    return frozenset(vm_states)
+
+
+START = Action("start", "start", _of(VM_STOPPED), VERB_START, TASK_POWERING_ON, VM_ACTIVE, "power_on")
+STOP = Action(
+    "stop", "stop", _of(VM_ACTIVE, VM_RESCUED, VM_ERROR), VERB_STOP, TASK_POWERING_OFF, VM_STOPPED, "power_off"
+)
+REBOOT = Action("reboot_soft", "reboot", _of(VM_ACTIVE), VERB_REBOOT, TASK_REBOOTING, VM_ACTIVE, "reboot")
+REBOOT_HARD = Action(
+    "reboot_hard",
+    "reboot",
+    _of(VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED, VM_ERROR),
+    VERB_REBOOT,
+    TASK_REBOOTING_HARD,
+    VM_ACTIVE,
+    "reboot",
+)
+PAUSE = Action("pause", "pause", _of(VM_ACTIVE), VERB_PAUSE, TASK_PAUSING, VM_PAUSED, "pause")
+UNPAUSE = Action("unpause", "unpause", _of(VM_PAUSED), VERB_UNPAUSE, TASK_UNPAUSING, VM_ACTIVE, "unpause")
+SUSPEND = Action("suspend", "suspend", _of(VM_ACTIVE), VERB_SUSPEND, TASK_SUSPENDING, VM_SUSPENDED, "suspend")
+RESUME = Action("resume", "resume", _of(VM_SUSPENDED), VERB_RESUME, TASK_RESUMING, VM_ACTIVE, "resume")
+RESCUE = Action(
+    "rescue", "rescue", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), VERB_RESCUE, TASK_RESCUING, VM_RESCUED, "rescue"
+)
+UNRESCUE = Action("unrescue", "unrescue", _of(VM_RESCUED), VERB_UNRESCUE, TASK_UNRESCUING, VM_ACTIVE, "unrescue")
+LOCK = Action("lock", "lock", None, event="lock", unlocked=False)
+UNLOCK = Action("unlock", "unlock", None, event="unlock", unlocked=False)
+RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administrators=True)
+
+ACTIONS: dict[str, Action] = {
+    action.key: action
+    for action in (
+        START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, LOCK, UNLOCK, RESET_STATE,
+    )
+}  # fmt: skip
+
+
+def check_state(action: Action, instance: Instance, *, administrator: bool) -> None:
+    """Raises InstanceBusy with Nova's words where the server's state or lock does not allow the action."""
+    if action.unlocked and instance.locked and not administrator:
+        raise _refused(f"Instance {instance.uuid} is locked", instance)
+    if action.vm_states is None:
+        return
+    if instance.vm_state not in action.vm_states:
+        raise _refused(_while(action, instance, "vm_state", instance.vm_state), instance)
+    if instance.task_state is not None:
+        raise _refused(_while(action, instance, "task_state", instance.task_state), instance)
+    if instance.task_id is not None:  # parked: a host is silent, and who knows what it does
+        raise _refused(_while(action, instance, "vm_state", instance.vm_state), instance)
+    if action.verb and instance.host is None:
+        raise _refused(f"Instance {instance.uuid} is on no host", instance)
+
+
+def _while(action: Action, instance: Instance, attribute: str, state: str) -> str:
+    return f"Cannot '{action.name}' instance {instance.uuid} while it is in {attribute} {state}"
+
+
+def _refused(message: str, instance: Instance) -> InstanceBusy:
+    return InstanceBusy(message, uuid=instance.uuid, vm_state=instance.vm_state, task_state=instance.task_state or "")
