@@ -196,7 +196,7 @@ def test_an_administrator_resets_a_state_but_never_under_a_task(world: CellWorld
     assert world.instance(one).fault is not None
     world.act(one, RESET_STATE.key, vm_state=VM_ACTIVE, administrator=True)
     assert (world.instance(one).vm_state, world.instance(one).fault) == (VM_ACTIVE, None)
-    with pytest.raises(InvalidRequest, match="expected a state of active, error, found .deleted."):
+    with pytest.raises(InvalidRequest, match=r"expected a state of active, error, found .deleted."):
         world.act(one, RESET_STATE.key, vm_state=VM_DELETED)
     world.agents["h1"].silent = True
     world.act(one, STOP.key)
