@@ -35,7 +35,8 @@ from zcompute.objects.messages.instances import (
 )
 from zcompute.objects.messages.region import PendingReply
 from zcompute.objects.methods import INSTANCE_BRIEFS, INSTANCE_COUNT, INSTANCE_GET, INSTANCE_LIST, SERVERS_PENDING
-from zcompute.objects.server_list import Order, order_of, vm_states_of
+from zcompute.objects.server_list import Order, order_of
+from zcompute.objects.server_status import vm_states_of
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from zcompute.api.settings import LIMITS
 from zcompute.api.sorting import sort_of
 from zcompute.objects.messages.instances import InstanceQuery
 from zcompute.objects.name_pattern import like_of
-from zcompute.objects.server_list import STATUS_DELETED, STATUSES
+from zcompute.objects.server_status import STATUS_DELETED, STATUSES
 
 Query = list[tuple[str, str]]
 

@@ -14,16 +14,9 @@ from msgspec import UNSET, UnsetType
 
 from zcompute.api.links import bookmark
 from zcompute.api.merge import Listed
-from zcompute.objects.instance import (
-    VM_ACTIVE,
-    VM_BUILDING,
-    VM_DELETED,
-    VM_ERROR,
-    Fault,
-    Instance,
-)
+from zcompute.objects.instance import Fault, Instance
+from zcompute.objects.server_status import status_of
 
-STATUSES = {VM_BUILDING: "BUILD", VM_ACTIVE: "ACTIVE", VM_ERROR: "ERROR", VM_DELETED: "DELETED"}
 DAY_S = 86_400
 DAYS_KEPT = 4_096
 HOSTS_KEPT = 16_384
@@ -32,7 +25,7 @@ BASES_KEPT = 64
 
 _TWO = tuple(f"{number:02d}" for number in range(60))
 _encode = msgspec.json.Encoder().encode
-_WITH_PROGRESS = frozenset({"ACTIVE", "BUILD"})
+_WITH_PROGRESS = frozenset({"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "MIGRATING"})
 _WITH_FAULT = frozenset({"ERROR", "DELETED"})
 
 
@@ -101,7 +94,7 @@ def server_summaries(servers: Iterable[Listed], base_url: str) -> msgspec.Raw:
 
 def server_view(instance: Instance, base_url: str, *, is_admin: bool) -> ServerView:
     """For GET /servers/detail and /servers/ID."""
-    status = STATUSES.get(instance.vm_state, "UNKNOWN")
+    status = status_of(instance.vm_state, instance.task_state)
     spec = instance.spec
     created_us, updated_us = instance.created_at_us, instance.updated_at_us
     created = iso_time(created_us)

@@ -33,8 +33,9 @@ from zcompute.cli.audit_records import wrong_records
 from zcompute.cli.audit_snapshot import ApiServer, CellRows, Snapshot
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.instance import POWER_RUNNING, VM_ACTIVE, VM_BUILDING, VM_ERROR, Instance
+from zcompute.objects.instance import POWER_RUNNING, VM_ACTIVE, VM_BUILDING, Instance
 from zcompute.objects.quota import Amount
+from zcompute.objects.server_status import status_of
 
 
 def compare(snapshot: Snapshot) -> list[Finding]:
@@ -254,10 +255,9 @@ def expected_api(snapshot: Snapshot) -> dict[str, ApiServer]:
     expected = {
         request.uuid: ApiServer(request.uuid, _request_status(request)) for request in snapshot.root.build_requests
     }
-    statuses = {VM_ACTIVE: "ACTIVE", VM_ERROR: "ERROR", VM_BUILDING: "BUILD"}
     for uuid, places in _living(snapshot).items():
         instance = places[0][1]
-        expected[uuid] = ApiServer(uuid, statuses.get(instance.vm_state, "UNKNOWN"), instance.host)
+        expected[uuid] = ApiServer(uuid, status_of(instance.vm_state, instance.task_state), instance.host)
     return expected
 
 

@@ -20,7 +20,8 @@ from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequ
 from zcompute.objects.instance import VM_BUILDING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.name_pattern import ESCAPE, plain_part
-from zcompute.objects.server_list import NULLABLE, Order, instance_of, order_of, page_of, vm_states_of
+from zcompute.objects.server_list import NULLABLE, Order, instance_of, order_of, page_of
+from zcompute.objects.server_status import vm_states_of
 
 PENDING_PAGE = 1_000
 PENDING_ROWS_MAX = 20_000  # read for a list whose order or filters are of no column of theirs

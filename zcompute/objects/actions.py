@@ -99,6 +99,8 @@ ACTIONS: dict[str, Action] = {
 
 def check_state(action: Action, instance: Instance, *, administrator: bool) -> None:
     """Raises InstanceBusy with Nova's words where the server's state or lock does not allow the action."""
+    if action.administrators and not administrator:
+        raise _refused(f"Policy doesn't allow {action.name} to be performed.", instance)
     if action.unlocked and instance.locked and not administrator:
         raise _refused(f"Instance {instance.uuid} is locked", instance)
     if action.vm_states is None:
@@ -109,8 +111,10 @@ def check_state(action: Action, instance: Instance, *, administrator: bool) -> N
         raise _refused(_while(action, instance, "task_state", instance.task_state), instance)
     if instance.task_id is not None:  # parked: a host is silent, and who knows what it does
         raise _refused(_while(action, instance, "vm_state", instance.vm_state), instance)
+    if action.verb and instance.launched_at_us is None:
+        raise _refused(f"Cannot '{action.name}' instance {instance.uuid} which has never been active", instance)
     if action.verb and instance.host is None:
-        raise _refused(f"Instance {instance.uuid} is on no host", instance)
+        raise _refused(f"Instance {instance.uuid} is not ready", instance)
 
 
 def _while(action: Action, instance: Instance, attribute: str, state: str) -> str:

@@ -16,7 +16,6 @@ from zcompute.objects.instance import (
     POWER_NOSTATE,
     TASK_DELETING,
     TASK_SCHEDULING,
-    VM_ACTIVE,
     VM_BUILDING,
     VM_DELETED,
     VM_ERROR,
@@ -24,16 +23,7 @@ from zcompute.objects.instance import (
 )
 from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery, SortBy
 from zcompute.objects.name_pattern import matches as name_matches
-
-STATUS_DELETED = "DELETED"
-
-# Nova's statuses, as far as there are states for them, and the vm_states behind each.
-STATUSES: dict[str, tuple[str, ...]] = {
-    "ACTIVE": (VM_ACTIVE,),
-    "BUILD": (VM_BUILDING,),
-    "ERROR": (VM_ERROR,),
-    STATUS_DELETED: (VM_DELETED,),
-}
+from zcompute.objects.server_status import vm_states_of
 
 # Nova's sort keys that are columns, and the attribute of each.
 SORT_KEYS: dict[str, str] = {
@@ -186,11 +176,6 @@ def matches(query: InstanceQuery, instance: Instance) -> bool:
     return (since_us is None or instance.updated_at_us >= since_us) and (
         before_us is None or instance.updated_at_us <= before_us
     )
-
-
-def vm_states_of(statuses: Iterable[str]) -> set[str]:
-    """The states behind statuses; one that nobody knows has none, as in Nova."""
-    return {state for status in statuses for state in STATUSES.get(status, ())}
 
 
 def page_of(query: InstanceQuery, instances: Iterable[Instance]) -> list[Instance]:

@@ -1,6 +1,7 @@
 """The step of an act. Its decisions are in act_walk."""
 
 import logging
+import time
 
 from zcompute.bus.errors import BusError, UnknownMethod, UnsupportedVersion
 from zcompute.conductor.tasks.act_walk import STEP_APPLY, act_failed, act_host_lost
@@ -21,7 +22,8 @@ class Apply:
     """Tell the host until it has recorded the verb; the result comes as a report.
 
     It is sent again after a while and when the host's agent is back: the agent recognises a repeat. A host that is
-    forced down is waited for no longer.
+    forced down is waited for no longer. One that for certain was told nothing, and is not linked for
+    ``act_link_wait_ms_max``, fails the action: the server is what it was, and nobody's command is on its way.
     """
 
     name = STEP_APPLY
@@ -31,6 +33,7 @@ class Apply:
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
         host = task.body.host or ""
+        give_up_at = time.monotonic() + run.settings.act_link_wait_ms_max / 1000
         while run.is_at(task):
             run.changed.clear()
             if run.env.commands.reaches(host, STEP):
@@ -41,7 +44,11 @@ class Apply:
                 log.warning("host is forced down uuid=%s host=%s action=%s", run.uuid, host, task.body.action)
                 run.journal(act_host_lost)
                 return
-            run.wait(run.settings.resend_ms)
+            if host not in run.commanded and not run.parked and time.monotonic() >= give_up_at:
+                log.warning("host is not linked uuid=%s host=%s action=%s", run.uuid, host, task.body.action)
+                run.journal(lambda instance, task, _: act_failed(instance, task, f"host {host} is not linked"))
+                return
+            run.wait(min(run.settings.resend_ms, run.settings.act_link_wait_ms_max))
 
     def _send(self, run: TaskRun, task: Task, host: str) -> bool:
         """True: recorded by the agent, or over. False: the generation was raised, send again. Raises BusError."""

@@ -60,7 +60,8 @@ def begin_act(
 
 
 def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
-    """The agent's word. It may come after the task has parked: what the server was before is in the task."""
+    """The agent's word. It may come after the task has parked: what the server was before is in the task. The power
+    state is left to the agent's observations: they are ordered, and this word may come behind a newer one."""
     if result.outcome != OUTCOME_DONE:
         return act_failed(instance, task, result.message or f"host {result.host} could not do it")
     action = ACTIONS[task.body.action]
@@ -69,7 +70,6 @@ def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, e
         vm_state=action.vm_state or task.body.former_vm_state,
         task_state=None,
         task_id=None,
-        power_state=result.power_state,
         fault=None,
     )
     return Decision(instance=ended, ended=True, events=(f"instance.{action.event}.end",))

@@ -34,7 +34,8 @@ ACT_DEADLINES_S = {
 class TaskSettings:
     """``runners_max`` tasks run at once, the others wait in order; ``tasks_max`` in all, beyond it callers get Busy.
 
-    ``act_deadline_s_max`` caps what ACT_DEADLINES_S gives each task_state.
+    ``act_deadline_s_max`` caps what ACT_DEADLINES_S gives each task_state; ``act_link_wait_ms_max``: an action whose
+    host was told nothing and is not linked for so long fails.
     """
 
     runners_max: int = 1000
@@ -59,5 +60,6 @@ class TaskSettings:
     alternates: int = 2
     reschedules_max: int = 3
     act_deadline_s_max: int = 600
+    act_link_wait_ms_max: int = 30_000
     build_deadline_s: int = 300
     delete_deadline_s: int = 300

@@ -35,7 +35,13 @@ from zcompute.objects.partition import PartitionMap, partition_of
 from zcompute.objects.report import OUTCOME_DONE, OUTCOME_FAILED, StepResult
 
 QUICK = TaskSettings(
-    retry_ms_min=1, retry_ms_max=10, resend_ms=30, link_wait_ms_max=40, command_ms_max=200, revival_s_max=0.3
+    retry_ms_min=1,
+    retry_ms_max=10,
+    resend_ms=30,
+    link_wait_ms_max=40,
+    command_ms_max=200,
+    revival_s_max=0.3,
+    act_link_wait_ms_max=40,
 )
 
 

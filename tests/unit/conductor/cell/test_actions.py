@@ -13,12 +13,14 @@ from zcompute.objects import instance as states
 from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, STOP, UNLOCK, Action
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound, OperationConflict
 from zcompute.objects.instance import (
+    POWER_SHUTDOWN,
     TASK_POWERING_OFF,
     VM_ACTIVE,
     VM_DELETED,
     VM_ERROR,
     VM_STOPPED,
 )
+from zcompute.objects.report import Observation
 from zcompute.objects.task import TASK_PARKED
 
 VM_STATES = sorted(value for name, value in vars(states).items() if name.startswith("VM_") and value != VM_DELETED)
@@ -133,6 +135,40 @@ def test_an_agent_of_an_older_release_is_a_definite_no(world: CellWorld, one: st
     assert world.instance(one).vm_state == VM_ACTIVE
 
 
+def test_a_host_that_was_told_nothing_and_is_away_fails_the_action(world: CellWorld, one: str) -> None:
+    world.agents["h1"].up = False
+    world.act(one, STOP.key, operation_id="op-1")
+    wait_for(lambda: history(world, one, "op-1").finished_at_us)
+    assert "host h1 is not linked" in history(world, one, "op-1").message
+    assert world.instance(one).vm_state == VM_ACTIVE
+
+
+def test_a_word_that_comes_late_changes_no_power_state_that_was_observed(world: CellWorld, one: str) -> None:
+    agent = world.agents["h1"]
+    agent.silent = True
+    world.act(one, STOP.key)
+    wait_for(lambda: agent.named("step"))
+    row = world.instance(one)
+    agent.report(Observation(instance_uuid=one, host="h1", generation=row.generation, power_state=POWER_SHUTDOWN))
+    wait_for(lambda: world.instance(one).power_state == POWER_SHUTDOWN)
+    agent.finish("step", agent.named("step")[-1])
+    assert world.wait_state(one, VM_STOPPED).power_state == POWER_SHUTDOWN
+
+
+def test_a_server_that_was_never_active_is_refused_what_needs_a_host(world: CellWorld, one: str) -> None:
+    world.put(one, vm_state=VM_ERROR, launched_at_us=None)
+    with pytest.raises(InstanceBusy, match="which has never been active"):
+        world.act(one, STOP.key)
+    world.put(one, vm_state=VM_ERROR, launched_at_us=1, host=None)
+    with pytest.raises(InstanceBusy, match="is not ready"):
+        world.act(one, STOP.key)
+
+
+def test_what_is_for_administrators_is_refused_to_others(world: CellWorld, one: str) -> None:
+    with pytest.raises(InstanceBusy, match="Policy doesn't allow"):
+        world.act(one, RESET_STATE.key, vm_state=VM_ACTIVE)
+
+
 def test_another_owner_adopts_the_server_and_does_the_action(world: CellWorld, one: str) -> None:
     agent = world.agents["h1"]
     agent.silent = True
@@ -197,11 +233,11 @@ def test_an_administrator_resets_a_state_but_never_under_a_task(world: CellWorld
     world.act(one, RESET_STATE.key, vm_state=VM_ACTIVE, administrator=True)
     assert (world.instance(one).vm_state, world.instance(one).fault) == (VM_ACTIVE, None)
     with pytest.raises(InvalidRequest, match=r"expected a state of active, error, found .deleted."):
-        world.act(one, RESET_STATE.key, vm_state=VM_DELETED)
+        world.act(one, RESET_STATE.key, vm_state=VM_DELETED, administrator=True)
     world.agents["h1"].silent = True
     world.act(one, STOP.key)
     with pytest.raises(InstanceBusy, match="has not ended"):
-        world.act(one, RESET_STATE.key, vm_state=VM_ACTIVE)
+        world.act(one, RESET_STATE.key, vm_state=VM_ACTIVE, administrator=True)
 
 
 def test_absent_foreign_and_deleted_servers_are_not_found_and_unknown_actions_are_named(
