@@ -9,6 +9,7 @@ import msgspec
 from zcompute import bus
 from zcompute.conductor.page_size import PAGE_BYTES_MAX, fitted
 from zcompute.objects import methods as m
+from zcompute.objects.actions import ACTIONS, check_state
 from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import ROOT_CELL, CellInfo, ServiceInfo
 from zcompute.objects.errors import SERVICE_ERRORS, FlavorNotFound, InstanceNotFound, OperationConflict
@@ -102,6 +103,7 @@ class FakeCell(FakeConductor):
             (m.INSTANCE_BRIEFS, self.briefs),
             (m.INSTANCE_COUNT, self.count),
             (m.INSTANCE_DELETE, self.delete),
+            (m.INSTANCE_ACTION, self.act),
         ]
 
     def get(self, request: m.InstanceGetRequest) -> m.InstanceReply:
@@ -129,6 +131,14 @@ class FakeCell(FakeConductor):
         if found is None or found.project_id != request.project_id:
             raise InstanceNotFound("no such instance", uuid=request.uuid)
         del self.instances[request.uuid]
+        return m.Empty()
+
+    def act(self, request: m.InstanceActionRequest) -> m.Empty:
+        """Takes what the table allows, and does nothing."""
+        found = self.instances.get(request.uuid)
+        if found is None or found.project_id != request.project_id:
+            raise InstanceNotFound("no such instance", uuid=request.uuid)
+        check_state(ACTIONS[request.action], found, administrator=request.administrator)
         return m.Empty()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import falcon
 
 from zcompute.api import context, errors, versions
+from zcompute.api.actions import ServerActions
 from zcompute.api.auth import Authenticator
 from zcompute.api.deadline import Deadline
 from zcompute.api.flavors import FlavorCollection, FlavorItem
@@ -105,6 +106,7 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/servers": ServerCollection(region, listing, config),
         "/v2.1/servers/detail": ServerDetails(listing, config),
         "/v2.1/servers/{server_id}": ServerItem(servers),
+        "/v2.1/servers/{server_id}/action": ServerActions(servers, config),
         "/v2.1/flavors": FlavorCollection(region, config, with_details=False),
         "/v2.1/flavors/detail": FlavorCollection(region, config, with_details=True),
         "/v2.1/flavors/{flavor_id}": FlavorItem(region),

@@ -12,17 +12,25 @@ from typing import cast
 
 import gevent
 
+from zcompute.api.action_bodies import Asked
+from zcompute.api.auth import Caller
 from zcompute.api.deadline import Deadline
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
 from zcompute.bus.errors import BusError
+from zcompute.objects.actions import ACTIONS, check_state
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.instance import Instance
-from zcompute.objects.messages.instances import InstanceDeleteRequest, InstanceGetRequest, InstanceReply
+from zcompute.objects.messages.instances import (
+    InstanceActionRequest,
+    InstanceDeleteRequest,
+    InstanceGetRequest,
+    InstanceReply,
+)
 from zcompute.objects.messages.region import LocateReply, LocateRequest, ServerDeleteReply, ServerDeleteRequest
-from zcompute.objects.methods import INSTANCE_DELETE, INSTANCE_GET, SERVERS_DELETE, SERVERS_LOCATE
+from zcompute.objects.methods import INSTANCE_ACTION, INSTANCE_DELETE, INSTANCE_GET, SERVERS_DELETE, SERVERS_LOCATE
 from zcompute.objects.server_list import as_asked_of_root, instance_of
 
 log = logging.getLogger(__name__)
@@ -70,7 +78,7 @@ class Places:
 
 
 class Servers:
-    """Shows and deletes single servers. ``project_id`` None is an administrator's view of all projects."""
+    """Shows, acts on and deletes single servers. ``project_id`` None is an administrator's view of all projects."""
 
     def __init__(self, region: Region, limits: Limits = LIMITS) -> None:
         self.places = Places(limits.places_max)
@@ -139,6 +147,42 @@ class Servers:
             place = None
             pauses.wait()
 
+    def act(self, uuid: str, caller: Caller, asked: Asked, operation_id: str, deadline: Deadline) -> None:
+        """Ask the server's cell for an action; a repeat under the same operation id changes nothing.
+
+        Raises InstanceNotFound, InstanceBusy (its state or lock), OperationConflict, and the bus' errors.
+        """
+        project_id = None if caller.is_admin else caller.project_id
+        place = self.places.get(uuid)
+        if place is not None and project_id not in (None, place.project_id):
+            raise _not_found(uuid)
+        pauses = _Pauses(self._limits, deadline)
+        misses = 0
+        while True:
+            place = place or self._place_to_act_at(uuid, caller, asked, deadline)
+            request = InstanceActionRequest(
+                uuid=uuid,
+                project_id=place.project_id,
+                operation_id=operation_id,
+                action=asked.action,
+                arguments=asked.arguments,
+                administrator=caller.is_admin,
+                vm_state=asked.vm_state,
+                reason=asked.reason,
+            )
+            try:
+                self._region.ask(place.cell, INSTANCE_ACTION, request, deadline.left_at_most(deadline.left_ms))
+            except InstanceNotFound:
+                self.places.drop(uuid)
+                misses += 1
+                if misses >= self._limits.same_place_misses_max:
+                    raise
+                place = None
+                pauses.wait()
+            else:
+                self.places.put(uuid, place)
+                return
+
     # -- one question each --------------------------------------------------------------------------------------
 
     def _locate(self, uuid: str, project_id: str | None, deadline: Deadline) -> LocateReply:
@@ -184,6 +228,23 @@ class Servers:
         if not reply.cell:
             raise _not_found(uuid)
         return Place(reply.cell, located.mapping.generation, owner)
+
+    def _place_to_act_at(self, uuid: str, caller: Caller, asked: Asked, deadline: Deadline) -> Place:
+        """The cell that has it. Raises InstanceBusy for one that no cell has, and InstanceNotFound."""
+        project_id = None if caller.is_admin else caller.project_id
+        located = self._locate(uuid, project_id, deadline)
+        place = _place(located)
+        if located.build_request is not None:
+            action, pending = ACTIONS[asked.action], self._pending(located, project_id, deadline)
+            check_state(action, pending, administrator=caller.is_admin)
+            if place is None or pending.host is None:
+                raise InstanceBusy(
+                    f"Cannot '{action.name}' instance {uuid} while it is in vm_state {pending.vm_state}",
+                    uuid=uuid, vm_state=pending.vm_state, task_state=pending.task_state or "",
+                )  # fmt: skip
+        if place is None:
+            raise _not_found(uuid)
+        return place
 
     def _delete_in_cell(self, place: Place, uuid: str, operation_id: str, deadline: Deadline) -> None:
         request = InstanceDeleteRequest(uuid=uuid, project_id=place.project_id, operation_id=operation_id)

@@ -1,0 +1,113 @@
+"""Bodies of POST /servers/ID/action: one key, the action's name in Nova's API, and what it takes. Pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from zcompute.api.auth import Caller
+from zcompute.api.creation import admin_pass, last_part
+from zcompute.api.errors import BadRequest
+from zcompute.api.schemas import Text255, decode
+from zcompute.objects import actions
+from zcompute.objects.command import StepArguments
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
+    none (then the status is 202)."""
+
+    action: str
+    arguments: StepArguments = field(default_factory=StepArguments)
+    vm_state: str = ""
+    reason: str | None = None
+    answer: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key that a body may have: how its value is read, and what it asks for."""
+
+    value: msgspec.json.Decoder[Any]
+    asked: Callable[[Any, Caller, str], Asked]
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """An object without fields: some clients send it in place of null."""
+
+
+class Reboot(msgspec.Struct, forbid_unknown_fields=True):
+    """``reboot``"""
+
+    type: Annotated[str, Meta(pattern="^(SOFT|Soft|soft|HARD|Hard|hard)$")]
+
+
+class Rescue(msgspec.Struct, forbid_unknown_fields=True):
+    """``rescue``; without a password one is made, without an image it is the server's own."""
+
+    admin_pass: Annotated[str, Meta(min_length=1, max_length=255)] | None = msgspec.field(
+        name="adminPass", default=None
+    )
+    image_ref: Text255 = msgspec.field(name="rescue_image_ref", default="")
+
+
+class ResetState(msgspec.Struct, forbid_unknown_fields=True):
+    """``os-resetState``"""
+
+    state: Annotated[str, Meta(pattern="^(active|error)$")]
+
+
+def _plain(action: actions.Action) -> Key:
+    """An action that takes nothing."""
+    asked = Asked(action.key)
+    return Key(msgspec.json.Decoder(Nothing | None), lambda *_: asked)
+
+
+def _reboot(body: Reboot, _caller: Caller, _operation_id: str) -> Asked:
+    return Asked((actions.REBOOT_HARD if body.type.upper() == "HARD" else actions.REBOOT).key)
+
+
+def _rescue(body: Rescue | None, caller: Caller, operation_id: str) -> Asked:
+    body = body or Rescue()
+    password = body.admin_pass or admin_pass(caller, operation_id)
+    arguments = StepArguments(password=password, image_ref=last_part(body.image_ref))
+    return Asked(actions.RESCUE.key, arguments, answer={"adminPass": password})
+
+
+def _reset_state(body: ResetState, _caller: Caller, _operation_id: str) -> Asked:
+    return Asked(actions.RESET_STATE.key, vm_state=body.state)
+
+
+KEYS: dict[str, Key] = {
+    "os-start": _plain(actions.START),
+    "os-stop": _plain(actions.STOP),
+    "reboot": Key(msgspec.json.Decoder(Reboot), _reboot),
+    "pause": _plain(actions.PAUSE),
+    "unpause": _plain(actions.UNPAUSE),
+    "suspend": _plain(actions.SUSPEND),
+    "resume": _plain(actions.RESUME),
+    "rescue": Key(msgspec.json.Decoder(Rescue | None), _rescue),
+    "unrescue": _plain(actions.UNRESCUE),
+    "lock": _plain(actions.LOCK),
+    "unlock": _plain(actions.UNLOCK),
+    "os-resetState": Key(msgspec.json.Decoder(ResetState), _reset_state),
+}
+
+_BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NAME_CHARS_MAX = 80
+
+
+def read(body: bytes, caller: Caller, operation_id: str) -> Asked:
+    """What a whole body asks for. Raises BadRequest."""
+    found: dict[str, msgspec.Raw] = decode(_BODY, body)
+    if len(found) != 1:
+        raise BadRequest(f"Malformed request body: expected one action, found {len(found)}: too many body keys."
+                         if found else "Malformed request body: expected one action, found none.")  # fmt: skip
+    ((name, value),) = found.items()
+    key = KEYS.get(name)
+    if key is None:
+        raise BadRequest(f"There is no such action: {name[:_NAME_CHARS_MAX]}")
+    return key.asked(decode(key.value, bytes(value)), caller, operation_id)

@@ -1,0 +1,46 @@
+"""POST /servers/ID/action."""
+
+import logging
+import uuid
+from typing import Any
+
+from zcompute.api import action_bodies, context
+from zcompute.api.creation import operation_id_of
+from zcompute.api.errors import Forbidden, ItemNotFound
+from zcompute.api.locate import Servers
+from zcompute.api.queries import canonical_uuid
+from zcompute.config import ApiConfig
+from zcompute.objects.actions import ACTIONS
+from zcompute.objects.errors import InstanceNotFound
+
+log = logging.getLogger(__name__)
+
+
+class ServerActions:
+    """Every action of one server: accepted once a commit says that it will be done."""
+
+    def __init__(self, servers: Servers, config: ApiConfig) -> None:
+        self._servers = servers
+        self._config = config
+
+    def on_post(self, req: Any, resp: Any, server_id: str) -> None:
+        """One action; with the same Idempotency-Key it is done once, however often it is asked for."""
+        caller = context.caller_of(req)
+        wanted = canonical_uuid(server_id)
+        key = req.get_header("Idempotency-Key")
+        operation_id = str(uuid.uuid4()) if key is None else operation_id_of(key, caller.project_id)
+        body = context.read_body(req, self._config.body_bytes_max)
+        asked = action_bodies.read(body, caller, operation_id)
+        if ACTIONS[asked.action].administrators and not caller.is_admin:
+            raise Forbidden(f"Policy doesn't allow {ACTIONS[asked.action].name} to be performed.")
+        if wanted is None:
+            raise ItemNotFound(f"Instance {server_id[:80]} could not be found.")
+        try:
+            self._servers.act(wanted, caller, asked, operation_id, context.deadline_of(req))
+        except InstanceNotFound:
+            raise ItemNotFound(f"Instance {wanted} could not be found.") from None
+        log.info("action accepted instance=%s action=%s operation=%s", wanted, asked.action, operation_id)
+        if asked.answer is None:
+            resp.status = "202 Accepted"
+        else:
+            context.answer(resp, asked.answer)
