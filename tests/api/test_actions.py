@@ -6,7 +6,7 @@ from tests.api.test_servers import NOWHERE, called
 from zcompute.api.action_bodies import KEYS
 from zcompute.objects import methods as m
 from zcompute.objects.actions import ACTIONS
-from zcompute.objects.errors import InstanceNotFound, OperationConflict
+from zcompute.objects.errors import ActionForbidden, InstanceLocked, InstanceNotFound, OperationConflict
 
 # A body of each key, the action that it asks for, and a state in which that is allowed.
 BODIES = [
@@ -64,6 +64,29 @@ def test_a_locked_server_is_a_conflict_but_for_administrators(client, admin, reg
     server = server_in(client, region, locked=True)
     assert act(client, server, {"pause": None}).fault == ("conflictingRequest", 409, f"Instance {server} is locked")
     assert act(admin, server, {"pause": None}).status == 202
+
+
+def test_a_locked_server_is_not_deleted_and_the_answer_does_not_wait(client, admin, region):
+    server = server_in(client, region, locked=True)
+
+    def locked():
+        raise InstanceLocked(f"Instance {server} is locked", uuid=server)
+
+    region.c2.before[m.INSTANCE_DELETE] = locked
+    fault = client.ask("DELETE", f"/v2.1/servers/{server}").fault
+    assert fault == ("conflictingRequest", 409, f"Instance {server} is locked")
+    assert [request.administrator for request in called(region.c2, m.INSTANCE_DELETE)] == [False]
+
+
+def test_what_the_cell_says_is_for_administrators_is_forbidden(client, region):
+    server = server_in(client, region)
+
+    def forbidden():
+        raise ActionForbidden("Policy doesn't allow it to be performed.", uuid=server, action="unlock")
+
+    region.c2.before[m.INSTANCE_ACTION] = forbidden
+    fault = act(client, server, {"unlock": None}).fault
+    assert fault == ("forbidden", 403, "Policy doesn't allow it to be performed.")
 
 
 def test_a_server_that_no_cell_has_yet_is_building(client, region):

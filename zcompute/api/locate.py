@@ -21,7 +21,7 @@ from zcompute.bus.errors import BusError
 from zcompute.objects.actions import ACTIONS, check_state
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.cell import ROOT_CELL
-from zcompute.objects.errors import InstanceBusy, InstanceNotFound
+from zcompute.objects.errors import InstanceBusy, InstanceLocked, InstanceNotFound
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import (
     InstanceActionRequest,
@@ -116,12 +116,13 @@ class Servers:
                 self.places.put(uuid, place)
                 return instance
 
-    def delete(self, uuid: str, project_id: str | None, operation_id: str, deadline: Deadline) -> None:
+    def delete(self, uuid: str, caller: Caller, operation_id: str, deadline: Deadline) -> None:
         """Delete the server, wherever it is by now.
 
-        Raises InstanceNotFound when it is nowhere (any more), InstanceBusy when its state did not allow it until the
-        deadline, and the bus' errors.
+        Raises InstanceNotFound when it is nowhere (any more), InstanceLocked, InstanceBusy when its state did not allow
+        it until the deadline, and the bus' errors.
         """
+        project_id = None if caller.is_admin else caller.project_id
         place = self.places.get(uuid)
         if place is not None and project_id not in (None, place.project_id):
             raise _not_found(uuid)
@@ -134,12 +135,14 @@ class Servers:
                     self.places.drop(uuid)
                     return
             try:
-                self._delete_in_cell(place, uuid, operation_id, deadline)
+                self._delete_in_cell(place, uuid, caller, operation_id, deadline)
                 return
             except InstanceNotFound:
                 denied_by.append(place)
                 if denied_by.count(place) >= self._limits.same_place_misses_max:
                     raise
+            except InstanceLocked:
+                raise
             except InstanceBusy:
                 if deadline.left_ms <= self._limits.relocate_pause_ms_max:
                     raise
@@ -246,8 +249,10 @@ class Servers:
             raise _not_found(uuid)
         return place
 
-    def _delete_in_cell(self, place: Place, uuid: str, operation_id: str, deadline: Deadline) -> None:
-        request = InstanceDeleteRequest(uuid=uuid, project_id=place.project_id, operation_id=operation_id)
+    def _delete_in_cell(self, place: Place, uuid: str, caller: Caller, operation_id: str, deadline: Deadline) -> None:
+        request = InstanceDeleteRequest(
+            uuid=uuid, project_id=place.project_id, operation_id=operation_id, administrator=caller.is_admin
+        )
         self._region.ask(place.cell, INSTANCE_DELETE, request, deadline.left_at_most(deadline.left_ms))
 
 

@@ -121,12 +121,7 @@ class ServerItem:
         caller = context.caller_of(req)
         wanted = _uuid_of(server_id)
         try:
-            self._servers.delete(
-                wanted,
-                None if caller.is_admin else caller.project_id,
-                str(uuid.uuid4()),
-                context.deadline_of(req),
-            )
+            self._servers.delete(wanted, caller, str(uuid.uuid4()), context.deadline_of(req))
         except InstanceNotFound:
             raise _not_found(wanted) from None
         log.info("delete accepted instance=%s", wanted)

@@ -135,6 +135,7 @@ _table(
     _need("observed_seq", sa.BigInteger),
     _need("decided", sa.BigInteger),
     _since("locked", sa.Boolean),
+    _since("locked_by_admin", sa.Boolean),
     _may("locked_reason", text(255)),
     _may("move", blob()),
     _revision(),

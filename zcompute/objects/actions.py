@@ -17,7 +17,7 @@ from zcompute.objects.command import (
     VERB_UNPAUSE,
     VERB_UNRESCUE,
 )
-from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.errors import ActionForbidden, InstanceBusy, InstanceLocked
 from zcompute.objects.instance import (
     TASK_PAUSING,
     TASK_POWERING_OFF,
@@ -89,6 +89,8 @@ LOCK = Action("lock", "lock", None, event="lock", unlocked=False)
 UNLOCK = Action("unlock", "unlock", None, event="unlock", unlocked=False)
 RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administrators=True)
 
+DELETE = Action("delete", "delete", None)  # not asked for as an action: it pre-empts every task
+
 ACTIONS: dict[str, Action] = {
     action.key: action
     for action in (
@@ -98,11 +100,17 @@ ACTIONS: dict[str, Action] = {
 
 
 def check_state(action: Action, instance: Instance, *, administrator: bool) -> None:
-    """Raises InstanceBusy with Nova's words where the server's state or lock does not allow the action."""
+    """Raises InstanceBusy (InstanceLocked) with Nova's words where the server's state or lock does not allow the
+    action, and ActionForbidden where it is not for this caller."""
     if action.administrators and not administrator:
-        raise _refused(f"Policy doesn't allow {action.name} to be performed.", instance)
+        raise forbidden(action.name, instance)
     if action.unlocked and instance.locked and not administrator:
-        raise _refused(f"Instance {instance.uuid} is locked", instance)
+        raise InstanceLocked(
+            f"Instance {instance.uuid} is locked",
+            uuid=instance.uuid,
+            vm_state=instance.vm_state,
+            task_state=instance.task_state or "",
+        )
     if action.vm_states is None:
         return
     if instance.vm_state not in action.vm_states:
@@ -115,6 +123,11 @@ def check_state(action: Action, instance: Instance, *, administrator: bool) -> N
         raise _refused(f"Cannot '{action.name}' instance {instance.uuid} which has never been active", instance)
     if action.verb and instance.host is None:
         raise _refused(f"Instance {instance.uuid} is not ready", instance)
+
+
+def forbidden(name: str, instance: Instance) -> ActionForbidden:
+    """Only administrators may do this, in Nova's words."""
+    return ActionForbidden(f"Policy doesn't allow {name} to be performed.", uuid=instance.uuid, action=name)
 
 
 def _while(action: Action, instance: Instance, attribute: str, state: str) -> str:

@@ -88,6 +88,18 @@ class InstanceBusy(ServiceError):
     wire_name = "InstanceBusy"
 
 
+class InstanceLocked(InstanceBusy):
+    """A lock keeps all but administrators from this: waiting does not help. details: as InstanceBusy."""
+
+    wire_name = "InstanceLocked"
+
+
+class ActionForbidden(ServiceError):
+    """Only administrators may do this. details: uuid, action."""
+
+    wire_name = "ActionForbidden"
+
+
 class QuotaExceeded(ServiceError):
     """The project's quota does not allow this. details: resource, limit, used, requested."""
 
@@ -128,6 +140,8 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     MarkerNotFound,
     OperationConflict,
     InstanceBusy,
+    InstanceLocked,
+    ActionForbidden,
     QuotaExceeded,
     NoValidHost,
     SchedulerStale,

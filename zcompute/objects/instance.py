@@ -101,7 +101,7 @@ class Instance(VersionedObject):
     ``observed_seq``) is the watermark of what was observed, ``decided`` counts the owner's decisions, ``revision``
     rises with every committed change of the row (the row guard). ``command_generation`` orders the commands to agents.
     ``claim`` names the claim in force ("task/attempt"); ``move.former_claim`` is in force beside it. ``locked`` refuses
-    actions to all but administrators. Times are UTC microseconds.
+    actions to all but administrators; ``locked_by_admin``: only they take that lock away. Times are UTC microseconds.
     """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
@@ -132,5 +132,6 @@ class Instance(VersionedObject):
     decided: int = 0
     revision: int = 1
     locked: bool = False
+    locked_by_admin: bool = False
     locked_reason: str | None = None
     move: Move | None = None

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.unit.api.servers import build_request, instance
+from zcompute.api.auth import Caller
 from zcompute.api.deadline import Deadline
 from zcompute.api.listing import Listing
 from zcompute.api.locate import Place, Places, Servers
@@ -16,6 +17,7 @@ from zcompute.objects import methods as m
 from zcompute.objects.build_request import InstanceMapping
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 
+DEMO = Caller(project_id="demo", user_id="ann", is_admin=False, secret=b"s")
 LIMITS = Limits(relocate_pause_ms_min=1, relocate_pause_ms_max=5)
 
 
@@ -62,7 +64,7 @@ def show(region: ScriptedRegion, servers: Servers | None = None):
 
 
 def delete(region: ScriptedRegion, servers: Servers | None = None, timeout_ms: int = 2000) -> None:
-    (servers or Servers(region, LIMITS)).delete("u", "demo", "op", Deadline(timeout_ms))
+    (servers or Servers(region, LIMITS)).delete("u", DEMO, "op", Deadline(timeout_ms))
 
 
 def test_a_server_on_its_way_to_another_cell_is_found_there():

@@ -20,6 +20,7 @@ from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
+from zcompute.objects.actions import DELETE, check_state
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -140,8 +141,8 @@ class Instances:
         """Acknowledged after the commit that makes the delete sure to happen; repeated, it changes nothing.
 
         The bus and routers repeat a call whose answer is late or lost: what was accepted under this operation id stays
-        accepted when the instance is gone by then, whoever owns it. Raises InstanceNotFound, InstanceBusy, Busy,
-        NotOwner.
+        accepted when the instance is gone by then, whoever owns it. Raises InstanceNotFound, InstanceLocked,
+        InstanceBusy, Busy, NotOwner.
         """
         if self._forwarding.needed(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
@@ -174,6 +175,8 @@ class Instances:
             task = change.get(TASKS, (task_id,)) if task_id is not None else None
             if task is not None and not change.loaded(*action_key(task)):
                 return _Unread([(TASKS, (task.id,)), action_key(task)])
+            if instance is not None and instance.project_id == request.project_id:
+                check_state(DELETE, instance, administrator=request.administrator)
             decision = accept_delete(
                 instance,
                 task,

@@ -8,7 +8,7 @@ import msgspec
 from zcompute.conductor.tasks.act_walk import begin_act
 from zcompute.conductor.tasks.decision import Decision, make_fault
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
-from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, UNLOCK, Action
+from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, UNLOCK, Action, forbidden
 from zcompute.objects.errors import InstanceBusy
 from zcompute.objects.instance import VM_ACTIVE, VM_ERROR, Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
@@ -33,7 +33,7 @@ Begin = Callable[[Beginning], Decision]
 
 
 def begin(it: Beginning) -> Decision:
-    """What accepts it. Raises InstanceBusy."""
+    """What accepts it. Raises InstanceBusy, ActionForbidden."""
     return BEGINNINGS[it.action.key](it)
 
 
@@ -50,12 +50,20 @@ def _act(it: Beginning) -> Decision:
 
 
 def _lock(it: Beginning) -> Decision:
-    locked = msgspec.structs.replace(it.instance, locked=True, locked_reason=it.request.reason)
+    """As Nova's: an administrator's lock is not weakened by its user's."""
+    locked = msgspec.structs.replace(
+        it.instance,
+        locked=True,
+        locked_by_admin=it.request.administrator or it.instance.locked_by_admin,
+        locked_reason=it.request.reason,
+    )
     return Decision(instance=locked, events=("instance.lock",))
 
 
 def _unlock(it: Beginning) -> Decision:
-    unlocked = msgspec.structs.replace(it.instance, locked=False, locked_reason=None)
+    if it.instance.locked_by_admin and not it.request.administrator:
+        raise forbidden("unlock of an administrator's lock", it.instance)
+    unlocked = msgspec.structs.replace(it.instance, locked=False, locked_by_admin=False, locked_reason=None)
     return Decision(instance=unlocked, events=("instance.unlock",))
 
 

@@ -123,9 +123,12 @@ class InstanceActionsReply(msgspec.Struct, kw_only=True):
 
 
 class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
+    """``administrator``: a lock does not keep the caller from it."""
+
     uuid: str
     project_id: str
     operation_id: str
+    administrator: bool = False
 
 
 class InstanceActionRequest(msgspec.Struct, kw_only=True):

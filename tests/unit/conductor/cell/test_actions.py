@@ -11,7 +11,7 @@ from zcompute.bus.errors import InvalidRequest
 from zcompute.db.tables import INSTANCE_ACTIONS, NOTIFICATIONS
 from zcompute.objects import instance as states
 from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, STOP, UNLOCK, Action
-from zcompute.objects.errors import InstanceBusy, InstanceNotFound, OperationConflict
+from zcompute.objects.errors import ActionForbidden, InstanceBusy, InstanceLocked, InstanceNotFound, OperationConflict
 from zcompute.objects.instance import (
     POWER_SHUTDOWN,
     TASK_POWERING_OFF,
@@ -97,6 +97,28 @@ def test_a_lock_keeps_everybody_but_administrators_from_acting(world: CellWorld,
     ]  # fmt: skip
 
 
+def test_a_locked_server_is_deleted_by_administrators_only(world: CellWorld, one: str) -> None:
+    world.act(one, LOCK.key)
+    with pytest.raises(InstanceLocked):
+        world.delete(one)
+    with pytest.raises(InstanceNotFound):
+        world.delete(one, project_id="other")
+    world.delete(one, administrator=True)
+    world.wait_state(one, VM_DELETED)
+
+
+def test_an_administrators_lock_is_not_the_users_to_take_away(world: CellWorld, one: str) -> None:
+    world.act(one, LOCK.key, administrator=True)
+    world.act(one, LOCK.key, reason="mine too")
+    with pytest.raises(ActionForbidden):
+        world.act(one, UNLOCK.key)
+    assert world.instance(one).locked
+    world.act(one, UNLOCK.key, administrator=True)
+    world.act(one, LOCK.key)
+    world.act(one, UNLOCK.key)
+    assert not world.instance(one).locked
+
+
 def test_the_history_has_novas_name_the_host_and_the_end(world: CellWorld, one: str) -> None:
     world.act(one, "reboot_hard", operation_id="op-1")
     wait_for(lambda: history(world, one, "op-1").finished_at_us)
@@ -165,7 +187,7 @@ def test_a_server_that_was_never_active_is_refused_what_needs_a_host(world: Cell
 
 
 def test_what_is_for_administrators_is_refused_to_others(world: CellWorld, one: str) -> None:
-    with pytest.raises(InstanceBusy, match="Policy doesn't allow"):
+    with pytest.raises(ActionForbidden, match="Policy doesn't allow"):
         world.act(one, RESET_STATE.key, vm_state=VM_ACTIVE)
 
 

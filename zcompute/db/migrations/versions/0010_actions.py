@@ -19,6 +19,7 @@ def upgrade() -> None:
     if context.config.attributes["kind"] != "cell":
         return
     add_column("instances", sa.Column("locked", sa.Boolean(), nullable=False, server_default="0"))
+    add_column("instances", sa.Column("locked_by_admin", sa.Boolean(), nullable=False, server_default="0"))
     add_column("instances", sa.Column("locked_reason", text(255), nullable=True))
     add_column("instances", sa.Column("move", blob(), nullable=True))
 
