@@ -29,10 +29,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Key:
-    """One key that a body may have: how its value is read, and what it asks for."""
+    """One key that a body may have: how its value is read, and what it asks for: one of ``of``. ``takes`` says in
+    words what the value may be."""
 
     value: msgspec.json.Decoder[Any]
     asked: Callable[[Any, Caller, str], Asked]
+    of: tuple[actions.Action, ...]
+    takes: str = "null"
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -63,7 +66,7 @@ class ResetState(msgspec.Struct, forbid_unknown_fields=True):
 def _plain(action: actions.Action) -> Key:
     """An action that takes nothing."""
     asked = Asked(action.key)
-    return Key(msgspec.json.Decoder(Nothing | None), lambda *_: asked)
+    return Key(msgspec.json.Decoder(Nothing | None), lambda *_: asked, (action,))
 
 
 def _reboot(body: Reboot, _caller: Caller, _operation_id: str) -> Asked:
@@ -84,16 +87,20 @@ def _reset_state(body: ResetState, _caller: Caller, _operation_id: str) -> Asked
 KEYS: dict[str, Key] = {
     "os-start": _plain(actions.START),
     "os-stop": _plain(actions.STOP),
-    "reboot": Key(msgspec.json.Decoder(Reboot), _reboot),
+    "reboot": Key(msgspec.json.Decoder(Reboot), _reboot, (actions.REBOOT, actions.REBOOT_HARD), "type: SOFT or HARD"),
     "pause": _plain(actions.PAUSE),
     "unpause": _plain(actions.UNPAUSE),
     "suspend": _plain(actions.SUSPEND),
     "resume": _plain(actions.RESUME),
-    "rescue": Key(msgspec.json.Decoder(Rescue | None), _rescue),
+    "rescue": Key(
+        msgspec.json.Decoder(Rescue | None), _rescue, (actions.RESCUE,), "null, or adminPass?, rescue_image_ref?"
+    ),
     "unrescue": _plain(actions.UNRESCUE),
     "lock": _plain(actions.LOCK),
     "unlock": _plain(actions.UNLOCK),
-    "os-resetState": Key(msgspec.json.Decoder(ResetState), _reset_state),
+    "os-resetState": Key(
+        msgspec.json.Decoder(ResetState), _reset_state, (actions.RESET_STATE,), "state: active or error"
+    ),
 }
 
 _BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -158,9 +158,9 @@ class EventKind:
         return [f"{self.name}.{phase}" for phase in self.phases] or [self.name]
 
 
-def _actions(payload: type[Payload], *names: str, error: bool = False) -> tuple[EventKind, ...]:
+def _actions(payload: type[Payload], *names: str, error: bool = False, emitted: bool = False) -> tuple[EventKind, ...]:
     phases = (START, END, ERROR) if error else (START, END)
-    return tuple(EventKind(f"instance.{name}", payload, phases) for name in names)
+    return tuple(EventKind(f"instance.{name}", payload, phases, emitted) for name in names)
 
 
 EVENT_KINDS: tuple[EventKind, ...] = (
@@ -173,14 +173,17 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     EventKind("service.update", ServiceStatusPayload, emitted=True),
     EventKind("service.delete", ServiceStatusPayload),
     *_actions(
-        InstanceActionPayload, "power_on", "power_off", "pause", "unpause", "suspend", "restore", "soft_delete",
-        "shutdown", "rescue", "unrescue", "snapshot", "shelve", "shelve_offload", "unshelve", "trigger_crash_dump",
-        "interface_attach", "interface_detach", "volume_attach", "volume_detach",
+        InstanceActionPayload, "power_on", "power_off", "pause", "unpause", "suspend", "rescue", "unrescue",
+        emitted=True,
     ),
-    *_actions(InstanceActionPayload, "reboot", "resume", error=True),
+    *_actions(
+        InstanceActionPayload, "restore", "soft_delete", "shutdown", "snapshot", "shelve", "shelve_offload", "unshelve",
+        "trigger_crash_dump", "interface_attach", "interface_detach", "volume_attach", "volume_detach",
+    ),
+    *_actions(InstanceActionPayload, "reboot", "resume", error=True, emitted=True),
     *_actions(InstanceRebuildPayload, "rebuild", error=True),
-    EventKind("instance.lock", InstanceActionPayload),
-    EventKind("instance.unlock", InstanceActionPayload),
+    EventKind("instance.lock", InstanceActionPayload, emitted=True),
+    EventKind("instance.unlock", InstanceActionPayload, emitted=True),
     *_actions(InstanceMovePayload, "resize_prep", "resize_finish", "resize_confirm", "resize_revert"),
     *_actions(InstanceMovePayload, "resize", error=True),
     EventKind("instance.evacuate", InstanceMovePayload),

@@ -10,6 +10,7 @@ from zcompute.objects.actions import ACTIONS, Action
 from zcompute.objects.command import VERB_REBOOT
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
+from zcompute.objects.notification_payloads import ERROR, EVENT_TYPES
 from zcompute.objects.report import OUTCOME_DONE, StepResult
 from zcompute.objects.task import TASK_ACT, Task, TaskBody
 
@@ -76,11 +77,14 @@ def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, e
 
 
 def act_failed(instance: Instance, task: Task, reason: str) -> Decision:
-    """It was definitely not done: the server is what it was, and its history says why."""
+    """It was definitely not done: the server is what it was, and its history says why; so does a notification, where
+    Nova has one for it."""
     former = msgspec.structs.replace(
         instance, vm_state=task.body.former_vm_state, task_state=None, task_id=None, fault=task.body.fault
     )
-    return Decision(instance=former, ended=True, failed=reason)
+    action = ACTIONS.get(task.body.action)
+    event = "" if action is None else f"instance.{action.event}.{ERROR}"
+    return Decision(instance=former, ended=True, failed=reason, events=(event,) if event in EVENT_TYPES else ())
 
 
 def act_host_lost(instance: Instance, task: Task, now_us: int) -> Decision:

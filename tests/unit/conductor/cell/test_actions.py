@@ -149,6 +149,13 @@ def test_what_the_hypervisor_refuses_leaves_the_server_as_it_was_and_its_history
     assert (row.vm_state, row.task_state, row.task_id, row.fault) == (VM_ACTIVE, None, None, None)
 
 
+def test_a_reboot_that_failed_is_told_as_novas(world: CellWorld, one: str) -> None:
+    world.agents["h1"].broken = True
+    world.act(one, "reboot_hard", operation_id="op-1")
+    wait_for(lambda: history(world, one, "op-1").finished_at_us)
+    assert told(world, one)[2:] == ["instance.reboot.start", "instance.reboot.error"]
+
+
 def test_an_agent_of_an_older_release_is_a_definite_no(world: CellWorld, one: str) -> None:
     world.agents["h1"].old = True
     world.act(one, STOP.key, operation_id="op-1")
