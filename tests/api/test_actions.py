@@ -20,6 +20,7 @@ BODIES = [
     ("resume", None, "resume", "suspended"),
     ("rescue", None, "rescue", "stopped"),
     ("unrescue", None, "unrescue", "rescued"),
+    ("rebuild", {"imageRef": "i2"}, "rebuild", "stopped"),
     ("lock", None, "lock", "error"),
     ("unlock", None, "unlock", "error"),
     ("os-resetState", {"state": "error"}, "reset_state", "active"),
@@ -52,7 +53,7 @@ def test_every_key_is_tried_here_and_every_action_is_one_that_there_is():
     assert {action for _, _, action, _ in BODIES} <= set(ACTIONS)
 
 
-@pytest.mark.parametrize(("key", "value", "action", "vm_state"), BODIES[:10])
+@pytest.mark.parametrize(("key", "value", "action", "vm_state"), BODIES[:11])
 def test_what_a_state_forbids_is_a_conflict_in_novas_words(client, region, key, value, action, vm_state):
     server = server_in(client, region, "shelved")
     name = ACTIONS[action].name
@@ -161,6 +162,17 @@ def test_a_rescue_answers_with_the_password_that_the_host_is_told(client, region
     assert len(second.arguments.password) == 12
 
 
+def test_a_rebuild_answers_with_the_server_and_its_password(client, region):
+    server = server_in(client, region)
+    body = {"imageRef": "http://any/images/i2", "name": "new", "metadata": {"a": "b"}, "adminPass": "secret"}
+    answer = act(client, server, {"rebuild": body})
+    assert answer.status == 202
+    assert (answer.body["server"]["id"], answer.body["server"]["adminPass"]) == (server, "secret")
+    assert answer.headers["Location"].endswith(f"/v2.1/servers/{server}")
+    (request,) = called(region.c2, m.INSTANCE_ACTION)
+    assert (request.arguments.image_ref, request.name, request.metadata) == ("i2", "new", {"a": "b"})
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -179,6 +191,12 @@ def test_a_rescue_answers_with_the_password_that_the_host_is_told(client, region
         ({"reboot": {"type": "HARD", "force": True}}, "'force' was unexpected"),
         ({"rescue": {"adminPass": ""}}, "attribute adminPass"),
         ({"rescue": {"image": "i"}}, "'image' was unexpected"),
+        ({"rebuild": {}}, "'imageRef' is a required property"),
+        ({"rebuild": {"imageRef": ""}}, "attribute imageRef"),
+        ({"rebuild": {"imageRef": "i", "name": " x"}}, "name"),
+        ({"rebuild": {"imageRef": "i", "metadata": {"a": 1}}}, "attribute metadata"),
+        ({"rebuild": {"imageRef": "i", "personality": []}}, "personality"),
+        ({"rebuild": {"imageRef": "i", "preserve_ephemeral": True}}, "preserve_ephemeral"),
         ({"os-resetState": {"state": "deleted"}}, "attribute state"),
         ({"os-resetState": {}}, "'state' is a required property"),
     ],

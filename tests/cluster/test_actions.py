@@ -19,6 +19,8 @@ WALK = [
     ({"unrescue": None}, "ACTIVE", 1),
     ({"pause": None}, "PAUSED", 3),
     ({"reboot": {"type": "HARD"}}, "ACTIVE", 1),
+    ({"os-stop": None}, "SHUTOFF", 4),
+    ({"rebuild": {"imageRef": "another"}}, "SHUTOFF", 4),
 ]
 
 

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from zcompute.api.auth import Caller
-from zcompute.api.creation import admin_pass, last_part
-from zcompute.api.errors import BadRequest
-from zcompute.api.schemas import Text255, decode
+from zcompute.api.creation import METADATA_ITEMS_MAX, admin_pass, check_name, last_part
+from zcompute.api.errors import BadRequest, Forbidden
+from zcompute.api.schemas import Name, Text255, decode
 from zcompute.objects import actions
 from zcompute.objects.command import StepArguments
 
@@ -18,13 +18,16 @@ from zcompute.objects.command import StepArguments
 @dataclass(frozen=True)
 class Asked:
     """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
-    none (then the status is 202)."""
+    none (then the status is 202); ``shown_with``: the response is the server, with this password."""
 
     action: str
     arguments: StepArguments = field(default_factory=StepArguments)
     vm_state: str = ""
     reason: str | None = None
+    name: str | None = None
+    metadata: dict[str, str] | None = None
     answer: dict[str, Any] | None = None
+    shown_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class Rescue(msgspec.Struct, forbid_unknown_fields=True):
     image_ref: Text255 = msgspec.field(name="rescue_image_ref", default="")
 
 
+class Rebuild(msgspec.Struct, forbid_unknown_fields=True):
+    """``rebuild``"""
+
+    image_ref: Name = msgspec.field(name="imageRef")
+    name: Name | None = None
+    admin_pass: Annotated[str, Meta(min_length=1, max_length=255)] | None = msgspec.field(
+        name="adminPass", default=None
+    )
+    metadata: dict[Name, Text255] | None = None
+    preserve_ephemeral: bool = False
+    disk_config: Annotated[str, Meta(pattern="^MANUAL$")] = msgspec.field(name="OS-DCF:diskConfig", default="MANUAL")
+
+
 class ResetState(msgspec.Struct, forbid_unknown_fields=True):
     """``os-resetState``"""
 
@@ -80,6 +96,18 @@ def _rescue(body: Rescue | None, caller: Caller, operation_id: str) -> Asked:
     return Asked(actions.RESCUE.key, arguments, answer={"adminPass": password})
 
 
+def _rebuild(body: Rebuild, caller: Caller, operation_id: str) -> Asked:
+    if body.preserve_ephemeral:
+        raise BadRequest("Invalid input for field/attribute preserve_ephemeral. It is not supported by this release.")
+    if body.name is not None:
+        check_name(body.name)
+    if body.metadata is not None and len(body.metadata) > METADATA_ITEMS_MAX:
+        raise Forbidden(f"Quota exceeded: expected at most {METADATA_ITEMS_MAX} metadata items.")
+    password = body.admin_pass or admin_pass(caller, operation_id)
+    arguments = StepArguments(password=password, image_ref=last_part(body.image_ref))
+    return Asked(actions.REBUILD.key, arguments, name=body.name, metadata=body.metadata, shown_with=password)
+
+
 def _reset_state(body: ResetState, _caller: Caller, _operation_id: str) -> Asked:
     return Asked(actions.RESET_STATE.key, vm_state=body.state)
 
@@ -96,6 +124,12 @@ KEYS: dict[str, Key] = {
         msgspec.json.Decoder(Rescue | None), _rescue, (actions.RESCUE,), "null, or adminPass?, rescue_image_ref?"
     ),
     "unrescue": _plain(actions.UNRESCUE),
+    "rebuild": Key(
+        msgspec.json.Decoder(Rebuild),
+        _rebuild,
+        (actions.REBUILD,),
+        "imageRef, name?, adminPass?, metadata?, preserve_ephemeral?: false, OS-DCF:diskConfig?: MANUAL",
+    ),
     "lock": _plain(actions.LOCK),
     "unlock": _plain(actions.UNLOCK),
     "os-resetState": Key(

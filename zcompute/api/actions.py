@@ -7,8 +7,10 @@ from typing import Any
 from zcompute.api import action_bodies, context
 from zcompute.api.creation import operation_id_of
 from zcompute.api.errors import Forbidden, ItemNotFound
+from zcompute.api.links import resource_links
 from zcompute.api.locate import Servers
 from zcompute.api.queries import canonical_uuid
+from zcompute.api.views import server_view
 from zcompute.config import ApiConfig
 from zcompute.objects.actions import ACTIONS
 from zcompute.objects.errors import InstanceNotFound
@@ -40,7 +42,19 @@ class ServerActions:
         except InstanceNotFound:
             raise ItemNotFound(f"Instance {wanted} could not be found.") from None
         log.info("action accepted instance=%s action=%s operation=%s", wanted, asked.action, operation_id)
-        if asked.answer is None:
-            resp.status = "202 Accepted"
-        else:
+        if asked.shown_with is not None:
+            self._show(req, resp, wanted, asked.shown_with)
+        elif asked.answer is not None:
             context.answer(resp, asked.answer)
+        else:
+            resp.status = "202 Accepted"
+
+    def _show(self, req: Any, resp: Any, server: str, password: str) -> None:
+        """The server as it is now, with its password."""
+        caller = context.caller_of(req)
+        scope = None if caller.is_admin else caller.project_id
+        instance = self._servers.show(server, scope, context.deadline_of(req))
+        view = server_view(instance, context.base_url_of(req), is_admin=caller.is_admin)
+        view.admin_pass = password
+        context.answer(resp, {"server": view}, "202 Accepted")
+        resp.set_header("Location", resource_links(context.base_url_of(req), "servers", server)[0].href)

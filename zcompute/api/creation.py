@@ -34,7 +34,7 @@ def create_request(body: CreateServerBody, caller: Caller, operation_id: str) ->
     server = body.server
     if body.scheduler_hints:
         raise _invalid("os:scheduler_hints", f"{next(iter(body.scheduler_hints))!r} is not supported by this release.")
-    _check_name(server.name)
+    check_name(server.name)
     min_count, max_count = _counts(server)
     spec = _spec(server)
     return ServersCreateRequest(
@@ -124,7 +124,7 @@ def _spec(server: CreateServer) -> ServerSpec:
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if name != name.strip() or not name.isprintable():
         raise _invalid("name", "Expected printable characters, without white space at either end.")
 

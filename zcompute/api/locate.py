@@ -172,6 +172,8 @@ class Servers:
                 administrator=caller.is_admin,
                 vm_state=asked.vm_state,
                 reason=asked.reason,
+                name=asked.name,
+                metadata=asked.metadata,
             )
             try:
                 self._region.ask(place.cell, INSTANCE_ACTION, request, deadline.left_at_most(deadline.left_ms))

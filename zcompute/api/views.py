@@ -66,6 +66,7 @@ class ServerView(msgspec.Struct, kw_only=True, gc=False):
     progress: int | UnsetType = UNSET
     fault: FaultView | UnsetType = UNSET
     availability_zone: str = msgspec.field(name="OS-EXT-AZ:availability_zone")
+    admin_pass: str | UnsetType = msgspec.field(name="adminPass", default=UNSET)
     config_drive: str
     key_name: str | None
     launched_at: str | None = msgspec.field(name="OS-SRV-USG:launched_at")

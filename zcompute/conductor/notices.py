@@ -14,11 +14,13 @@ from zcompute.objects.instance import TASK_DELETING, VM_BUILDING, VM_DELETED, VM
 from zcompute.objects.notification import PRIORITY_ERROR, PRIORITY_INFO, Notification
 from zcompute.objects.notification_payloads import (
     ERROR,
+    EVENT_TYPES,
     AuditPeriodPayload,
     ExceptionPayload,
     InstanceActionPayload,
     InstanceEventsFoldedPayload,
     InstanceExistsPayload,
+    InstanceRebuildPayload,
     InstanceStateUpdatePayload,
     InstanceUpdatePayload,
     Payload,
@@ -71,11 +73,14 @@ def instance_update(
 
 
 def instance_event(
-    event_type: str, instance: Instance, request_id: str, failure: str = "", packed: Pack = pack
+    event_type: str, instance: Instance, request_id: str, failure: str = "", packed: Pack = pack, new_image: str = ""
 ) -> Notification:
-    """A phase of an action on an instance; ``failure`` says why, for the phase error."""
+    """A phase of an action on an instance; ``failure`` says why, for the phase error; ``new_image`` of a rebuild."""
     fields: dict[str, Any] = instance_fields(instance)
     fault = ExceptionPayload(exception_message=failure) if failure else None
+    if EVENT_TYPES[event_type] is InstanceRebuildPayload:
+        rebuild = InstanceRebuildPayload(**fields, fault=fault, new_image_uuid=new_image)
+        return _of_instance(event_type, instance, rebuild, request_id, packed)
     return _of_instance(event_type, instance, InstanceActionPayload(**fields, fault=fault), request_id, packed)
 
 

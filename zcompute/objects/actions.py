@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from zcompute.objects.command import (
     VERB_PAUSE,
     VERB_REBOOT,
+    VERB_REBUILD,
     VERB_RESCUE,
     VERB_RESUME,
     VERB_START,
@@ -24,6 +25,7 @@ from zcompute.objects.instance import (
     TASK_POWERING_ON,
     TASK_REBOOTING,
     TASK_REBOOTING_HARD,
+    TASK_REBUILDING,
     TASK_RESCUING,
     TASK_RESUMING,
     TASK_SUSPENDING,
@@ -85,6 +87,9 @@ RESCUE = Action(
     "rescue", "rescue", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), VERB_RESCUE, TASK_RESCUING, VM_RESCUED, "rescue"
 )
 UNRESCUE = Action("unrescue", "unrescue", _of(VM_RESCUED), VERB_UNRESCUE, TASK_UNRESCUING, VM_ACTIVE, "unrescue")
+REBUILD = Action(  # one that was stopped is so again
+    "rebuild", "rebuild", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), VERB_REBUILD, TASK_REBUILDING, VM_ACTIVE, "rebuild"
+)
 LOCK = Action("lock", "lock", None, event="lock", unlocked=False)
 UNLOCK = Action("unlock", "unlock", None, event="unlock", unlocked=False)
 RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administrators=True)
@@ -94,7 +99,8 @@ DELETE = Action("delete", "delete", None)  # not asked for as an action: it pre-
 ACTIONS: dict[str, Action] = {
     action.key: action
     for action in (
-        START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, LOCK, UNLOCK, RESET_STATE,
+        START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, LOCK, UNLOCK,
+        RESET_STATE,
     )
 }  # fmt: skip
 

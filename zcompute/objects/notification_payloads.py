@@ -181,7 +181,7 @@ EVENT_KINDS: tuple[EventKind, ...] = (
         "trigger_crash_dump", "interface_attach", "interface_detach", "volume_attach", "volume_detach",
     ),
     *_actions(InstanceActionPayload, "reboot", "resume", error=True, emitted=True),
-    *_actions(InstanceRebuildPayload, "rebuild", error=True),
+    *_actions(InstanceRebuildPayload, "rebuild", error=True, emitted=True),
     EventKind("instance.lock", InstanceActionPayload, emitted=True),
     EventKind("instance.unlock", InstanceActionPayload, emitted=True),
     *_actions(InstanceMovePayload, "resize_prep", "resize_finish", "resize_confirm", "resize_revert"),

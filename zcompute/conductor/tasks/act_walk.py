@@ -3,12 +3,14 @@
 Two commits when all goes well: the intake with the task_state, and the result.
 """
 
+from typing import Any
+
 import msgspec
 
 from zcompute.conductor.tasks.decision import Decision
-from zcompute.objects.actions import ACTIONS, Action
+from zcompute.objects.actions import ACTIONS, REBUILD, Action
 from zcompute.objects.command import VERB_REBOOT
-from zcompute.objects.instance import Instance
+from zcompute.objects.instance import VM_STOPPED, Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
 from zcompute.objects.notification_payloads import ERROR, EVENT_TYPES
 from zcompute.objects.report import OUTCOME_DONE, StepResult
@@ -68,12 +70,29 @@ def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, e
     action = ACTIONS[task.body.action]
     ended = msgspec.structs.replace(
         instance,
-        vm_state=action.vm_state or task.body.former_vm_state,
+        vm_state=state_after(action, task),
         task_state=None,
         task_id=None,
         fault=None,
+        **_changes(action, instance, task, now_us),
     )
     return Decision(instance=ended, ended=True, events=(f"instance.{action.event}.end",))
+
+
+def state_after(action: Action, task: Task) -> str:
+    """The vm_state that a done action leads to."""
+    former = task.body.former_vm_state
+    if action is REBUILD and former == VM_STOPPED:
+        return former
+    return action.vm_state or former
+
+
+def _changes(action: Action, instance: Instance, task: Task, now_us: int) -> dict[str, Any]:
+    """What else of the row a done action changes."""
+    if action is REBUILD:
+        spec = msgspec.structs.replace(instance.spec, image_ref=task.body.arguments.image_ref)
+        return {"spec": spec, "launched_at_us": now_us}
+    return {}
 
 
 def act_failed(instance: Instance, task: Task, reason: str) -> Decision:

@@ -1,16 +1,17 @@
 """How each action begins: the decision of the commit that accepts it. Pure; the state was checked before."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
+from msgspec.structs import replace
 
 from zcompute.conductor.tasks.act_walk import begin_act
 from zcompute.conductor.tasks.decision import Decision, make_fault
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
-from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, UNLOCK, Action, forbidden
+from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, UNLOCK, Action, forbidden
 from zcompute.objects.errors import InstanceBusy
-from zcompute.objects.instance import VM_ACTIVE, VM_ERROR, Instance
+from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_ERROR, VM_STOPPED, Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
 
 RESET_STATES = (VM_ACTIVE, VM_ERROR)
@@ -49,9 +50,19 @@ def _act(it: Beginning) -> Decision:
     )
 
 
+def _rebuild(it: Beginning) -> Decision:
+    """Nova's rebuild: the name and metadata change at once, the image when the disk is made of it."""
+    instance, request = it.instance, it.request
+    spec = instance.spec if request.metadata is None else replace(instance.spec, metadata=request.metadata)
+    power = POWER_SHUTDOWN if instance.vm_state == VM_STOPPED else POWER_RUNNING
+    renamed = replace(instance, name=request.name or instance.name, spec=spec)
+    asked = replace(request, arguments=replace(request.arguments, power=power))
+    return _act(dataclasses.replace(it, instance=renamed, request=asked))
+
+
 def _lock(it: Beginning) -> Decision:
     """As Nova's: an administrator's lock is not weakened by its user's."""
-    locked = msgspec.structs.replace(
+    locked = replace(
         it.instance,
         locked=True,
         locked_by_admin=it.request.administrator or it.instance.locked_by_admin,
@@ -63,7 +74,7 @@ def _lock(it: Beginning) -> Decision:
 def _unlock(it: Beginning) -> Decision:
     if it.instance.locked_by_admin and not it.request.administrator:
         raise forbidden("unlock of an administrator's lock", it.instance)
-    unlocked = msgspec.structs.replace(it.instance, locked=False, locked_by_admin=False, locked_reason=None)
+    unlocked = replace(it.instance, locked=False, locked_by_admin=False, locked_reason=None)
     return Decision(instance=unlocked, events=("instance.unlock",))
 
 
@@ -79,11 +90,12 @@ def _reset_state(it: Beginning) -> Decision:
             task_state=instance.task_state or "",
         )
     fault = make_fault("the state was set by an administrator", it.now_us) if it.request.vm_state == VM_ERROR else None
-    return Decision(instance=msgspec.structs.replace(instance, vm_state=it.request.vm_state, fault=fault))
+    return Decision(instance=replace(instance, vm_state=it.request.vm_state, fault=fault))
 
 
 BEGINNINGS: dict[str, Begin] = {
     **{key: _act for key, action in ACTIONS.items() if action.verb},
+    REBUILD.key: _rebuild,
     LOCK.key: _lock,
     UNLOCK.key: _unlock,
     RESET_STATE.key: _reset_state,

@@ -68,11 +68,12 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
     if instance is not None and carried_out is not None:
         change.request_id = carried_out.request_id
         record(change, instance, former.task, task, decision.failed)
+    new_image = carried_out.body.arguments.image_ref if carried_out is not None else ""
     for event in decision.events:
         if instance is None:
             break
         failure = decision.failed if event.endswith(ERROR) else ""
-        change.notify(instance_event(event, instance, change.request_id, failure, change.packed))
+        change.notify(instance_event(event, instance, change.request_id, failure, change.packed, new_image))
     return Snapshot(instance, task, decision.outbox)
 
 

@@ -8,6 +8,7 @@ from zcompute.objects.instance import (
     TASK_POWERING_ON,
     TASK_REBOOTING,
     TASK_REBOOTING_HARD,
+    TASK_REBUILDING,
     TASK_RESCUING,
     TASK_RESUMING,
     TASK_SUSPENDING,
@@ -24,6 +25,7 @@ ACT_DEADLINES_S = {
     TASK_UNPAUSING: 60,
     TASK_SUSPENDING: 600,  # memory goes to disk
     TASK_RESUMING: 600,
+    TASK_REBUILDING: 1800,  # an image is fetched
     TASK_RESCUING: 300,
     TASK_UNRESCUING: 300,
 }
@@ -59,7 +61,7 @@ class TaskSettings:
     ending_s_max: int = 60
     alternates: int = 2
     reschedules_max: int = 3
-    act_deadline_s_max: int = 600
+    act_deadline_s_max: int = 1800
     act_link_wait_ms_max: int = 30_000
     build_deadline_s: int = 300
     delete_deadline_s: int = 300

@@ -134,7 +134,8 @@ class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
 class InstanceActionRequest(msgspec.Struct, kw_only=True):
     """``action`` is a key of zcompute.objects.actions. ``administrator``: a lock does not keep the caller from it.
 
-    ``vm_state``: what an administrator resets it to; ``reason``: of a lock.
+    ``vm_state``: what an administrator resets it to; ``reason``: of a lock; ``name`` and ``metadata``: what a rebuild
+    changes besides, None to leave it.
     """
 
     uuid: str
@@ -145,6 +146,8 @@ class InstanceActionRequest(msgspec.Struct, kw_only=True):
     administrator: bool = False
     vm_state: str = ""
     reason: str | None = None
+    name: str | None = None
+    metadata: dict[str, str] | None = None
 
 
 class NotificationHeadsReply(msgspec.Struct, kw_only=True):

@@ -10,7 +10,8 @@ from tests.unit.conductor.ledger_world import wait_for
 from zcompute.bus.errors import InvalidRequest
 from zcompute.db.tables import INSTANCE_ACTIONS, NOTIFICATIONS
 from zcompute.objects import instance as states
-from zcompute.objects.actions import ACTIONS, LOCK, RESET_STATE, STOP, UNLOCK, Action
+from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, STOP, UNLOCK, Action
+from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import ActionForbidden, InstanceBusy, InstanceLocked, InstanceNotFound, OperationConflict
 from zcompute.objects.instance import (
     POWER_SHUTDOWN,
@@ -59,7 +60,8 @@ def test_an_action_begins_in_the_states_of_its_row_and_is_refused_in_all_others(
     world.put(one, vm_state=vm_state)
     if vm_state in action.vm_states:
         world.act(one, action.key)
-        world.wait_state(one, action.vm_state)
+        stays = action is REBUILD and vm_state == VM_STOPPED
+        world.wait_state(one, VM_STOPPED if stays else action.vm_state)
         assert world.agents["h1"].verbs == [action.verb]
         assert world.task(one) is None
         return
@@ -147,6 +149,20 @@ def test_what_the_hypervisor_refuses_leaves_the_server_as_it_was_and_its_history
     found, row = history(world, one, "op-1"), world.instance(one)
     assert (found.result, found.message) == ("Error", "broken")
     assert (row.vm_state, row.task_state, row.task_id, row.fault) == (VM_ACTIVE, None, None, None)
+
+
+def test_a_rebuild_takes_its_image_when_it_is_done_and_its_name_at_once(world: CellWorld, one: str) -> None:
+    agent = world.agents["h1"]
+    agent.silent = True
+    arguments = StepArguments(image_ref="new")
+    world.act(one, REBUILD.key, arguments=arguments, name="renamed", metadata={"a": "b"}, operation_id="op-1")
+    wait_for(lambda: agent.named("step"))
+    row = world.instance(one)
+    assert (row.name, row.spec.metadata, row.spec.image_ref) == ("renamed", {"a": "b"}, "")
+    agent.finish("step", agent.named("step")[-1])
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.spec.image_ref, row.name) == ("new", "renamed")
+    assert told(world, one)[2:] == ["instance.rebuild.start", "instance.rebuild.end"]
 
 
 def test_a_reboot_that_failed_is_told_as_novas(world: CellWorld, one: str) -> None:
