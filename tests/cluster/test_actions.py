@@ -48,7 +48,7 @@ def test_every_action_comes_to_the_hypervisor_and_its_state_back_and_is_done_onc
         assert server.act(body, key)[0] in (200, 202)
         wait_until(lambda: server.shown() == (status, None, power), f"{body}: {status}", found=server.shown)  # noqa: B023
         assert server.act(body, key)[0] in (200, 202)  # over, and allowed no more: a repeat is accepted all the same
-    assert server.act({"os-start": None})[0] == 409
+    assert server.act({"os-stop": None})[0] == 409
     assert server.act({"lock": None})[0] == 202
     assert_audit_holds(sqlite_region)
     delete_all(sqlite_region, [server_id])
