@@ -16,6 +16,13 @@ def force_down(region: Region, host: str, *options: str) -> dict[str, Any]:
     return found
 
 
+def tasks(region: Region, *arguments: str) -> dict[str, Any]:
+    done = command("task", *arguments, "--format", "json", "--state-dir", str(region.paths.state_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def agent_of(region: Region, host: str) -> str:
     return next(plan.id for plan in region.plans.values() if host in plan.hosts)
 
@@ -29,6 +36,13 @@ def test_a_delete_on_a_dead_host_ends_and_the_host_destroys_what_it_still_has(sq
     region.kill(agent)
     client = region.client()
     assert client.request("DELETE", f"/v2.1/servers/{victim.uuid}")[0] == 204
+    [row] = tasks(region, "list", "--kind", "delete", "--instance", victim.uuid)["tasks"]
+    assert (row["cell"], row["step"], row["hosts"]) == ("c1", "destroy", host)
+    assert tasks(region, "show", victim.uuid)["id"] == row["id"]
+    for word, why in (("abort", "cannot be aborted"), ("retry", "it is running")):
+        refused = command("task", word, row["id"], "--state-dir", str(region.paths.state_dir))
+        assert refused.returncode == exits.FAILED
+        assert why in refused.stderr
     planned = force_down(region, host, "--dry-run")
     assert (planned["cell"], planned["forced_down"], planned["changed"], planned["dry_run"]) == ("c1", True, True, True)
     assert client.request("GET", f"/v2.1/servers/{victim.uuid}")[0] == 200
@@ -55,3 +69,13 @@ def test_a_host_that_nobody_knows_is_one_sentence(sqlite_region: Region) -> None
     done = command("host", "force-down", "nowhere", "--state-dir", str(sqlite_region.paths.state_dir))
     assert done.returncode == exits.FAILED
     assert "host nowhere is not known in cells c1, c2" in done.stderr
+
+
+def test_a_task_or_a_cell_that_nobody_knows_is_one_sentence(sqlite_region: Region) -> None:
+    where = ("--state-dir", str(sqlite_region.paths.state_dir))
+    done = command("task", "show", "nothing", *where)
+    assert done.returncode == exits.FAILED
+    assert "no task nothing, nor a task of a server nothing" in done.stderr
+    done = command("task", "list", "--cell", "c9", *where)
+    assert done.returncode == exits.FAILED
+    assert "cell c9 is not known, those known are c1, c2" in done.stderr

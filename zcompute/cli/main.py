@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scheduler": ("zcompute.cli.services:scheduler", "Run one scheduler."),
     "server": ("zcompute.cli.listings:server", "Look at servers."),
     "service": ("zcompute.cli.listings:service", "Look at services."),
+    "task": ("zcompute.cli.task_commands:task", "List tasks; begin a parked one again; end one."),
     "up": ("zcompute.cli.up.command:up", "Bring up an embedded region and boot servers in it."),
     "upgrade": ("zcompute.cli.upgrade_commands:upgrade", "Check an upgrade, and end it: raise the release level."),
     "version": ("zcompute.cli.version:version", "Print the version."),

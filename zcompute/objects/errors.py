@@ -118,6 +118,18 @@ class SchedulerStale(ServiceError):
     wire_name = "SchedulerStale"
 
 
+class TaskNotFound(ServiceError):
+    """No such task is under way here. details: task_id."""
+
+    wire_name = "TaskNotFound"
+
+
+class TaskRefused(ServiceError):
+    """The task's kind, step or state does not allow this. details: task_id, kind, step, state."""
+
+    wire_name = "TaskRefused"
+
+
 class CommandRefused(ServiceError):
     """An agent refused a command of an older owner or generation. details: reason (stale_owner | stale_generation)."""
 
@@ -145,6 +157,8 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     QuotaExceeded,
     NoValidHost,
     SchedulerStale,
+    TaskNotFound,
+    TaskRefused,
     CommandRefused,
     EpochRefused,
 )

@@ -81,6 +81,7 @@ from zcompute.objects.messages.region import (
     ServersCreateReply,
     ServersCreateRequest,
 )
+from zcompute.objects.messages.tasks import TaskListReply, TaskListRequest, TaskOrder, TaskReply
 from zcompute.objects.messages.topology import (
     CellCreateRequest,
     CellDeleteRequest,
@@ -170,6 +171,7 @@ MAPPING_INTERFACE = Interface("mapping")
 UPKEEP_INTERFACE = Interface("upkeep")
 ENROLMENT_INTERFACE = Interface("enrolment")
 QUOTA_INTERFACE = Interface("quota")
+TASK_INTERFACE = Interface("task")
 
 MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
@@ -271,6 +273,10 @@ QUOTA_USAGE = QUOTA_INTERFACE.method("usage", QuotaUsageRequest, QuotaUsageReply
 QUOTA_RECONCILE = QUOTA_INTERFACE.method("reconcile", QuotaReconcileRequest, QuotaReconcileReply, _OPERATOR)
 QUOTA_STANDING = QUOTA_INTERFACE.method("standing", StandingRequest, StandingReply, _CONDUCTOR, "reads")
 
+TASK_LIST = TASK_INTERFACE.method("list", TaskListRequest, TaskListReply, _OPERATOR, "reads")
+TASK_RETRY = TASK_INTERFACE.method("retry", TaskOrder, TaskReply, _OPERATOR_OR_CONDUCTOR)
+TASK_ABORT = TASK_INTERFACE.method("abort", TaskOrder, TaskReply, _OPERATOR_OR_CONDUCTOR)
+
 INTERFACES: tuple[Interface, ...] = (
     CLUSTER_INTERFACE,
     CONDUCTOR_INTERFACE,
@@ -289,4 +295,5 @@ INTERFACES: tuple[Interface, ...] = (
     UPKEEP_INTERFACE,
     ENROLMENT_INTERFACE,
     QUOTA_INTERFACE,
+    TASK_INTERFACE,
 )

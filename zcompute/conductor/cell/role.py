@@ -22,6 +22,7 @@ from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.cell.standings import Standings
+from zcompute.conductor.cell.tasks import Tasks
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.enrolment.service import Enrolments
 from zcompute.conductor.env import ConductorEnv, Handler
@@ -93,6 +94,7 @@ class CellRole:
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
         self._instances = Instances(env, self.engine, self._outbox, self._settings, task_settings)
         self._actions = Actions(env, self.engine, self._settings, task_settings)
+        self._tasks = Tasks(env, self.engine, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._census = Census(env, self._settings)
         self._standings = Standings(env)
@@ -104,7 +106,7 @@ class CellRole:
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
-        """Interfaces host, relay, claim, instance and service."""
+        """Interfaces host, relay, claim, instance, task and service."""
         return [
             *self._hosts.handlers(),
             *self._grants.handlers(),
@@ -112,6 +114,7 @@ class CellRole:
             *self._claims.handlers(),
             *self._instances.handlers(),
             *self._actions.handlers(),
+            *self._tasks.handlers(),
             *self._reads.handlers(),
             *self._census.handlers(),
             *self._standings.handlers(),

@@ -1,5 +1,5 @@
 """The decisions of a build: pure. Steps: schedule -> claim -> spawn; abandon behind the deadline, after a failure or
-before any host was told.
+before any host was told; cancel (the host that was told destroys it) -> abandon when an operator aborts it.
 
 Five commits when all goes well: the intake, the journal of the claim, the claim itself (at the host's owner), the
 journal of the spawn (host, reporter generation and claim in force, all in one), and the result.
@@ -28,8 +28,11 @@ STEP_SCHEDULE = "schedule"
 STEP_CLAIM = "claim"
 STEP_SPAWN = "spawn"
 STEP_ABANDON = "abandon"
+STEP_CANCEL = "cancel"
+HOST_TOLD = frozenset({STEP_SPAWN, STEP_CANCEL})  # the host of the attempt under way may have something
 
 OUTBOX_REFUSED = "refused"
+ABORTED = "the build was aborted by an operator"
 REASON_CHARS_MAX = 255
 REFUSALS_SHOWN_MAX = 5
 
@@ -143,7 +146,7 @@ def host_lost(instance: Instance, task: Task, now_us: int) -> Decision:
 
 def abandon(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
     """A build that is behind its deadline is for certain on no host: it ends in ERROR once its claims are released."""
-    owed = [_claim_of(task)] if task.body.host else []
+    owed = [_claim_of(task)] if task.body.host and task.step != STEP_CANCEL else []
     body = msgspec.structs.replace(
         task.body, host=None, named_hosts=[], candidates=[], release=[*task.body.release, *owed]
     )
@@ -160,6 +163,38 @@ def abandon(instance: Instance, task: Task, reason: str, now_us: int, ending_s: 
         ),
         events=() if instance.vm_state == VM_ERROR else (CREATE_ERROR,),  # told when it parked
         failed=reason,
+    )
+
+
+def abort_build(instance: Instance, task: Task, now_us: int, deadline_s: int, ending_s: int) -> Decision:
+    """An operator ends it: at once where no host was told, else once the host has destroyed what it may have begun.
+
+    The claim is owed from here on, by its name: further attempts are those of the cancellation.
+    """
+    if no_host_told(task):
+        return abandon(instance, task, ABORTED, now_us, ending_s)
+    body = replace(task.body, candidates=[], release=[*task.body.release, _claim_of(task)])
+    return Decision(
+        instance=replace(instance, command_generation=instance.command_generation + 1),
+        task=replace(
+            task,
+            step=STEP_CANCEL,
+            state=TASK_RUNNING,
+            body=body,
+            deadline_at_us=now_us + deadline_s * 1_000_000,
+        ),
+        failed=ABORTED,
+    )
+
+
+def cancel_ended(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
+    """The host's word on the cancellation. A failure is tried again, under a new generation, until the deadline."""
+    if result.outcome == OUTCOME_DONE:
+        return abandon(instance, task, ABORTED, now_us, ending_s)
+    return Decision(
+        instance=replace(instance, command_generation=instance.command_generation + 1),
+        task=replace(task, attempt=task.attempt + 1),
+        failed=result.message or f"host {result.host} could not destroy it",
     )
 
 

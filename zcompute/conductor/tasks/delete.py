@@ -4,15 +4,11 @@ import logging
 
 import gevent
 
-from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks import delete_walk
-from zcompute.conductor.tasks.build import STALE_GENERATION
 from zcompute.conductor.tasks.decision import Decision, raise_generation
+from zcompute.conductor.tasks.destroying import pause_ms, send_destroy
 from zcompute.conductor.tasks.run import TaskRun
-from zcompute.objects.command import DestroyRequest
-from zcompute.objects.errors import CommandRefused
 from zcompute.objects.instance import Instance
-from zcompute.objects.methods import DESTROY
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
@@ -27,8 +23,7 @@ class Destroy:
 
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
-        if task.attempt > 1:
-            gevent.sleep(_pause_ms(run, task.attempt) / 1000)
+        gevent.sleep(pause_ms(run, task.attempt) / 1000)
         while run.is_at(task):
             run.changed.clear()
             pending = _pending(run)
@@ -39,7 +34,7 @@ class Destroy:
                 continue
             linked = [host for host in pending if host not in away]
             if linked:
-                stale = run.at_hosts(linked, lambda host: _send(run, task, host))
+                stale = run.at_hosts(linked, lambda host: send_destroy(run, task, host))
                 if stale:
                     run.journal(raise_generation)
                     continue
@@ -70,27 +65,6 @@ def _count_clean(run: TaskRun, hosts: list[str]) -> None:
 def _pending(run: TaskRun) -> list[str]:
     body = run.now_task().body
     return [host for host in body.named_hosts if host not in body.destroyed]
-
-
-def _pause_ms(run: TaskRun, attempt: int) -> int:
-    settings = run.settings
-    return min(settings.retry_ms_max, settings.retry_ms_min << min(attempt, 10))
-
-
-def _send(run: TaskRun, task: Task, host: str) -> bool:
-    """True when the agent knows a higher generation; one that did not answer is asked again later."""
-    order = run.env.commands.order(run.instance, task, host)
-    run.commanded.add(host)
-    try:
-        run.env.commands.send(
-            host, DESTROY, DestroyRequest(order=order), timeout_ms=run.left_ms(run.settings.command_ms_max)
-        )
-    except CommandRefused as error:
-        log.warning("destroy refused uuid=%s host=%s error=%s", run.uuid, host, error)
-        return error.details.get("reason") == STALE_GENERATION
-    except BusError as error:
-        log.info("destroy not sent uuid=%s host=%s error=%s", run.uuid, host, type(error).__name__)
-    return False
 
 
 DELETE_STEPS = (Destroy(), Finish())

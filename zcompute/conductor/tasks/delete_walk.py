@@ -2,7 +2,7 @@
 
 import msgspec
 
-from zcompute.conductor.tasks.build_walk import STEP_SPAWN, refusal_pending
+from zcompute.conductor.tasks.build_walk import HOST_TOLD, refusal_pending
 from zcompute.conductor.tasks.decision import CREATE_ERROR, DELETE_END, DELETE_START, Decision, make_fault
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
@@ -75,7 +75,7 @@ def accept_delete(
         command_generation=instance.command_generation + 1,
     )
     building = task is not None and task.kind == TASK_BUILD
-    interrupted = building and task is not None and task.step == STEP_SPAWN and instance.vm_state != VM_ERROR
+    interrupted = building and task is not None and task.step in HOST_TOLD and instance.vm_state != VM_ERROR
     return Decision(
         instance=deleting,
         task=fresh,
@@ -148,7 +148,7 @@ def _leftovers(instance: Instance, task: Task | None) -> TaskBody:
         if task.kind == TASK_BUILD and task.body.host:
             attempt = ClaimName(host=task.body.host, task_id=task.id, attempt=task.attempt)
             release += [attempt] if attempt not in release else []
-        if task.kind != TASK_BUILD or task.step == STEP_SPAWN:
+        if task.kind != TASK_BUILD or task.step in HOST_TOLD:
             hosts += [host for host in task.body.named_hosts if host not in hosts]
     return TaskBody(named_hosts=hosts, release=release)
 

@@ -68,6 +68,7 @@ class TaskEngine:
         if former is not None:
             if former.task_id == task.id:
                 former.learn(Snapshot(instance, task))
+                former.changed.set()
                 self._queue_up(former)
                 return
             self._drop(former)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from zcompute.conductor.tasks.act_walk import STEP_APPLY, act_ended
-from zcompute.conductor.tasks.build_walk import STEP_SPAWN, spawn_ended
+from zcompute.conductor.tasks.build_walk import STEP_CANCEL, STEP_SPAWN, cancel_ended, spawn_ended
 from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.delete_walk import STEP_DESTROY, destroy_ended
 from zcompute.objects.instance import Instance
@@ -31,6 +31,7 @@ def present_host(task: Task) -> list[str]:
 
 AWAITED: dict[tuple[str, str], Awaited] = {
     (TASK_BUILD, STEP_SPAWN): Awaited(present_host, spawn_ended),
+    (TASK_BUILD, STEP_CANCEL): Awaited(present_host, cancel_ended),
     (TASK_ACT, STEP_APPLY): Awaited(present_host, act_ended),
     (TASK_DELETE, STEP_DESTROY): Awaited(
         lambda task: task.body.named_hosts, destroy_ended, lambda task: task.body.destroyed

@@ -65,3 +65,4 @@ class TaskSettings:
     act_link_wait_ms_max: int = 30_000
     build_deadline_s: int = 300
     delete_deadline_s: int = 300
+    retry_deadline_s: int = 300  # of a parked task of another kind that an operator begins again

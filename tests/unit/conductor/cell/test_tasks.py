@@ -1,0 +1,249 @@
+"""What an operator sees of tasks and may say of one, at the instance's owner."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.conductor.cell.cell_world import QUICK, CellWorld
+from tests.unit.conductor.ledger_world import wait_for
+from zcompute.bus.errors import Forbidden, InvalidRequest
+from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.cell.tasks import ACTION_ABORT, ACTION_RETRY, Tasks
+from zcompute.conductor.tasks import build_walk
+from zcompute.db.tables import INSTANCE_ACTIONS
+from zcompute.objects.errors import OperationConflict, TaskNotFound, TaskRefused
+from zcompute.objects.instance import VM_ACTIVE, VM_BUILDING, VM_DELETED, VM_ERROR
+from zcompute.objects.messages.tasks import TaskListRequest, TaskOrder
+from zcompute.objects.task import TASK_BUILD, TASK_DELETE, TASK_PARKED, TASK_RUNNING
+
+SHORT = replace(QUICK, build_deadline_s=1, delete_deadline_s=1, act_deadline_s_max=1)
+
+
+class Operated(CellWorld):
+    """A cell's conductor with the handlers for operators."""
+
+    def __init__(self, *hosts: str, **kwargs: Any) -> None:
+        super().__init__(*hosts, **kwargs)
+        env: Any = SimpleNamespace(
+            ledger=self.ledger,
+            cell="c1",
+            forwarding=SimpleNamespace(needed=lambda *_: False),
+            reads=SimpleNamespace(read=lambda _, work: work(self.ledger_world.store)),
+        )
+        self.tasks = Tasks(env, self.engine, CellSettings(), kwargs.get("settings", QUICK))
+
+    def say(self, word: str, uuid: str, operation_id: str = "op-x", **fields: Any) -> Any:
+        task_id = self.instance(uuid).task_id or "none"
+        values = {"instance_uuid": uuid, "task_id": task_id, "operation_id": operation_id, **fields}
+        context = SimpleNamespace(
+            peer=SimpleNamespace(role="operator", cell="root", service_id="operator-1"),
+            remaining_ms=lambda: 2000,
+            request_id="req-1",
+        )
+        return getattr(self.tasks, word)(TaskOrder(**values), context)
+
+    def page(self, cell: str = "root", **fields: Any) -> Any:
+        return self.tasks.page(TaskListRequest(**fields), self.context("operator", cell))
+
+    def history(self, uuid: str, operation_id: str) -> Any:
+        return self.database.row(INSTANCE_ACTIONS, (uuid, operation_id))
+
+    def spawning(self) -> str:
+        """A build whose host says nothing."""
+        self.agents["h1"].silent = True
+        uuid = self.build()
+        wait_for(lambda: self.agents["h1"].named("spawn"))
+        return uuid
+
+    def parked(self, uuid: str) -> Any:
+        wait_for(lambda: (task := self.task(uuid)) is not None and task.state == TASK_PARKED)
+        wait_for(lambda: self.engine.counts()[1] == 0)
+        return self.task(uuid)
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    worlds: list[Operated] = []
+
+    def build(*hosts: str, settings: Any = QUICK) -> Operated:
+        worlds.append(Operated(*hosts, settings=settings))
+        return worlds[-1]
+
+    yield build
+    for world in worlds:
+        world.close()
+
+
+def test_pages_name_every_task_once_and_say_why_one_is_parked(make) -> None:
+    world = make("h1", settings=SHORT)
+    uuid = world.spawning()
+    world.parked(uuid)
+    world.agents["h1"].silent, world.agents["h1"].mute = True, True
+    others = {world.build() for _ in range(4)}
+    wait_for(lambda: len(world.page(kind=TASK_BUILD).tasks) == 5)
+    seen, after = [], ""
+    while after is not None:
+        found = world.page(limit=2, after=after)
+        seen += [task.instance_uuid for task in found.tasks]
+        after = found.next
+    assert sorted(seen) == sorted({uuid, *others})
+    [parked] = world.page(state=TASK_PARKED, instance_uuid=uuid).tasks
+    assert "no answer from h1" in world.page(found=uuid).faults[uuid]
+    assert world.page(found=parked.id).tasks == [parked]
+    assert world.page(kind=TASK_DELETE).tasks == []
+    assert world.page(found="nobody").tasks == []
+
+
+def test_only_operators_of_the_root_are_answered_and_pages_have_a_limit(make) -> None:
+    world = make("h1")
+    with pytest.raises(Forbidden):
+        world.page(cell="c2")
+    with pytest.raises(InvalidRequest):
+        world.page(limit=1001)
+
+
+def test_a_parked_build_that_is_begun_again_ends_as_its_host_says(make) -> None:
+    world = make("h1", settings=SHORT)
+    uuid = world.spawning()
+    parked = world.parked(uuid)
+    assert world.instance(uuid).vm_state == VM_ERROR
+    reply = world.say("retry", uuid)
+    assert (reply.changed, reply.task.state) == (True, TASK_RUNNING)
+    assert reply.task.deadline_at_us > parked.deadline_at_us
+    row = world.instance(uuid)
+    assert (row.vm_state, row.fault) == (VM_BUILDING, None)
+    agent = world.agents["h1"]
+    agent.finish("spawn", agent.named("spawn")[-1])
+    world.wait_state(uuid, VM_ACTIVE)
+    assert world.history(uuid, "op-x").action == ACTION_RETRY
+
+
+def test_a_repeated_word_changes_nothing_more(make) -> None:
+    world = make("h1", settings=SHORT)
+    uuid = world.spawning()
+    world.parked(uuid)
+    world.say("retry", uuid)
+    deadline = world.task(uuid).deadline_at_us
+    assert not world.say("retry", uuid).changed
+    assert world.task(uuid).deadline_at_us == deadline
+    with pytest.raises(OperationConflict):
+        world.say("abort", uuid)
+
+
+def test_a_delete_that_parked_is_begun_again_and_never_aborted(make) -> None:
+    world = make("h1", settings=SHORT)
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    agent = world.agents["h1"]
+    agent.silent = agent.mute = True
+    world.delete(uuid)
+    world.parked(uuid)
+    with pytest.raises(TaskRefused, match="tasks of kind delete cannot be aborted"):
+        world.say("abort", uuid)
+    agent.silent = agent.mute = False
+    world.say("retry", uuid)
+    world.wait_state(uuid, VM_DELETED)
+    assert world.claims == {}
+
+
+def test_a_parked_act_that_is_begun_again_shows_the_server_as_it_was(make) -> None:
+    world = make("h1", settings=SHORT)
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.agents["h1"].silent = True
+    world.act(uuid, "pause")
+    world.parked(uuid)
+    world.say("retry", uuid)
+    assert (world.instance(uuid).vm_state, world.instance(uuid).task_state) == (VM_ACTIVE, "pausing")
+    with pytest.raises(TaskRefused, match="cannot be aborted"):
+        world.say("abort", uuid, operation_id="op-y")
+
+
+def test_only_a_parked_task_is_begun_again(make) -> None:
+    world = make("h1")
+    uuid = world.spawning()
+    with pytest.raises(TaskRefused, match="it is running") as refused:
+        world.say("retry", uuid)
+    assert refused.value.details["state"] == TASK_RUNNING
+    with pytest.raises(TaskNotFound):
+        world.say("retry", uuid, task_id="another")
+
+
+def test_an_aborted_build_ends_in_error_once_its_host_has_destroyed_it(make) -> None:
+    world = make("h1")
+    uuid = world.spawning()
+    reply = world.say("abort", uuid)
+    assert reply.task.step == build_walk.STEP_CANCEL
+    agent = world.agents["h1"]
+    wait_for(lambda: agent.named("destroy"))
+    assert agent.named("destroy")[0].generation > agent.named("spawn")[0].generation
+    assert world.claims
+    agent.finish("spawn", agent.named("spawn")[-1])  # what it had begun comes too late
+    agent.finish("destroy", agent.named("destroy")[-1])
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    row = world.instance(uuid)
+    assert (row.vm_state, row.task_state, row.host, row.claim) == (VM_ERROR, None, None, None)
+    assert row.fault.message == build_walk.ABORTED
+    assert world.claims == {}
+    assert world.history(uuid, "op-x").action == ACTION_ABORT
+
+
+def test_a_build_that_no_host_was_told_of_is_aborted_at_once(make) -> None:
+    world = make()
+    uuid = world.build()
+    wait_for(lambda: world.task(uuid) is not None)
+    world.say("abort", uuid)
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    assert world.instance(uuid).vm_state == VM_ERROR
+
+
+def test_a_cancellation_that_fails_is_tried_again_and_releases_the_builds_own_claim(make) -> None:
+    world = make("h1")
+    uuid = world.spawning()
+    agent = world.agents["h1"]
+    agent.silent, agent.broken = False, True
+    world.say("abort", uuid)
+    wait_for(lambda: len(agent.named("destroy")) >= 2)
+    agent.broken = False
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    assert (world.instance(uuid).vm_state, world.claims) == (VM_ERROR, {})
+    with pytest.raises(TaskNotFound):
+        world.say("abort", uuid, operation_id="op-y")
+
+
+def test_another_owner_carries_a_cancellation_on(make) -> None:
+    world = make("h1")
+    uuid = world.spawning()
+    world.say("abort", uuid)
+    wait_for(lambda: world.agents["h1"].named("destroy"))
+    world.agents["h1"].silent = False
+    world.lose_and_regain(uuid)
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    assert (world.instance(uuid).vm_state, world.claims) == (VM_ERROR, {})
+
+
+def test_a_cancellation_on_a_host_that_is_forced_down_keeps_host_and_claim(make) -> None:
+    world = make("h1")
+    uuid = world.spawning()
+    agent = world.agents["h1"]
+    agent.up = False
+    world.commands.detach("h1", agent)
+    world.say("abort", uuid)
+    world.forced = {"h1"}
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    row = world.instance(uuid)
+    assert (row.vm_state, row.host, len(world.claims)) == (VM_ERROR, "h1", 1)
+
+
+def test_a_delete_replaces_a_cancellation(make) -> None:
+    world = make("h1")
+    uuid = world.spawning()
+    world.say("abort", uuid)
+    wait_for(lambda: world.agents["h1"].named("destroy"))
+    world.agents["h1"].silent = False
+    world.delete(uuid)
+    world.wait_state(uuid, VM_DELETED)
+    assert world.claims == {}

@@ -1,0 +1,35 @@
+"""Telling one host to destroy an instance, for the steps of whatever task."""
+
+import logging
+
+from zcompute.bus.errors import BusError
+from zcompute.conductor.tasks.build import STALE_GENERATION
+from zcompute.conductor.tasks.run import TaskRun
+from zcompute.objects.command import DestroyRequest
+from zcompute.objects.errors import CommandRefused
+from zcompute.objects.methods import DESTROY
+from zcompute.objects.task import Task
+
+log = logging.getLogger(__name__)
+
+
+def send_destroy(run: TaskRun, task: Task, host: str) -> bool:
+    """True when the agent knows a higher generation; one that did not answer is asked again later."""
+    order = run.env.commands.order(run.instance, task, host)
+    run.commanded.add(host)
+    try:
+        run.env.commands.send(
+            host, DESTROY, DestroyRequest(order=order), timeout_ms=run.left_ms(run.settings.command_ms_max)
+        )
+    except CommandRefused as error:
+        log.warning("destroy refused uuid=%s host=%s error=%s", run.uuid, host, error)
+        return error.details.get("reason") == STALE_GENERATION
+    except BusError as error:
+        log.info("destroy not sent uuid=%s host=%s error=%s", run.uuid, host, type(error).__name__)
+    return False
+
+
+def pause_ms(run: TaskRun, attempt: int) -> int:
+    """Before an attempt behind the first: the host has just failed."""
+    settings = run.settings
+    return 0 if attempt <= 1 else min(settings.retry_ms_max, settings.retry_ms_min << min(attempt, 10))
