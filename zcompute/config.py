@@ -124,6 +124,18 @@ class ConductorConfig(Section, frozen=True):
     ] = False
 
 
+class FencingConfig(Section, frozen=True):
+    """[fencing]: conductors of a cell, the same in each."""
+
+    command: Annotated[
+        list[str],
+        msgspec.Meta(description="program and arguments that power a host off, {host} is its name; exit 0: it is off"),
+    ] = []
+    timeout_s: Annotated[
+        float, msgspec.Meta(description="killed after so long, the host then counts as not fenced", gt=0, le=25)
+    ] = 20.0
+
+
 class QuotaConfig(Section, frozen=True):
     """[quota]: conductors of the root cell, the same in each."""
 
@@ -233,6 +245,7 @@ class Config(Section, frozen=True):
     bus: BusConfig = BusConfig()
     database: DatabaseConfig | None = None
     conductor: ConductorConfig = ConductorConfig()
+    fencing: FencingConfig = FencingConfig()
     quota: QuotaConfig = QuotaConfig()
     notifications: NotificationsConfig = NotificationsConfig()
     scheduler: SchedulerConfig = SchedulerConfig()

@@ -46,6 +46,9 @@ def test_a_delete_on_a_dead_host_ends_and_the_host_destroys_what_it_still_has(sq
     planned = force_down(region, host, "--dry-run")
     assert (planned["cell"], planned["forced_down"], planned["changed"], planned["dry_run"]) == ("c1", True, True, True)
     assert client.request("GET", f"/v2.1/servers/{victim.uuid}")[0] == 200
+    unfenced = command("host", "force-down", host, "--fence", "--state-dir", str(region.paths.state_dir))
+    assert unfenced.returncode == exits.FAILED
+    assert "no fence command is configured" in unfenced.stderr
     assert force_down(region, host)["changed"]
     assert not force_down(region, host)["changed"]
     wait_until(lambda: client.request("GET", f"/v2.1/servers/{victim.uuid}")[0] == 404, "the delete ended")

@@ -34,7 +34,7 @@ _WORDS = {str: "string", int: "integer", float: "number", bool: "true or false"}
 
 
 def _type_text(bare: Any, meta: msgspec.Meta) -> str:
-    text = "list of tables" if get_origin(bare) is list else _WORDS[bare]
+    text = _WORDS[bare] if get_origin(bare) is not list else "list of tables" if _rows_of(bare) else "list of strings"
     limits = []
     if meta.ge is not None:
         limits.append(f"from {meta.ge}")
@@ -47,6 +47,12 @@ def _type_text(bare: Any, meta: msgspec.Meta) -> str:
     return text + (" " + " ".join(limits) if limits else "")
 
 
+def _rows_of(bare: Any) -> type[Section] | None:
+    """The section of which a key holds several, None for a plain value or a list of such."""
+    kind = get_args(bare)[0] if get_origin(bare) is list else None
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
 def settings(section: type[Section]) -> Iterator[Setting]:
     """The keys of a section, in order."""
     hints = get_type_hints(section, include_extras=True)
@@ -57,8 +63,7 @@ def settings(section: type[Section]) -> Iterator[Setting]:
             default = value_text(field.default)
         elif field.default_factory is not msgspec.NODEFAULT:
             default = value_text(field.default_factory())
-        rows_of = get_args(bare)[0] if get_origin(bare) is list else None
-        yield Setting(field.name, _type_text(bare, meta), default, meta.description or "", rows_of)
+        yield Setting(field.name, _type_text(bare, meta), default, meta.description or "", _rows_of(bare))
 
 
 def sections() -> Iterator[tuple[str, type[Section]]]:

@@ -8,7 +8,7 @@ import click
 from zcompute.bus import register_error
 from zcompute.cli.cell_commands import ask, dial_cells, open_operator, operator_options
 from zcompute.cli.cell_verify import hosts_of
-from zcompute.cli.exits import CommandError
+from zcompute.cli.exits import CommandError, UsageRefused
 from zcompute.cli.operator import Operator, operator_config
 from zcompute.cli.tables import print_rows
 from zcompute.cli.token_commands import add_host_commands
@@ -20,6 +20,7 @@ from zcompute.objects.messages.topology import HostListReply, HostListRequest
 from zcompute.objects.methods import HOST_FORCE_DOWN, HOST_LIST
 
 TIMEOUT_MS = 10_000
+FENCE_TIMEOUT_MS = 40_000  # beyond [fencing] timeout_s, whose limit is 25
 LINK_WAIT_MS = 1_000
 
 
@@ -34,28 +35,38 @@ add_host_commands(host)
 @host.command("force-down")
 @click.argument("name")
 @click.option("--off", is_flag=True, help="Let the host work again.")
+@click.option("--fence", is_flag=True, help="Only once the cell's fence command ([fencing]) says that it is off.")
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @click.option("--cell", help="The host's cell, where several have one of this name.")
 @click.option("--config", "config_path", help="The operator's configuration.")
 @click.option("--state-dir", default="./var", show_default=True, help="An embedded region.")
 @click.option("--format", "form", default="text", type=click.Choice(["text", "json"]), show_default=True)
 def force_down(
-    name: str, off: bool, dry_run: bool, cell: str | None, config_path: str | None, state_dir: str, form: str
+    name: str,
+    off: bool,
+    fence: bool,
+    dry_run: bool,
+    cell: str | None,
+    config_path: str | None,
+    state_dir: str,
+    form: str,
 ) -> None:
     """Say that host NAME is down for certain: powered off, or fenced.
 
     Deletes stop waiting for it, builds on it end in ERROR, and it gets nothing new. When it comes back it stays in
     quarantine, told only to destroy what was deleted meanwhile, until --off. Never force a host down that may still
-    run: silence alone is no proof.
+    run: silence alone is no proof; --fence has the cell's conductor make sure, and changes nothing when it cannot.
     """
+    if fence and off:
+        raise UsageRefused("--fence makes sure that a host is off: expected it without --off")
     for error in SERVICE_ERRORS:
         register_error(error)
-    with Operator(operator_config(config_path, state_dir), TIMEOUT_MS) as operator:
+    with Operator(operator_config(config_path, state_dir), FENCE_TIMEOUT_MS if fence else TIMEOUT_MS) as operator:
         operator.wait_links(LINK_WAIT_MS)
         home, reply = _find(operator, name, cell, not off)
         if not dry_run:
-            request = HostForceDownRequest(host=name, forced_down=not off)
-            reply = operator.ask_cell(home, HOST_FORCE_DOWN, request)
+            request = HostForceDownRequest(host=name, forced_down=not off, fence=fence)
+            reply = ask(operator, home, HOST_FORCE_DOWN, request)
     _show(home, reply, dry_run, form)
 
 

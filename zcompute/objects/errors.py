@@ -52,6 +52,12 @@ class HostNotFound(ServiceError):
     wire_name = "HostNotFound"
 
 
+class FenceFailed(ServiceError):
+    """The fence command did not say that the host is off, or there is none. details: host."""
+
+    wire_name = "FenceFailed"
+
+
 class CellNotFound(ServiceError):
     """The root knows no such cell. details: cell."""
 
@@ -146,6 +152,7 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     InstanceNotFound,
     FlavorNotFound,
     HostNotFound,
+    FenceFailed,
     CellNotFound,
     CellRefused,
     EnrolmentRefused,

@@ -11,6 +11,7 @@ import msgspec
 
 from zcompute.bus import CallContext, Link
 from zcompute.bus.errors import Forbidden, InvalidRequest, NotOwner
+from zcompute.conductor.cell.fencing import Fencing
 from zcompute.conductor.cell.host_news import HostNews, news_of
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
@@ -20,6 +21,7 @@ from zcompute.conductor.change import Change
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.fellows import Fellows
+from zcompute.config import FencingConfig
 from zcompute.db.tables import HOSTS
 from zcompute.objects.errors import EpochRefused, HostNotFound
 from zcompute.objects.host import HOST_DOWN, HOST_UP, Host, HostInventory
@@ -159,8 +161,10 @@ class Hosts:
         relay: Relay,
         fellows: Fellows,
         settings: CellSettings,
+        fencing: Fencing | None = None,
     ) -> None:
         self._env = env
+        self._fencing = fencing or Fencing(FencingConfig(), env.cell)
         self._table = table
         self._commands = commands
         self._relay = relay
@@ -314,22 +318,34 @@ class Hosts:
         self._liveness.forget(self._table.drop(partitions))
 
     def force_down(self, request: HostForceDownRequest, context: CallContext) -> HostForceDownReply:
-        """An operator's word, at the host's owner. Raises HostNotFound, NotOwner."""
+        """An operator's word, at the host's owner. Raises HostNotFound, InvalidRequest, FenceFailed, Busy, NotOwner."""
+        if request.fence and not request.forced_down:
+            raise InvalidRequest(
+                "expected fence with forced_down only: no command says that a host may work", field="fence"
+            )
         if self._forwarding.needed(request.host, context):
-            reply: HostForceDownReply = self._forwarding.call(request.host, HOST_FORCE_DOWN, request, context)
+            lasts_ms = self._fencing.lasts_ms if request.fence else 0
+            reply: HostForceDownReply = self._forwarding.call(
+                request.host, HOST_FORCE_DOWN, request, context, lasts_ms=lasts_ms
+            )
             return reply
 
-        def decide(change: Change) -> HostForceDownReply:
+        def decide(change: Change, *, only_look: bool = request.dry_run) -> HostForceDownReply:
             found = force_down(change.get(HOSTS, (request.host,)), request, change.now_us)
-            if found.changed and not request.dry_run:
+            if found.changed and not only_look:
                 change.put(HOSTS, found.host)
             return found
 
+        if request.fence and not request.dry_run:
+            planned = self._commit(request.host, lambda change: decide(change, only_look=True))
+            if planned.changed:
+                self._fencing.fence(request.host)
         reply = self._commit(request.host, decide)
         if reply.changed and not request.dry_run:
             log.warning(
-                "audit: host forced_down=%s host=%s by=%s state=%s instances=%s",
-                request.forced_down, request.host, context.peer.service_id, reply.host.state, reply.host.instances,
+                "audit: host forced_down=%s host=%s by=%s fenced=%s state=%s instances=%s",
+                request.forced_down, request.host, context.peer.service_id, request.fence, reply.host.state,
+                reply.host.instances,
             )  # fmt: skip
             self._table.put(reply.host)
             self._news.tell([reply.host])

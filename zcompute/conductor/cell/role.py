@@ -9,6 +9,7 @@ import gevent
 from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.census import Census
 from zcompute.conductor.cell.claim_service import Claims
+from zcompute.conductor.cell.fencing import Fencing
 from zcompute.conductor.cell.grants import Grants
 from zcompute.conductor.cell.history_purge import history_purge
 from zcompute.conductor.cell.host_states import HostStates
@@ -87,7 +88,8 @@ class CellRole:
                 settings=task_settings,
             )
         )
-        self._hosts = Hosts(env, self._table, self._commands, self._relay, self._fellows, self._settings)
+        fencing = Fencing(env.config.fencing, env.cell)
+        self._hosts = Hosts(env, self._table, self._commands, self._relay, self._fellows, self._settings, fencing)
         self._grants = Grants(env, self._relay, self._fellows, self._settings)
         self._claims = Claims(env, self._table, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)

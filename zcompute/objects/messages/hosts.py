@@ -69,11 +69,12 @@ class HostBeat(msgspec.Struct, kw_only=True):
 
 class HostForceDownRequest(msgspec.Struct, kw_only=True):
     """An operator's word that a host is down for certain (or, with False, that it may work again). With ``dry_run``
-    nothing is changed."""
+    nothing is changed. ``fence``: only once the owner's fence command has made sure of it."""
 
     host: str
     forced_down: bool = True
     dry_run: bool = False
+    fence: bool = False
 
 
 class HostForceDownReply(msgspec.Struct, kw_only=True):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_pages_name_every_task_once_and_say_why_one_is_parked(make) -> None:
     uuid = world.spawning()
     world.parked(uuid)
     world.agents["h1"].silent, world.agents["h1"].mute = True, True
-    others = {world.build() for _ in range(4)}
+    others = {world.build(uuid=str(uuid4())) for _ in range(4)}
     wait_for(lambda: len(world.page(kind=TASK_BUILD).tasks) == 5)
     seen, after = [], ""
     while after is not None:
