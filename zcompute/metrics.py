@@ -8,9 +8,10 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from ipaddress import ip_address
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,13 +20,13 @@ import gevent
 from gevent import pywsgi
 from gevent.pool import Pool
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from zcompute.bus import BUS_STAT, BusError, EndpointStat, LinkDown, StatRequest, open_endpoints
 from zcompute.config import Config, ConfigError
-from zcompute.measure import Measure
+from zcompute.measure import Measure, Spread
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ CONNECTION_S_MAX = 60.0
 ASK_MS_MAX = 2_000
 SOCKET_MODE = 0o600
 
-Measures = Callable[[], Iterable[Measure]]
+Measures = Callable[[], Iterable[Measure | Spread]]
 
 _FRAMES = {"frames_sent": "sent", "frames_received": "received"}
 _BYTES = {"bytes_sent": "sent", "bytes_received": "received"}
@@ -63,11 +64,20 @@ class Families:
     def counter(self, name: str, about: str, value: float, **labels: str) -> None:
         self._add(CounterMetricFamily, name, about, value, labels)
 
+    def histogram(self, spread: Spread) -> None:
+        family = self._family(HistogramMetricFamily, spread.name, spread.about, spread.labels)
+        bounds = [*(str(bound) for bound in spread.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(spread.counts), strict=True))
+        family.add_metric([self._service, *spread.labels.values()], buckets, spread.sum)
+
     def _add(self, kind: Any, name: str, about: str, value: float, labels: dict[str, str]) -> None:
+        self._family(kind, name, about, labels).add_metric([self._service, *labels.values()], value)
+
+    def _family(self, kind: Any, name: str, about: str, labels: Mapping[str, str]) -> Any:
         family = self._families.get(name)
         if family is None:
             family = self._families[name] = kind(f"{self._prefix}{name}", about, labels=["service", *labels])
-        family.add_metric([self._service, *labels.values()], value)
+        return family
 
 
 def families(stat: EndpointStat) -> Iterable[Metric]:
@@ -145,16 +155,19 @@ def _add_counters(made: Families, stat: EndpointStat) -> None:
             made.counter(name, f"The endpoint's counter {name}", count)
 
 
-def measured(service: str, measures: Iterable[Measure]) -> Iterable[Metric]:
+def measured(service: str, measures: Iterable[Measure | Spread]) -> Iterable[Metric]:
     """A service's own measures as metrics."""
     made = Families(service, "zcompute_")
     for measure in measures:
+        if isinstance(measure, Spread):
+            made.histogram(measure)
+            continue
         add = made.counter if measure.counter else made.gauge
         add(measure.name, measure.about, measure.value, **measure.labels)
     return made
 
 
-def _nothing() -> Iterable[Measure]:
+def _nothing() -> Iterable[Measure | Spread]:
     return ()
 
 

@@ -13,6 +13,8 @@ from zcompute.cells.gate import Gate
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.root.reconciler import Reconciler
+from zcompute.conductor.tasks.measures import TaskMeasures
+from zcompute.conductor.tasks.steps import STEP_NAMES
 from zcompute.config import QuotaConfig
 from zcompute.metrics import measured
 from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
@@ -20,11 +22,20 @@ from zcompute.objects.conductor_stat import COMMIT_MS_BOUNDS
 ROOT = Path(__file__).parents[2]
 RULES = [
     ROOT / "etc" / "prometheus" / f"{name}.rules.yml"
-    for name in ("api", "cells", "conductors", "quotas", "replicas", "failover")
+    for name in ("api", "cells", "conductors", "quotas", "replicas", "failover", "tasks")
 ]
 DOCUMENTS = "\n".join(
     (ROOT / "docs" / "operating" / name).read_text(encoding="utf-8")
-    for name in ("cells.md", "conductors.md", "database.md", "lists.md", "quotas.md", "replicas.md", "failover.md")
+    for name in (
+        "cells.md",
+        "conductors.md",
+        "database.md",
+        "failover.md",
+        "lists.md",
+        "quotas.md",
+        "replicas.md",
+        "tasks.md",
+    )
 )
 Rule = dict[str, str]
 
@@ -60,6 +71,11 @@ OF_A_CELL = {
     for family in measured("c1-1", RootOutbox(None, None, CellSettings()).measures(0))  # type: ignore[arg-type]  # idle
     for sample in family.samples
 }
+OF_TASKS = {
+    sample.name
+    for family in measured("c1-1", TaskMeasures().measures([], known=STEP_NAMES, tasks_max=1))
+    for sample in family.samples
+}
 IDLE_ROOT = SimpleNamespace(config=SimpleNamespace(quota=QuotaConfig()))
 OF_THE_ROOT = {
     sample.name
@@ -81,7 +97,7 @@ def test_a_rule_is_whole_and_asks_for_metrics_that_there_are(rule: Rule) -> None
     assert rule["expr"].count("(") == rule["expr"].count(")")
     asked = set(re.findall(r"\b(?:zcompute|process)_[a-z_]+\b", rule["expr"]))
     assert asked or rule["expr"].startswith("up{")
-    assert asked <= NAMES | OF_THE_API | OF_A_CELL | OF_THE_ROOT | OF_THE_BUS, asked - NAMES
+    assert asked <= NAMES | OF_THE_API | OF_A_CELL | OF_TASKS | OF_THE_ROOT | OF_THE_BUS, asked - NAMES
     assert f"`{rule['alert']}`" in DOCUMENTS, "say what to do, in docs/operating"
 
 

@@ -12,7 +12,7 @@ from zcompute.conductor.reading import ClientReads
 from zcompute.config import Config
 from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
-from zcompute.measure import Measure
+from zcompute.measure import Measure, Spread
 from zcompute.objects.interface import Method
 
 Handler = Callable[[Any, Any], Any]  # (request, bus.CallContext or the router's local one) -> reply
@@ -72,5 +72,5 @@ class Role(Protocol):
     def stop(self) -> None:
         """End. The incarnation is over: nothing may be written or answered any more."""
 
-    def measures(self) -> Iterable[Measure]:
+    def measures(self) -> Iterable[Measure | Spread]:
         """For the metrics, computed now. Must not block."""

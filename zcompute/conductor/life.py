@@ -27,7 +27,7 @@ from zcompute.conductor.stat_metrics import conductor_families
 from zcompute.config import ConductorConfig, Config
 from zcompute.db.replicas.reading import Reading
 from zcompute.db.store import Store
-from zcompute.measure import Measure
+from zcompute.measure import Measure, Spread
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.conductor_stat import ConductorDatabaseStat
 from zcompute.objects.interface import Method
@@ -160,7 +160,7 @@ class Life:
         """The end without a word to the database, which is not the cell's any more."""
         self._incarnation.abandon(reason)
 
-    def measures(self) -> Iterable[Measure]:
+    def measures(self) -> Iterable[Measure | Spread]:
         """What the role measures, once this life is ready."""
         return self._role.measures() if self.ready else ()
 

@@ -21,7 +21,7 @@ from zcompute.conductor.primary import CellDatabase
 from zcompute.config import Config, ConfigError, DatabaseConfig
 from zcompute.db.errors import StoreError
 from zcompute.keys import KeyFile, load_identity, read_keyring, read_keys
-from zcompute.measure import Measure
+from zcompute.measure import Measure, Spread
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.methods import TOPIC_EPOCHS, TOPIC_MAP
@@ -102,7 +102,7 @@ class ConductorService:
         if self._base is not None:
             self._base.stop()
 
-    def measures(self) -> Iterable[Measure]:
+    def measures(self) -> Iterable[Measure | Spread]:
         """What the present life measures; nothing between two lives."""
         life = self._life
         return () if life is None else life.measures()

@@ -1,7 +1,9 @@
 """The role of a cell's conductor: puts its parts together, and hands them what gained partitions bring."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import gevent
@@ -40,7 +42,7 @@ from zcompute.conductor.ways import Ways
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX, TASKS, TableCodec
 from zcompute.log import REPEATED
-from zcompute.measure import Measure
+from zcompute.measure import Measure, Spread
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ObjectError
@@ -163,9 +165,13 @@ class CellRole:
         self._claims.stop()
         self._hosts.stop()
 
-    def measures(self) -> Iterable[Measure]:
+    def measures(self) -> Iterable[Measure | Spread]:
         """For the metrics."""
-        return [*self._notifications.measures(), *self._outbox.measures(self._env.ledger.now_us())]
+        return [
+            *self._notifications.measures(),
+            *self._outbox.measures(self._env.ledger.now_us()),
+            *self.engine.measures(),
+        ]
 
     # -- ownership --------------------------------------------------------------------------------------------------
 
@@ -173,11 +179,12 @@ class CellRole:
         """Hosts first: schedulers and claims need them; then the tasks, then what the root is owed."""
         if not partitions:
             return
+        gained_at = time.monotonic()
         self._notifications.gained(partitions)
         self._table.hold(self._owned(partitions))
         self._each_page(HOSTS, partitions, self._hosts.gained)
         self._states.gained(self._owned(partitions))
-        tasks = self._each_page(TASKS, partitions, self._adopt)
+        tasks = self._each_page(TASKS, partitions, partial(self._adopt, gained_at))
         owed = self._each_page(ROOT_OUTBOX, partitions, self._owe)
         log.info("partitions gained count=%s hosts=%s tasks=%s owed=%s", len(partitions), len(self._table), tasks, owed)
 
@@ -222,11 +229,11 @@ class CellRole:
             after = table.key_of(page[-1])
         return count
 
-    def _adopt(self, tasks: list[Task]) -> None:
+    def _adopt(self, gained_at: float, tasks: list[Task]) -> None:
         """Their instances are read after them: one that has no longer this task is found out at the first commit."""
         if tasks:
             rows = self._env.store.fetch(INSTANCES, [(task.instance_uuid,) for task in tasks])
-            self.engine.gained([(rows.get((task.instance_uuid,)), task) for task in tasks])
+            self.engine.gained([(rows.get((task.instance_uuid,)), task) for task in tasks], gained_at)
 
     def _owe(self, entries: list[OutboxEntry]) -> None:
         for entry in entries:

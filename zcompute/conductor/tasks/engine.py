@@ -23,8 +23,9 @@ from zcompute.conductor.tasks.ghosts import Ghosts
 from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.parked import ParkedSweep
 from zcompute.conductor.tasks.run import DeadlinePassed, Step, TaskEnv, TaskLost, TaskRun
-from zcompute.conductor.tasks.steps import step_of
+from zcompute.conductor.tasks.steps import STEP_NAMES, step_of
 from zcompute.db.tables import TASKS
+from zcompute.measure import Measure, Spread
 from zcompute.objects.instance import Instance
 from zcompute.objects.task import Task
 
@@ -126,15 +127,23 @@ class TaskEngine:
         """(tasks, running, waiting)."""
         return len(self._runs), len(self._running), len(self._queue)
 
+    def measures(self) -> Iterable[Measure | Spread]:
+        """For the metrics."""
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        return self._env.measures.measures(tasks, known=STEP_NAMES, tasks_max=self._env.settings.tasks_max)
+
     # -- ownership --------------------------------------------------------------------------------------------------
 
-    def gained(self, tasks: Iterable[tuple[Instance | None, Task]]) -> None:
-        """Tasks read after a gain. Those that have become known meanwhile are newer."""
+    def gained(self, tasks: Iterable[tuple[Instance | None, Task]], gained_at: float | None = None) -> None:
+        """Tasks read after a gain, of which we learnt at ``gained_at`` (monotonic). Those that have become known
+        meanwhile are newer."""
         for instance, task in tasks:
             if instance is None:
                 log.error("task without an instance task=%s uuid=%s", task.id, task.instance_uuid)
             elif task.instance_uuid not in self._runs:
                 self.begin(instance, task, adopt=True)
+                if gained_at is not None:
+                    self._runs[task.instance_uuid].gained_at = gained_at
 
     def lose(self, partitions: Iterable[int]) -> None:
         """These partitions are others': their runners end where they are."""
@@ -235,6 +244,7 @@ class TaskEngine:
             if step.commands_hosts:
                 adopt(run)
             run.adopt = False
+            self._env.measures.resumed(run.gained_at)
             if not run.is_at(task):
                 return True
         step.run(run)
@@ -274,6 +284,7 @@ class TaskEngine:
                     outcome = "parked" if run.parked else "given up"
                     log.warning("task %s uuid=%s kind=%s step=%s", outcome, run.uuid, task.kind, task.step)
                     if run.parked:
+                        self._env.measures.parked()
                         return True
             except TaskLost:
                 self._leave(run)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import gevent
@@ -18,6 +18,7 @@ from zcompute.conductor.ledger import Ledger
 from zcompute.conductor.schedulers import Schedulers
 from zcompute.conductor.tasks.decision import Decision, Snapshot, apply, without_released
 from zcompute.conductor.tasks.history import action_key
+from zcompute.conductor.tasks.measures import TaskMeasures
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
@@ -55,6 +56,7 @@ class TaskEnv:
     forced_down: Callable[[Sequence[str]], set[str]]
     owed: Callable[[OutboxEntry], None]
     settings: TaskSettings
+    measures: TaskMeasures = field(default_factory=TaskMeasures)
 
 
 class Step(Protocol):
@@ -79,6 +81,7 @@ class TaskRun:
         self.instance = instance
         self.task: Task | None = task
         self.adopt = adopt
+        self.gained_at = time.monotonic()
         self.commanded: set[str] = set()
         self.own_attempt = 0  # the attempt whose spawn this very runner was the first to journal
         self.changed = Event()
@@ -159,9 +162,13 @@ class TaskRun:
         if instance is not None and instance.revision >= self.instance.revision:
             self.instance = instance
         if task is None or task.id != self.task_id:
+            if self.task is not None:
+                self.env.measures.stepped(self.task, self.env.ledger.now_us())
             self.task = None
         elif self.task is not None and task.revision >= self.task.revision:
             former, self.task = self.task, task
+            if (task.step, task.attempt) != (former.step, former.attempt):
+                self.env.measures.stepped(former, self.env.ledger.now_us())
             if (task.state, task.deadline_at_us) != (former.state, former.deadline_at_us) and not self.parked:
                 self.set_deadline()
 

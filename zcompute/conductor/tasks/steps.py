@@ -15,6 +15,9 @@ KINDS: dict[str, tuple[Step, ...]] = {
 
 _BY_NAME: dict[tuple[str, str], Step] = {(kind, step.name): step for kind, steps in KINDS.items() for step in steps}
 
+STEP_NAMES = frozenset(_BY_NAME)
+"""Every (kind, step) that this release knows."""
+
 
 def step_of(task: Task) -> Step | None:
     """The task's present step, None when this release does not know it."""
