@@ -109,6 +109,9 @@ class ConductorConfig(Section, frozen=True):
     batch_rows_max: Annotated[int, msgspec.Meta(description="rows a batch", ge=1, le=5000)] = 500
     build_deadline_s: Annotated[int, msgspec.Meta(description="a build that takes longer ends in ERROR", ge=1)] = 300
     delete_deadline_s: Annotated[int, msgspec.Meta(description="a delete that takes longer parks", ge=1)] = 300
+    reclaim_interval_s: Annotated[
+        int, msgspec.Meta(description="a deleted server can be restored for so long; 0 = it goes at once", ge=0)
+    ] = 0
     operations_retention_hours: Annotated[
         int, msgspec.Meta(description="a repeated request is recognised for so long", ge=1)
     ] = 168

@@ -21,6 +21,7 @@ BODIES = [
     ("rescue", None, "rescue", "stopped"),
     ("unrescue", None, "unrescue", "rescued"),
     ("rebuild", {"imageRef": "i2"}, "rebuild", "stopped"),
+    ("restore", None, "restore", "soft-delete"),
     ("lock", None, "lock", "error"),
     ("unlock", None, "unlock", "error"),
     ("os-resetState", {"state": "error"}, "reset_state", "active"),
@@ -53,7 +54,7 @@ def test_every_key_is_tried_here_and_every_action_is_one_that_there_is():
     assert {action for _, _, action, _ in BODIES} <= set(ACTIONS)
 
 
-@pytest.mark.parametrize(("key", "value", "action", "vm_state"), BODIES[:11])
+@pytest.mark.parametrize(("key", "value", "action", "vm_state"), BODIES[:12])
 def test_what_a_state_forbids_is_a_conflict_in_novas_words(client, region, key, value, action, vm_state):
     server = server_in(client, region, "shelved")
     name = ACTIONS[action].name
@@ -160,6 +161,14 @@ def test_a_rescue_answers_with_the_password_that_the_host_is_told(client, region
     )
     assert made.body == again.body == {"adminPass": second.arguments.password}
     assert len(second.arguments.password) == 12
+
+
+def test_a_forced_delete_is_one_that_does_not_wait(client, region):
+    server = server_in(client, region, "soft-delete")
+    assert act(client, server, {"forceDelete": None}).status == 202
+    (request,) = called(region.c2, m.INSTANCE_DELETE)
+    assert (request.uuid, request.force) == (server, True)
+    assert act(client, server, {"forceDelete": None}).status == 404
 
 
 def test_a_rebuild_answers_with_the_server_and_its_password(client, region):

@@ -18,7 +18,8 @@ from zcompute.objects.command import StepArguments
 @dataclass(frozen=True)
 class Asked:
     """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
-    none (then the status is 202); ``shown_with``: the response is the server, with this password."""
+    none (then the status is 202); ``shown_with``: the response is the server, with this password;
+    ``deletes``: it is a delete, at once."""
 
     action: str
     arguments: StepArguments = field(default_factory=StepArguments)
@@ -28,6 +29,7 @@ class Asked:
     metadata: dict[str, str] | None = None
     answer: dict[str, Any] | None = None
     shown_with: str | None = None
+    deletes: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ KEYS: dict[str, Key] = {
         _rebuild,
         (actions.REBUILD,),
         "imageRef, name?, adminPass?, metadata?, preserve_ephemeral?: false, OS-DCF:diskConfig?: MANUAL",
+    ),
+    "restore": _plain(actions.RESTORE),
+    "forceDelete": Key(
+        msgspec.json.Decoder(Nothing | None), lambda *_: Asked(actions.DELETE.key, deletes=True), (actions.DELETE,)
     ),
     "lock": _plain(actions.LOCK),
     "unlock": _plain(actions.UNLOCK),

@@ -12,7 +12,7 @@ from zcompute.api.locate import Servers
 from zcompute.api.queries import canonical_uuid
 from zcompute.api.views import server_view
 from zcompute.config import ApiConfig
-from zcompute.objects.actions import ACTIONS
+from zcompute.objects.actions import ACTIONS, DELETE
 from zcompute.objects.errors import InstanceNotFound
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,16 @@ class ServerActions:
         operation_id = str(uuid.uuid4()) if key is None else operation_id_of(key, caller.project_id)
         body = context.read_body(req, self._config.body_bytes_max)
         asked = action_bodies.read(body, caller, operation_id)
-        if ACTIONS[asked.action].administrators and not caller.is_admin:
-            raise Forbidden(f"Policy doesn't allow {ACTIONS[asked.action].name} to be performed.")
+        action = DELETE if asked.deletes else ACTIONS[asked.action]
+        if action.administrators and not caller.is_admin:
+            raise Forbidden(f"Policy doesn't allow {action.name} to be performed.")
         if wanted is None:
             raise ItemNotFound(f"Instance {server_id[:80]} could not be found.")
         try:
-            self._servers.act(wanted, caller, asked, operation_id, context.deadline_of(req))
+            if asked.deletes:
+                self._servers.delete(wanted, caller, operation_id, context.deadline_of(req), force=True)
+            else:
+                self._servers.act(wanted, caller, asked, operation_id, context.deadline_of(req))
         except InstanceNotFound:
             raise ItemNotFound(f"Instance {wanted} could not be found.") from None
         log.info("action accepted instance=%s action=%s operation=%s", wanted, asked.action, operation_id)

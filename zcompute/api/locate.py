@@ -116,8 +116,8 @@ class Servers:
                 self.places.put(uuid, place)
                 return instance
 
-    def delete(self, uuid: str, caller: Caller, operation_id: str, deadline: Deadline) -> None:
-        """Delete the server, wherever it is by now.
+    def delete(self, uuid: str, caller: Caller, operation_id: str, deadline: Deadline, *, force: bool = False) -> None:
+        """Delete the server, wherever it is by now. ``force``: for good, where it could be restored for a while.
 
         Raises InstanceNotFound when it is nowhere (any more), InstanceLocked, InstanceBusy when its state did not allow
         it until the deadline, and the bus' errors.
@@ -135,7 +135,7 @@ class Servers:
                     self.places.drop(uuid)
                     return
             try:
-                self._delete_in_cell(place, uuid, caller, operation_id, deadline)
+                self._delete_in_cell(place, uuid, caller, operation_id, deadline, force)
                 return
             except InstanceNotFound:
                 denied_by.append(place)
@@ -251,9 +251,15 @@ class Servers:
             raise _not_found(uuid)
         return place
 
-    def _delete_in_cell(self, place: Place, uuid: str, caller: Caller, operation_id: str, deadline: Deadline) -> None:
+    def _delete_in_cell(
+        self, place: Place, uuid: str, caller: Caller, operation_id: str, deadline: Deadline, force: bool
+    ) -> None:
         request = InstanceDeleteRequest(
-            uuid=uuid, project_id=place.project_id, operation_id=operation_id, administrator=caller.is_admin
+            uuid=uuid,
+            project_id=place.project_id,
+            operation_id=operation_id,
+            administrator=caller.is_admin,
+            force=force,
         )
         self._region.ask(place.cell, INSTANCE_DELETE, request, deadline.left_at_most(deadline.left_ms))
 

@@ -7,7 +7,7 @@ import sys
 
 from zcompute.api.action_bodies import KEYS
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S
-from zcompute.objects.actions import ACTIONS, DELETE, Action
+from zcompute.objects.actions import ACTIONS, DELETE, SOFT_DELETE, Action
 
 _HEAD = """# Actions of a server
 Made from `zcompute/objects/actions.py` (`python -m zcompute.cli.actions_text > docs/actions.md`); a test holds it true.
@@ -34,6 +34,13 @@ away (403).
 """
 
 _TAIL = """
+## Deletes that can be taken back
+With `[conductor] reclaim_interval_s` set, `DELETE` is soft (Nova's reclaim_instance_interval): the server is stopped,
+keeps its room and its place in the quota, and has the status SOFT_DELETED, also in lists. For that long `restore`
+starts it again; then it is deleted for good, by the owner of the server, looking once a minute for the oldest 100 of
+each partition. `forceDelete` does not wait. What was never active, is on no host, or waits for a silent host is deleted
+at once; while another action is under way a soft delete is refused (409) after the API has tried for its deadline.
+
 ## How an action ends
 - **Done**: the state of its row, and the fault is gone. The power state is the hypervisor's word alone: it comes as an
   observation, a moment before or after.
@@ -70,10 +77,10 @@ def reference() -> str:
     """docs/actions.md."""
     rows = [_cells(name, key.takes, action) for name, key in KEYS.items() for action in key.of]
     documented = {row[0] for row in rows}
-    missing = [name for name in ACTIONS if name not in documented]
+    missing = [name for name in ACTIONS if name not in documented and name != SOFT_DELETE.key]
     if missing:
         raise ValueError(f"expected a body for every action, found none for {', '.join(missing)}: add it to KEYS")
-    rows.append(_cells("DELETE /v2.1/servers/ID", "", DELETE))
+    rows += [_cells("DELETE /v2.1/servers/ID", "", action) for action in (SOFT_DELETE, DELETE)]
     lines = ["| " + " | ".join(row) + " |" for row in (_COLUMNS, ("---",) * len(_COLUMNS), *rows)]
     return "\n".join([_HEAD, "## The table", *lines, _TAIL])
 

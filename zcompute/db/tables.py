@@ -217,6 +217,7 @@ INSTANCES: TableCodec[Instance] = TableCodec(
         *packed_alike("flavor", Flavor),
         *packed("spec", ServerSpec),
         *plain("mapping_generation", "created_at_us", "updated_at_us", "launched_at_us", "deleted_at_us"),
+        *plain("soft_deleted_at_us"),
         *plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
         *packed("fault", Fault),
         *plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided"),

@@ -27,7 +27,9 @@ from zcompute.objects.instance import (
     TASK_REBOOTING_HARD,
     TASK_REBUILDING,
     TASK_RESCUING,
+    TASK_RESTORING,
     TASK_RESUMING,
+    TASK_SOFT_DELETING,
     TASK_SUSPENDING,
     TASK_UNPAUSING,
     TASK_UNRESCUING,
@@ -35,6 +37,7 @@ from zcompute.objects.instance import (
     VM_ERROR,
     VM_PAUSED,
     VM_RESCUED,
+    VM_SOFT_DELETED,
     VM_STOPPED,
     VM_SUSPENDED,
     Instance,
@@ -94,13 +97,17 @@ LOCK = Action("lock", "lock", None, event="lock", unlocked=False)
 UNLOCK = Action("unlock", "unlock", None, event="unlock", unlocked=False)
 RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administrators=True)
 
+SOFT_DELETE = Action(  # what a delete does where servers are reclaimed later
+    "soft_delete", "delete", None, VERB_STOP, TASK_SOFT_DELETING, VM_SOFT_DELETED, "soft_delete"
+)
+RESTORE = Action("restore", "restore", _of(VM_SOFT_DELETED), VERB_START, TASK_RESTORING, VM_ACTIVE, "restore")
 DELETE = Action("delete", "delete", None)  # not asked for as an action: it pre-empts every task
 
 ACTIONS: dict[str, Action] = {
     action.key: action
     for action in (
         START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, LOCK, UNLOCK,
-        RESET_STATE,
+        RESET_STATE, SOFT_DELETE, RESTORE,
     )
 }  # fmt: skip
 

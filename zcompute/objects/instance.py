@@ -101,7 +101,8 @@ class Instance(VersionedObject):
     ``observed_seq``) is the watermark of what was observed, ``decided`` counts the owner's decisions, ``revision``
     rises with every committed change of the row (the row guard). ``command_generation`` orders the commands to agents.
     ``claim`` names the claim in force ("task/attempt"); ``move.former_claim`` is in force beside it. ``locked`` refuses
-    actions to all but administrators; ``locked_by_admin``: only they take that lock away. Times are UTC microseconds.
+    actions to all but administrators; ``locked_by_admin``: only they take that lock away.
+    ``soft_deleted_at_us``: since when it could be reclaimed. Times are UTC microseconds.
     """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
@@ -117,6 +118,7 @@ class Instance(VersionedObject):
     updated_at_us: int = 0
     launched_at_us: int | None = None
     deleted_at_us: int | None = None
+    soft_deleted_at_us: int | None = None
     vm_state: str = VM_BUILDING
     task_state: str | None = TASK_SCHEDULING
     power_state: int = POWER_NOSTATE

@@ -8,7 +8,7 @@ from zcompute.conductor.cell.instances import new_task_id
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
-from zcompute.conductor.tasks.beginnings import RESET_STATES, Beginning, begin
+from zcompute.conductor.tasks.beginnings import BEGINNINGS, RESET_STATES, Beginning, begin
 from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.settings import TaskSettings
@@ -76,8 +76,10 @@ class Actions:
             reply: Empty = self._forwarding.call(request.uuid, INSTANCE_ACTION, request, context)
             return reply
         action = ACTIONS.get(request.action)
-        if action is None:
-            raise InvalidRequest(f"expected an action of {', '.join(ACTIONS)}, found {request.action}", field="action")
+        if action is None or action.key not in BEGINNINGS:
+            raise InvalidRequest(
+                f"expected an action of {', '.join(BEGINNINGS)}, found {request.action}", field="action"
+            )
         if action is RESET_STATE and request.vm_state not in RESET_STATES:
             expected = ", ".join(RESET_STATES)
             raise InvalidRequest(f"expected a state of {expected}, found {request.vm_state!r}", field="vm_state")

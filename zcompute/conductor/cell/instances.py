@@ -13,23 +13,25 @@ from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.tasks.act_walk import begin_act
 from zcompute.conductor.tasks.build_walk import begin_build
-from zcompute.conductor.tasks.decision import Snapshot, apply
+from zcompute.conductor.tasks.decision import Decision, Snapshot, apply
 from zcompute.conductor.tasks.delete_walk import accept_delete
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.history import action_key
-from zcompute.conductor.tasks.settings import TaskSettings
+from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
+from zcompute.conductor.tasks.soft_delete_walk import Manner, is_due, manner_of_delete
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
-from zcompute.objects.actions import DELETE, check_state
+from zcompute.objects.actions import DELETE, SOFT_DELETE, check_state
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
-from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceActionRequest, InstanceDeleteRequest
 from zcompute.objects.methods import INSTANCE_BUILD, INSTANCE_DELETE
 from zcompute.objects.partition import partition_of
-from zcompute.objects.task import TASK_DELETE
+from zcompute.objects.task import TASK_DELETE, Task
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,18 @@ class _Unread:
     """What a decision found missing: it is made again with these rows read."""
 
     keys: Keys
+
+
+@dataclass(frozen=True)
+class _Reclaiming:
+    """The context of a delete that nobody called for."""
+
+    commit_ms: int
+    request_id: str = ""
+
+    def remaining_ms(self) -> int:
+        """As a caller's deadline."""
+        return self.commit_ms
 
 
 def new_task_id() -> str:
@@ -94,8 +108,10 @@ class Instances:
         settings: CellSettings,
         task_settings: TaskSettings,
         make_task_id: Callable[[], str] = new_task_id,
+        reclaims: bool = False,
     ) -> None:
         self._env = env
+        self._reclaims = reclaims
         self._ledger = env.ledger
         self._forwarding = env.forwarding
         self._engine = engine
@@ -146,46 +162,52 @@ class Instances:
         """
         if self._forwarding.needed(request.uuid, context):
             return self._forward(request.uuid, INSTANCE_DELETE, request, context)
+        return self._delete(request, context, None)
+
+    def reclaim(self, instance: Instance, before_us: int) -> None:
+        """Delete a server that was soft-deleted before this time, if it still is. Raises as ``delete``."""
+        request = InstanceDeleteRequest(
+            uuid=instance.uuid,
+            project_id=instance.project_id,
+            operation_id=f"reclaim-{instance.uuid}-{instance.soft_deleted_at_us}",
+            administrator=True,
+            force=True,
+        )
+        self._delete(request, _Reclaiming(self._settings.commit_ms_max), before_us)
+
+    def _delete(self, request: InstanceDeleteRequest, context: Any, due_before_us: int | None) -> Empty:
         self._engine.check_room()
         self._outbox.check_room(self._engine.tasks)
         fresh_id = self._make_task_id()
         known = self._engine.task_keys(request.uuid)
         for _ in range(TASK_READS_MAX):
-            unread = self._delete_with(request, fresh_id, known, context)
+            unread = self._delete_with(request, fresh_id, known, context, due_before_us)
             if unread is None:
                 return Empty()
             known = unread.keys
         raise Busy(f"the task of instance {request.uuid} keeps changing: try again", retry_after_ms=100)
 
     def _delete_with(
-        self, request: InstanceDeleteRequest, fresh_id: str, known: Keys, context: Any
+        self, request: InstanceDeleteRequest, fresh_id: str, known: Keys, context: Any, due_before_us: int | None
     ) -> "_Unread | None":
         """Decide with the task's rows read under the ``known`` keys; returns those that must be read beside them."""
         uuid = request.uuid
-        deadline_s = self._task_settings.delete_deadline_s
         operation = (INSTANCE_ACTIONS, (uuid, request.operation_id or fresh_id))
 
         def decide(change: Change) -> Snapshot | _Unread | None:
             if was_accepted(change.get(*operation), request):
                 return None
             instance = change.get(INSTANCES, (uuid,))
+            if due_before_us is not None and not is_due(instance, due_before_us):
+                return None
             task_id = None if instance is None else instance.task_id
             if task_id is not None and not change.loaded(TASKS, (task_id,)):
                 return _Unread([(TASKS, (task_id,))])
             task = change.get(TASKS, (task_id,)) if task_id is not None else None
             if task is not None and not change.loaded(*action_key(task)):
                 return _Unread([(TASKS, (task.id,)), action_key(task)])
-            if instance is not None and instance.project_id == request.project_id:
-                check_state(DELETE, instance, administrator=request.administrator)
-            decision = accept_delete(
-                instance,
-                task,
-                project_id=request.project_id,
-                operation_id=request.operation_id,
-                request_id=getattr(context, "request_id", ""),
-                task_id=fresh_id,
-                now_us=change.now_us,
-                deadline_s=deadline_s,
+            decision = self._decide(
+                instance, task, request, fresh_id, getattr(context, "request_id", ""), change.now_us
             )
             snapshot = None if decision is None else apply(change, Snapshot(instance, task), decision)
             if instance is not None and change.get(*operation) is None:  # the task carries another operation out
@@ -197,6 +219,50 @@ class Instances:
         ticket.on_done(self._committed)
         result = ticket.wait(self._timeout_ms(context))
         return result if isinstance(result, _Unread) else None
+
+    def _decide(
+        self,
+        instance: Instance | None,
+        task: Task | None,
+        request: InstanceDeleteRequest,
+        task_id: str,
+        request_id: str,
+        now_us: int,
+    ) -> Decision | None:
+        """A delete, or a soft one. None: nothing is left to do."""
+        mine = instance is not None and instance.project_id == request.project_id and instance.vm_state != VM_DELETED
+        if mine and instance is not None:
+            check_state(DELETE, instance, administrator=request.administrator)
+            manner = Manner.AT_ONCE
+            if self._reclaims and not request.force:
+                manner = manner_of_delete(instance, task)
+            if manner is Manner.DONE:
+                return None
+            if manner is Manner.SOFT:
+                return begin_act(
+                    SOFT_DELETE,
+                    instance,
+                    InstanceActionRequest(
+                        uuid=request.uuid,
+                        project_id=request.project_id,
+                        operation_id=request.operation_id,
+                        action=SOFT_DELETE.key,
+                    ),
+                    task_id=task_id,
+                    request_id=request_id,
+                    now_us=now_us,
+                    deadline_s=ACT_DEADLINES_S[SOFT_DELETE.task_state],
+                )
+        return accept_delete(
+            instance,
+            task,
+            project_id=request.project_id,
+            operation_id=request.operation_id,
+            request_id=request_id,
+            task_id=task_id,
+            now_us=now_us,
+            deadline_s=self._task_settings.delete_deadline_s,
+        )
 
     def _committed(self, ticket: Ticket) -> None:
         """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""

@@ -19,6 +19,7 @@ from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reads import Reads
+from zcompute.conductor.cell.reclaim import Reclaim
 from zcompute.conductor.cell.registration import Registration
 from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.reports import Reports
@@ -96,7 +97,11 @@ class CellRole:
         self._claims = Claims(env, self._table, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
-        self._instances = Instances(env, self.engine, self._outbox, self._settings, task_settings)
+        reclaim_s = env.config.conductor.reclaim_interval_s
+        self._instances = Instances(
+            env, self.engine, self._outbox, self._settings, task_settings, reclaims=reclaim_s > 0
+        )
+        self._reclaim = Reclaim(env.ledger, env.store, reclaim_s, self._settings, self._instances.reclaim)
         self._actions = Actions(env, self.engine, self._settings, task_settings)
         self._tasks = Tasks(env, self.engine, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
@@ -146,6 +151,7 @@ class CellRole:
         self._notifications.start()
         self._enrolments.start()
         self._history.start()
+        self._reclaim.start()
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
         gevent.spawn(self._gained, env.ledger.owned())
@@ -159,6 +165,7 @@ class CellRole:
         self.engine.stop()
         self._outbox.stop()
         self._history.stop()
+        self._reclaim.stop()
         self._notifications.stop()
         self._enrolments.stop()
         self._registration.stop()

@@ -30,6 +30,8 @@ class CellSettings:
     outbox_retry_ms_max: int = 5000
     outbox_rows_max: int = 100_000  # as configured: [conductor] root_outbox_rows_max
     outbox_busy_ms: int = 1000
+    reclaim_look_s: float = 60.0
+    reclaim_rows_max: int = 100  # of a partition, at each look
     list_rows_max: int = 1000
     without_max: int = 20_000  # uuids that a count leaves out
     history_rows_max: int = 1000

@@ -287,6 +287,7 @@ class HandOff:
             project_id=build_request.project_id,
             operation_id=f"delete-{build_request.uuid}-{build_request.generation}",
             administrator=True,  # it was accepted here, before any lock
+            force=True,
         )
         try:
             return self._call(item, INSTANCE_DELETE, message)

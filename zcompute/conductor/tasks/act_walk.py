@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from zcompute.conductor.tasks.decision import Decision
-from zcompute.objects.actions import ACTIONS, REBUILD, Action
+from zcompute.objects.actions import ACTIONS, REBUILD, RESTORE, SOFT_DELETE, Action
 from zcompute.objects.command import VERB_REBOOT
 from zcompute.objects.instance import VM_STOPPED, Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
@@ -92,6 +92,10 @@ def _changes(action: Action, instance: Instance, task: Task, now_us: int) -> dic
     if action is REBUILD:
         spec = msgspec.structs.replace(instance.spec, image_ref=task.body.arguments.image_ref)
         return {"spec": spec, "launched_at_us": now_us}
+    if action is SOFT_DELETE:
+        return {"soft_deleted_at_us": now_us}
+    if action is RESTORE:
+        return {"soft_deleted_at_us": None}
     return {}
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from zcompute.conductor.tasks.act_walk import begin_act
 from zcompute.conductor.tasks.decision import Decision, make_fault
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
-from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, UNLOCK, Action, forbidden
+from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, SOFT_DELETE, UNLOCK, Action, forbidden
 from zcompute.objects.errors import InstanceBusy
 from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_ERROR, VM_STOPPED, Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
@@ -90,11 +90,11 @@ def _reset_state(it: Beginning) -> Decision:
             task_state=instance.task_state or "",
         )
     fault = make_fault("the state was set by an administrator", it.now_us) if it.request.vm_state == VM_ERROR else None
-    return Decision(instance=replace(instance, vm_state=it.request.vm_state, fault=fault))
+    return Decision(instance=replace(instance, vm_state=it.request.vm_state, fault=fault, soft_deleted_at_us=None))
 
 
 BEGINNINGS: dict[str, Begin] = {
-    **{key: _act for key, action in ACTIONS.items() if action.verb},
+    **{key: _act for key, action in ACTIONS.items() if action.verb and action is not SOFT_DELETE},
     REBUILD.key: _rebuild,
     LOCK.key: _lock,
     UNLOCK.key: _unlock,

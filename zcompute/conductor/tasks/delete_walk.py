@@ -127,6 +127,7 @@ def finish_delete(instance: Instance, task: Task, now_us: int) -> Decision:
         claim=None,
         power_state=POWER_NOSTATE,
         deleted_at_us=now_us,
+        soft_deleted_at_us=None,
     )
     entry = OutboxEntry(
         instance_uuid=instance.uuid,

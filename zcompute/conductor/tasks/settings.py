@@ -10,7 +10,9 @@ from zcompute.objects.instance import (
     TASK_REBOOTING_HARD,
     TASK_REBUILDING,
     TASK_RESCUING,
+    TASK_RESTORING,
     TASK_RESUMING,
+    TASK_SOFT_DELETING,
     TASK_SUSPENDING,
     TASK_UNPAUSING,
     TASK_UNRESCUING,
@@ -27,6 +29,8 @@ ACT_DEADLINES_S = {
     TASK_RESUMING: 600,
     TASK_REBUILDING: 1800,  # an image is fetched
     TASK_RESCUING: 300,
+    TASK_SOFT_DELETING: 180,
+    TASK_RESTORING: 120,
     TASK_UNRESCUING: 300,
 }
 """How long a task_state may last: then the task is parked, or ends with a fault."""

@@ -123,12 +123,14 @@ class InstanceActionsReply(msgspec.Struct, kw_only=True):
 
 
 class InstanceDeleteRequest(msgspec.Struct, kw_only=True):
-    """``administrator``: a lock does not keep the caller from it."""
+    """``administrator``: a lock does not keep the caller from it. ``force``: at once, where a delete could be taken
+    back for a while."""
 
     uuid: str
     project_id: str
     operation_id: str
     administrator: bool = False
+    force: bool = False
 
 
 class InstanceActionRequest(msgspec.Struct, kw_only=True):

@@ -127,6 +127,7 @@ class CellWorld:
         settings: TaskSettings = QUICK,
         database: FakeDatabase | None = None,
         ledger_world: Any = None,
+        reclaims: bool = False,
     ) -> None:
         self.ledger_world = ledger_world or World(database=database)
         self.ledger = self.ledger_world.ledger
@@ -158,7 +159,7 @@ class CellWorld:
         self.reports = Reports(env, self.engine, attached, self.relay, settings)
         self.reports.start()
         self.outbox: Any = SimpleNamespace(owed=self.owed.append, check_room=lambda under_way: None)
-        self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings)
+        self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings, reclaims=reclaims)
         self.actions = Actions(env, self.engine, CellSettings(), settings)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():

@@ -10,7 +10,7 @@ from tests.unit.conductor.ledger_world import wait_for
 from zcompute.bus.errors import InvalidRequest
 from zcompute.db.tables import INSTANCE_ACTIONS, NOTIFICATIONS
 from zcompute.objects import instance as states
-from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, STOP, UNLOCK, Action
+from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, SOFT_DELETE, STOP, UNLOCK, Action
 from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import ActionForbidden, InstanceBusy, InstanceLocked, InstanceNotFound, OperationConflict
 from zcompute.objects.instance import (
@@ -25,7 +25,7 @@ from zcompute.objects.report import Observation
 from zcompute.objects.task import TASK_PARKED
 
 VM_STATES = sorted(value for name, value in vars(states).items() if name.startswith("VM_") and value != VM_DELETED)
-VERBS = [action for action in ACTIONS.values() if action.verb]
+VERBS = [action for action in ACTIONS.values() if action.verb and action is not SOFT_DELETE]
 
 
 @pytest.fixture
