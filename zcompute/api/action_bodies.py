@@ -8,17 +8,19 @@ import msgspec
 from msgspec import Meta
 
 from zcompute.api.auth import Caller
-from zcompute.api.creation import METADATA_ITEMS_MAX, admin_pass, check_name, last_part
+from zcompute.api.creation import METADATA_ITEMS_MAX, admin_pass, boolean, check_name, last_part
 from zcompute.api.errors import BadRequest, Forbidden
 from zcompute.api.schemas import Name, Text255, decode
 from zcompute.objects import actions
 from zcompute.objects.command import StepArguments
 
+ACCEPTED = "202 Accepted"
+
 
 @dataclass(frozen=True)
 class Asked:
     """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
-    none (then the status is 202); ``shown_with``: the response is the server, with this password;
+    none (then ``status`` is the response's); ``shown_with``: the response is the server, with this password;
     ``deletes``: it is a delete, at once."""
 
     action: str
@@ -30,6 +32,7 @@ class Asked:
     answer: dict[str, Any] | None = None
     shown_with: str | None = None
     deletes: bool = False
+    status: str = ACCEPTED
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,27 @@ class ResetState(msgspec.Struct, forbid_unknown_fields=True):
     state: Annotated[str, Meta(pattern="^(active|error)$")]
 
 
-def _plain(action: actions.Action) -> Key:
+class MigrateLive(msgspec.Struct, forbid_unknown_fields=True):
+    """``os-migrateLive``; host null: the scheduler chooses. Without shared storage block_migration says so."""
+
+    host: Name | None
+    block_migration: bool | str
+    disk_over_commit: bool | str
+
+
+class Evacuate(msgspec.Struct, forbid_unknown_fields=True):
+    """``evacuate``; without a host the scheduler chooses."""
+
+    shared_storage: bool | str = msgspec.field(name="onSharedStorage")
+    host: Name | None = None
+    admin_pass: Annotated[str, Meta(min_length=1, max_length=255)] | None = msgspec.field(
+        name="adminPass", default=None
+    )
+
+
+def _plain(action: actions.Action, status: str = ACCEPTED) -> Key:
     """An action that takes nothing."""
-    asked = Asked(action.key)
+    asked = Asked(action.key, status=status)
     return Key(msgspec.json.Decoder(Nothing | None), lambda *_: asked, (action,))
 
 
@@ -108,6 +129,21 @@ def _rebuild(body: Rebuild, caller: Caller, operation_id: str) -> Asked:
     password = body.admin_pass or admin_pass(caller, operation_id)
     arguments = StepArguments(password=password, image_ref=last_part(body.image_ref))
     return Asked(actions.REBUILD.key, arguments, name=body.name, metadata=body.metadata, shown_with=password)
+
+
+def _migrate_live(body: MigrateLive, _caller: Caller, _operation_id: str) -> Asked:
+    block = boolean(body.block_migration, "block_migration")
+    if boolean(body.disk_over_commit, "disk_over_commit"):
+        raise BadRequest("Invalid input for field/attribute disk_over_commit. It is not supported by this release.")
+    return Asked(actions.LIVE_MIGRATE.key, StepArguments(peer_host=body.host or "", block=block))
+
+
+def _evacuate(body: Evacuate, caller: Caller, operation_id: str) -> Asked:
+    if boolean(body.shared_storage, "onSharedStorage"):
+        raise BadRequest("Invalid input for field/attribute onSharedStorage. It is not supported by this release.")
+    password = body.admin_pass or admin_pass(caller, operation_id)
+    arguments = StepArguments(peer_host=body.host or "", password=password)
+    return Asked(actions.EVACUATE.key, arguments, answer={"adminPass": password})
 
 
 def _reset_state(body: ResetState, _caller: Caller, _operation_id: str) -> Asked:
@@ -135,6 +171,18 @@ KEYS: dict[str, Key] = {
     "restore": _plain(actions.RESTORE),
     "forceDelete": Key(
         msgspec.json.Decoder(Nothing | None), lambda *_: Asked(actions.DELETE.key, deletes=True), (actions.DELETE,)
+    ),
+    "migrate": _plain(actions.MIGRATE),
+    "os-migrateLive": Key(
+        msgspec.json.Decoder(MigrateLive),
+        _migrate_live,
+        (actions.LIVE_MIGRATE,),
+        "host (or null), block_migration, disk_over_commit: false",
+    ),
+    "confirmResize": _plain(actions.CONFIRM_RESIZE, status="204 No Content"),
+    "revertResize": _plain(actions.REVERT_RESIZE),
+    "evacuate": Key(
+        msgspec.json.Decoder(Evacuate), _evacuate, (actions.EVACUATE,), "onSharedStorage: false, host?, adminPass?"
     ),
     "lock": _plain(actions.LOCK),
     "unlock": _plain(actions.UNLOCK),

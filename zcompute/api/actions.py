@@ -51,7 +51,7 @@ class ServerActions:
         elif asked.answer is not None:
             context.answer(resp, asked.answer)
         else:
-            resp.status = "202 Accepted"
+            resp.status = asked.status
 
     def _show(self, req: Any, resp: Any, server: str, password: str) -> None:
         """The server as it is now, with its password."""

@@ -6,16 +6,17 @@
 import sys
 
 from zcompute.api.action_bodies import KEYS
-from zcompute.conductor.tasks.settings import ACT_DEADLINES_S
+from zcompute.conductor.tasks.moves.plans import PLANS
+from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S
 from zcompute.objects.actions import ACTIONS, DELETE, SOFT_DELETE, Action
 
 _HEAD = """# Actions of a server
 Made from `zcompute/objects/actions.py` (`python -m zcompute.cli.actions_text > docs/actions.md`); a test holds it true.
 
-`POST /v2.1/servers/ID/action` takes a body with one key. It is answered 202 (a rescue: 200 with its password) after the
-commit that makes the action sure to be carried on: from then on it is a [journaled task](architecture.md) of one step,
-which any owner of the server takes over. With an `Idempotency-Key` a repeat is the same operation: it is accepted
-again, even when it is long over, and done once.
+`POST /v2.1/servers/ID/action` takes a body with one key. It is answered 202 (a rescue and an evacuation: 200 with the
+password; a confirmation: 204) after the commit that makes the action sure to be carried on: from then on it is a
+[journaled task](tasks.md) of one step, or of those of a move, which any owner of the server takes over. With an
+`Idempotency-Key` a repeat is the same operation: it is accepted again, even when it is long over, and done once.
 
 | asked at the wrong time | answer |
 | --- | --- |
@@ -60,13 +61,13 @@ _COLUMNS = ("action", "body", "in vm_state", "task_state meanwhile", "at most", 
 
 def _cells(key: str, takes: str, action: Action) -> tuple[str, ...]:
     states = "any" if action.vm_states is None else ", ".join(sorted(action.vm_states))
-    deadline = f"{ACT_DEADLINES_S[action.task_state]} s" if action.task_state in ACT_DEADLINES_S else ""
+    deadline_s = ACT_DEADLINES_S.get(action.task_state) or MOVE_DEADLINES_S.get(action.kind)
     return (
         action.key,
         f"`{key}`: {takes}" if takes else f"`{key}`",
         states,
-        action.task_state,
-        deadline,
+        action.task_state or (", ".join(dict.fromkeys(PLANS[action.kind].task_states.values())) if action.kind else ""),
+        f"{deadline_s} s" if deadline_s else "",
         action.vm_state,
         "refuses it" if action.unlocked else "",
         "administrators" if action.administrators else "",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from zcompute.conductor.change import Change
@@ -9,6 +10,7 @@ from zcompute.db.tables import BUILD_REQUESTS, HOSTS, INSTANCES
 from zcompute.objects.base import pack
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.errors import CannotLower
+from zcompute.objects.flavor import Flavor
 from zcompute.objects.host import Host
 from zcompute.objects.instance import TASK_DELETING, VM_BUILDING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.notification import PRIORITY_ERROR, PRIORITY_INFO, Notification
@@ -20,10 +22,12 @@ from zcompute.objects.notification_payloads import (
     InstanceActionPayload,
     InstanceEventsFoldedPayload,
     InstanceExistsPayload,
+    InstanceMovePayload,
     InstanceRebuildPayload,
     InstanceStateUpdatePayload,
     InstanceUpdatePayload,
     Payload,
+    flavor_payload,
     instance_fields,
     power_name,
     service_payload,
@@ -72,15 +76,37 @@ def instance_update(
     return _of_instance(INSTANCE_UPDATE, instance, payload, request_id, packed)
 
 
+@dataclass(frozen=True)
+class EventFacts:
+    """What some events say beyond the instance: of a rebuild the image, of a move its hosts and flavor."""
+
+    new_image: str = ""
+    source_host: str | None = None
+    dest_host: str | None = None
+    new_flavor: Flavor | None = None
+
+
 def instance_event(
-    event_type: str, instance: Instance, request_id: str, failure: str = "", packed: Pack = pack, new_image: str = ""
+    event_type: str,
+    instance: Instance,
+    request_id: str,
+    failure: str = "",
+    packed: Pack = pack,
+    of: EventFacts | None = None,
 ) -> Notification:
-    """A phase of an action on an instance; ``failure`` says why, for the phase error; ``new_image`` of a rebuild."""
+    """A phase of an action on an instance; ``failure`` says why, for the phase error."""
+    of = of or EventFacts()
     fields: dict[str, Any] = instance_fields(instance)
     fault = ExceptionPayload(exception_message=failure) if failure else None
     if EVENT_TYPES[event_type] is InstanceRebuildPayload:
-        rebuild = InstanceRebuildPayload(**fields, fault=fault, new_image_uuid=new_image)
+        rebuild = InstanceRebuildPayload(**fields, fault=fault, new_image_uuid=of.new_image)
         return _of_instance(event_type, instance, rebuild, request_id, packed)
+    if EVENT_TYPES[event_type] is InstanceMovePayload:
+        flavor = flavor_payload(of.new_flavor or instance.flavor)
+        moved = InstanceMovePayload(
+            **fields, fault=fault, source_host=of.source_host, dest_host=of.dest_host, new_flavor=flavor
+        )
+        return _of_instance(event_type, instance, moved, request_id, packed)
     return _of_instance(event_type, instance, InstanceActionPayload(**fields, fault=fault), request_id, packed)
 
 

@@ -37,10 +37,18 @@ from zcompute.objects.instance import (
     VM_ERROR,
     VM_PAUSED,
     VM_RESCUED,
+    VM_RESIZED,
     VM_SOFT_DELETED,
     VM_STOPPED,
     VM_SUSPENDED,
     Instance,
+)
+from zcompute.objects.task import (
+    TASK_CONFIRM_RESIZE,
+    TASK_EVACUATE,
+    TASK_LIVE_MIGRATE,
+    TASK_MIGRATE,
+    TASK_REVERT_RESIZE,
 )
 
 
@@ -49,8 +57,9 @@ class Action:
     """One action. ``key`` names it on the wire and in tasks, ``name`` in histories and messages, as Nova's.
 
     ``vm_states`` it may begin in, None for any that is not deleted; ``task_state`` while it goes on (empty: it is over
-    at once), ``vm_state`` at its end (empty: as it was). ``verb`` is what the agent is told, ``event`` the name that
-    notifications have. ``unlocked``: a lock keeps all but administrators from it. ``administrators`` only may do it.
+    at once, or the move says so), ``vm_state`` at its end (empty: as it was). ``verb`` is what the agent is told, or
+    ``kind`` the kind of a move's task; ``event`` is the name that notifications have. ``unlocked``: a lock keeps all
+    but administrators from it. ``administrators``: nobody else may do it.
     """
 
     key: str
@@ -62,6 +71,7 @@ class Action:
     event: str = ""
     unlocked: bool = True
     administrators: bool = False
+    kind: str = ""
 
 
 def _of(*vm_states: str) -> frozenset[str]:
@@ -96,6 +106,13 @@ REBUILD = Action(  # one that was stopped is so again
 LOCK = Action("lock", "lock", None, event="lock", unlocked=False)
 UNLOCK = Action("unlock", "unlock", None, event="unlock", unlocked=False)
 RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administrators=True)
+MIGRATE = Action(
+    "migrate", "migrate", _of(VM_ACTIVE, VM_STOPPED), vm_state=VM_RESIZED, administrators=True, kind=TASK_MIGRATE
+)
+CONFIRM_RESIZE = Action("confirm_resize", "confirmResize", _of(VM_RESIZED), kind=TASK_CONFIRM_RESIZE)
+REVERT_RESIZE = Action("revert_resize", "revertResize", _of(VM_RESIZED), kind=TASK_REVERT_RESIZE)
+LIVE_MIGRATE = Action("live_migrate", "live-migration", _of(VM_ACTIVE), administrators=True, kind=TASK_LIVE_MIGRATE)
+EVACUATE = Action("evacuate", "evacuate", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), administrators=True, kind=TASK_EVACUATE)
 
 SOFT_DELETE = Action(  # what a delete does where servers are reclaimed later
     "soft_delete", "delete", None, VERB_STOP, TASK_SOFT_DELETING, VM_SOFT_DELETED, "soft_delete"
@@ -107,7 +124,7 @@ ACTIONS: dict[str, Action] = {
     action.key: action
     for action in (
         START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, LOCK, UNLOCK,
-        RESET_STATE, SOFT_DELETE, RESTORE,
+        RESET_STATE, SOFT_DELETE, RESTORE, MIGRATE, CONFIRM_RESIZE, REVERT_RESIZE, LIVE_MIGRATE, EVACUATE,
     )
 }  # fmt: skip
 
@@ -132,9 +149,9 @@ def check_state(action: Action, instance: Instance, *, administrator: bool) -> N
         raise _refused(_while(action, instance, "task_state", instance.task_state), instance)
     if instance.task_id is not None:  # parked: a host is silent, and who knows what it does
         raise _refused(_while(action, instance, "vm_state", instance.vm_state), instance)
-    if action.verb and instance.launched_at_us is None:
+    if (action.verb or action.kind) and instance.launched_at_us is None:
         raise _refused(f"Cannot '{action.name}' instance {instance.uuid} which has never been active", instance)
-    if action.verb and instance.host is None:
+    if (action.verb or action.kind) and instance.host is None:
         raise _refused(f"Instance {instance.uuid} is not ready", instance)
 
 

@@ -184,12 +184,15 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     *_actions(InstanceRebuildPayload, "rebuild", error=True, emitted=True),
     EventKind("instance.lock", InstanceActionPayload, emitted=True),
     EventKind("instance.unlock", InstanceActionPayload, emitted=True),
-    *_actions(InstanceMovePayload, "resize_prep", "resize_finish", "resize_confirm", "resize_revert"),
-    *_actions(InstanceMovePayload, "resize", error=True),
-    EventKind("instance.evacuate", InstanceMovePayload),
+    *_actions(InstanceMovePayload, "resize_prep", "resize_finish"),
+    *_actions(InstanceMovePayload, "resize_confirm", "resize_revert", emitted=True),
+    *_actions(InstanceMovePayload, "resize", error=True, emitted=True),
+    EventKind("instance.evacuate", InstanceMovePayload, emitted=True),
     *_actions(
-        InstanceMovePayload, "live_migration_pre", "live_migration_post", "live_migration_post_dest",
-        "live_migration_abort", "live_migration_rollback", "live_migration_rollback_dest",
+        InstanceMovePayload, "live_migration_pre", "live_migration_post", "live_migration_rollback", emitted=True
+    ),
+    *_actions(
+        InstanceMovePayload, "live_migration_post_dest", "live_migration_abort", "live_migration_rollback_dest"
     ),
     EventKind("instance.live_migration_force_complete", InstanceMovePayload, (START, END)),
 )  # fmt: skip

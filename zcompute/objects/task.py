@@ -9,6 +9,11 @@ from zcompute.objects.instance import Fault
 TASK_BUILD = "build"
 TASK_DELETE = "delete"
 TASK_ACT = "act"
+TASK_MIGRATE = "migrate"
+TASK_LIVE_MIGRATE = "live_migrate"
+TASK_EVACUATE = "evacuate"
+TASK_CONFIRM_RESIZE = "confirm_resize"
+TASK_REVERT_RESIZE = "revert_resize"
 
 TASK_RUNNING = "running"
 TASK_PARKED = "parked"
@@ -28,11 +33,12 @@ class TaskBody(VersionedObject):
     reached: a new owner adopts the instance at those that were commanded; ``destroyed`` those of them that have
     answered that nothing is left; ``release`` are claims to be released before the end; ``reschedules`` counts how
     often all candidates were used up; ``refused`` says why, by host; ``step_began_at_us`` is of the present step and
-    attempt.
+    attempt, ``failures`` how often the present step has failed.
 
     ``action`` is what was asked for (a key of zcompute.objects.actions), with its ``arguments``;
-    ``former_vm_state`` where a task that is rolled back returns to, ``fault`` then of before; ``source`` and
-    ``destination`` the hosts of a move; ``answers`` what steps had to say to later ones, by the step's name."""
+    ``former_vm_state`` where a task that is rolled back returns to, ``fault`` then of before; ``result``: why it is.
+    Of a move ``source`` is the host it leaves, ``host`` the one it goes to, ``destination`` the one that was asked for
+    by name; ``answers`` is what steps had to say to later ones, by the step's name."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)
@@ -44,6 +50,7 @@ class TaskBody(VersionedObject):
     result: str = ""
     fault: Fault | None = None
     step_began_at_us: int = 0
+    failures: int = 0
     action: str = ""
     arguments: StepArguments = StepArguments()
     former_vm_state: str = ""

@@ -1,9 +1,10 @@
 """Intake of actions at the instance's owner; a conductor that does not own it forwards once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from zcompute.bus.errors import InvalidRequest
+from zcompute.bus.errors import Busy, InvalidRequest
 from zcompute.conductor.cell.instances import new_task_id
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
@@ -13,7 +14,7 @@ from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
-from zcompute.objects.actions import ACTIONS, RESET_STATE, Action, check_state
+from zcompute.objects.actions import ACTIONS, EVACUATE, RESET_STATE, Action, check_state
 from zcompute.objects.errors import InstanceNotFound, OperationConflict
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -22,6 +23,8 @@ from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.instances import InstanceActionRequest
 from zcompute.objects.methods import INSTANCE_ACTION
 from zcompute.objects.partition import partition_of
+
+HOSTS_ASKED_MAX = 3
 
 
 def was_accepted(former: InstanceAction | None, action: Action, request: InstanceActionRequest) -> bool:
@@ -45,6 +48,13 @@ def found(instance: Instance | None, request: InstanceActionRequest) -> Instance
     return instance
 
 
+@dataclass(frozen=True)
+class _AskHost:
+    """What a decision found missing: it is made again when it is known whether this host is forced down."""
+
+    host: str
+
+
 class Actions:
     """The handler of ``instance.action``."""
 
@@ -54,6 +64,7 @@ class Actions:
         engine: TaskEngine,
         settings: CellSettings,
         task_settings: TaskSettings,
+        forced_down: Callable[[Sequence[str]], set[str]],
         make_task_id: Callable[[], str] = new_task_id,
     ) -> None:
         self._ledger = env.ledger
@@ -61,6 +72,7 @@ class Actions:
         self._engine = engine
         self._settings = settings
         self._task_settings = task_settings
+        self._forced_down = forced_down
         self._make_task_id = make_task_id
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -88,25 +100,37 @@ class Actions:
         operation = (INSTANCE_ACTIONS, (request.uuid, request.operation_id or task_id))
         request_id = getattr(context, "request_id", "")
 
-        def decide(change: Change) -> Snapshot | None:
+        forced: dict[str, bool] = {}  # by the host that the instance was on when its state was asked for
+
+        def decide(change: Change) -> Snapshot | _AskHost | None:
             if was_accepted(change.get(*operation), action, request):
                 return None
             instance = found(change.get(INSTANCES, (request.uuid,)), request)
             check_state(action, instance, administrator=request.administrator)
+            host = instance.host or ""
+            if action is EVACUATE and host not in forced:
+                return _AskHost(host)
             change.request_id = request_id
             decision = begin(
-                Beginning(action, instance, request, task_id, request_id, change.now_us, self._task_settings)
-            )
+                Beginning(
+                    action, instance, request, task_id, request_id, change.now_us, self._task_settings,
+                    forced.get(host, False),
+                )
+            )  # fmt: skip
             snapshot = apply(change, Snapshot(instance, None), decision)
             if decision.task is None:
                 change.put(INSTANCE_ACTIONS, _over(action, instance, operation[1][1], request_id, change.now_us))
             return snapshot
 
         keys: Keys = [(INSTANCES, (request.uuid,)), (TASKS, (task_id,)), operation]
-        ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
-        ticket.on_done(self._committed)
-        ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
-        return Empty()
+        for _ in range(HOSTS_ASKED_MAX):
+            ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
+            ticket.on_done(self._committed)
+            result = ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
+            if not isinstance(result, _AskHost):
+                return Empty()
+            forced[result.host] = result.host in self._forced_down([result.host])
+        raise Busy(f"instance {request.uuid} keeps changing its host: try again", retry_after_ms=100)
 
     def _committed(self, ticket: Ticket) -> None:
         """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""

@@ -84,8 +84,12 @@ def decide_release(host: Host | None, claim: Claim | None, now_us: int) -> Host 
 
 
 def in_force(claim: Claim, instance: Instance | None, task: Task | None) -> bool:
-    """A claim is in force while the instance's row or its running task names it."""
+    """A claim is in force while the instance's row or its running task names it; the row names that of the copy which a
+    move has left, too."""
     if instance is not None and instance.claim == claim.name:
+        return True
+    move = None if instance is None else instance.move
+    if move is not None and (move.former_host, move.former_claim) == (claim.host, claim.name):
         return True
     if task is None or task.instance_uuid != claim.instance_uuid:
         return False

@@ -102,7 +102,7 @@ class CellRole:
             env, self.engine, self._outbox, self._settings, task_settings, reclaims=reclaim_s > 0
         )
         self._reclaim = Reclaim(env.ledger, env.store, reclaim_s, self._settings, self._instances.reclaim)
-        self._actions = Actions(env, self.engine, self._settings, task_settings)
+        self._actions = Actions(env, self.engine, self._settings, task_settings, self._forced_down)
         self._tasks = Tasks(env, self.engine, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._census = Census(env, self._settings)

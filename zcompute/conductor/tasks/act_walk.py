@@ -110,6 +110,11 @@ def act_failed(instance: Instance, task: Task, reason: str) -> Decision:
     return Decision(instance=former, ended=True, failed=reason, events=(event,) if event in EVENT_TYPES else ())
 
 
+def act_refused(instance: Instance, task: Task, reason: str, now_us: int) -> Decision:
+    """The host's agent cannot be told at all."""
+    return act_failed(instance, task, reason)
+
+
 def act_host_lost(instance: Instance, task: Task, now_us: int) -> Decision:
     """Its host is forced down: whether it was done is nobody's concern any more."""
     return act_failed(instance, task, f"host {task.body.host} was forced down meanwhile")

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from zcompute.conductor.tasks.act_walk import begin_act
 from zcompute.conductor.tasks.decision import Decision, make_fault
-from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
+from zcompute.conductor.tasks.moves.begin import begin_move
+from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, SOFT_DELETE, UNLOCK, Action, forbidden
 from zcompute.objects.errors import InstanceBusy
 from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_ERROR, VM_STOPPED, Instance
@@ -19,7 +20,7 @@ RESET_STATES = (VM_ACTIVE, VM_ERROR)
 
 @dataclass(frozen=True)
 class Beginning:
-    """An action that is to begin."""
+    """An action that is to begin. ``forced_down``: the instance's host is (asked for where it matters only)."""
 
     action: Action
     instance: Instance
@@ -28,13 +29,14 @@ class Beginning:
     request_id: str
     now_us: int
     settings: TaskSettings
+    forced_down: bool = False
 
 
 Begin = Callable[[Beginning], Decision]
 
 
 def begin(it: Beginning) -> Decision:
-    """What accepts it. Raises InstanceBusy, ActionForbidden."""
+    """What accepts it. Raises InstanceBusy, ActionForbidden, InvalidRequest."""
     return BEGINNINGS[it.action.key](it)
 
 
@@ -58,6 +60,19 @@ def _rebuild(it: Beginning) -> Decision:
     renamed = replace(instance, name=request.name or instance.name, spec=spec)
     asked = replace(request, arguments=replace(request.arguments, power=power))
     return _act(dataclasses.replace(it, instance=renamed, request=asked))
+
+
+def _move(it: Beginning) -> Decision:
+    return begin_move(
+        it.action.kind,
+        it.instance,
+        it.request,
+        task_id=it.task_id,
+        request_id=it.request_id,
+        now_us=it.now_us,
+        deadline_s=min(it.settings.move_deadline_s_max, MOVE_DEADLINES_S[it.action.kind]),
+        forced_down=it.forced_down,
+    )
 
 
 def _lock(it: Beginning) -> Decision:
@@ -96,6 +111,7 @@ def _reset_state(it: Beginning) -> Decision:
 BEGINNINGS: dict[str, Begin] = {
     **{key: _act for key, action in ACTIONS.items() if action.verb and action is not SOFT_DELETE},
     REBUILD.key: _rebuild,
+    **{key: _move for key, action in ACTIONS.items() if action.kind},
     LOCK.key: _lock,
     UNLOCK.key: _unlock,
     RESET_STATE.key: _reset_state,

@@ -6,12 +6,12 @@ import time
 from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks import build_walk
 from zcompute.conductor.tasks.decision import Decision, raise_generation
+from zcompute.conductor.tasks.placing import claim_present, select_hosts
 from zcompute.conductor.tasks.run import TaskRun
 from zcompute.objects.command import SpawnRequest
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.instance import Instance
-from zcompute.objects.messages.hosts import ClaimReply, ClaimRequest, SelectRequest
-from zcompute.objects.methods import CLAIM, SPAWN
+from zcompute.objects.methods import SPAWN
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
@@ -32,23 +32,11 @@ class Schedule:
         if body.reschedules > run.settings.reschedules_max:
             self._refuse(run, f"tried {len(body.refused)} hosts; {build_walk.refusal_reason(body, {})}")
             return
-        spec = run.instance.spec
-        reply = run.env.schedulers.select(
-            SelectRequest(
-                instance_uuids=[run.uuid],
-                amounts=run.instance.flavor.amounts(),
-                alternates=run.settings.alternates,
-                availability_zone=spec.availability_zone,
-                ignore_hosts=sorted(body.refused),
-            ),
-            timeout_ms=run.left_ms(run.settings.select_ms_max),
-            one_ms_max=run.settings.select_one_ms_max,
-        )
-        hosts = [host for host in (reply.hosts[0] if reply.hosts else []) if host not in body.refused]
-        if hosts:
-            run.journal(lambda _, task, __: build_walk.begin_attempt(task, hosts))
+        found = select_hosts(run, run.instance.flavor.amounts(), body.refused)
+        if found.hosts:
+            run.journal(lambda _, task, __: build_walk.begin_attempt(task, found.hosts))
         else:
-            self._refuse(run, build_walk.refusal_reason(body, reply.reasons))
+            self._refuse(run, build_walk.refusal_reason(body, found.reasons))
 
     def _refuse(self, run: TaskRun, reason: str) -> None:
         log.info("build refused uuid=%s reason=%s", run.uuid, reason)
@@ -69,24 +57,12 @@ class ClaimHost:
     def run(self, run: TaskRun) -> None:
         run.release_owed()
         task = run.now_task()
-        host = task.body.host or ""
-        reply: ClaimReply = run.env.router.call(
-            host,
-            CLAIM,
-            ClaimRequest(
-                instance_uuid=run.uuid,
-                task_id=task.id,
-                attempt=task.attempt,
-                host=host,
-                amounts=run.instance.flavor.amounts(),
-            ),
-            timeout_ms=run.left_ms(run.settings.claim_ms_max),
-        )
+        reply = claim_present(run, run.instance.flavor.amounts())
         if reply.granted:
             if run.journal(lambda instance, task, _: build_walk.begin_spawn(instance, task)):
                 run.own_attempt = task.attempt
             return
-        log.info("claim refused uuid=%s host=%s reason=%s", run.uuid, host, reply.reason)
+        log.info("claim refused uuid=%s host=%s reason=%s", run.uuid, task.body.host, reply.reason)
         run.journal(lambda _, task, __: build_walk.claim_refused(task, reply.reason))
 
 

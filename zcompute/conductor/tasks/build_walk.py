@@ -82,7 +82,7 @@ def begin_attempt(task: Task, hosts: Sequence[str]) -> Decision:
 
 def claim_refused(task: Task, reason: str) -> Decision:
     """The host has no room: the next candidate, or the scheduler once more."""
-    return _next_attempt(task, reason, ())
+    return next_attempt(task, reason, ())
 
 
 def begin_spawn(instance: Instance, task: Task) -> Decision:
@@ -126,7 +126,7 @@ def spawn_ended(instance: Instance, task: Task, result: StepResult, now_us: int,
 
 def spawn_given_up(instance: Instance, task: Task, reason: str) -> Decision:
     """Nothing is or will be on the host: its claim is owed back, the next candidate is tried."""
-    decision = _next_attempt(task, reason, (_claim_of(task),))
+    decision = next_attempt(task, reason, (_claim_of(task),))
     homeless = msgspec.structs.replace(instance, host=None, claim=None, task_state=TASK_SCHEDULING)
     return Decision(instance=homeless, task=decision.task, events=(CREATE_ERROR,), failed=reason)
 
@@ -262,8 +262,8 @@ def _claim_of(task: Task) -> ClaimName:
     return ClaimName(host=task.body.host or "", task_id=task.id, attempt=task.attempt)
 
 
-def _next_attempt(task: Task, reason: str, release: Sequence[ClaimName]) -> Decision:
-    """What was tried has definitely failed there: that host is named no longer."""
+def next_attempt(task: Task, reason: str, release: Sequence[ClaimName]) -> Decision:
+    """The next candidate, or the scheduler once more. The present one has definitely failed: it is named no longer."""
     body = task.body
     failed = body.host or ""
     body = msgspec.structs.replace(

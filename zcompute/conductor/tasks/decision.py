@@ -3,7 +3,13 @@
 import msgspec
 
 from zcompute.conductor.change import Change
-from zcompute.conductor.notices import INSTANCE_CREATE_ERROR, INSTANCE_DELETE_END, INSTANCE_DELETE_START, instance_event
+from zcompute.conductor.notices import (
+    INSTANCE_CREATE_ERROR,
+    INSTANCE_DELETE_END,
+    INSTANCE_DELETE_START,
+    EventFacts,
+    instance_event,
+)
 from zcompute.conductor.tasks.history import record
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
@@ -68,13 +74,20 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
     if instance is not None and carried_out is not None:
         change.request_id = carried_out.request_id
         record(change, instance, former.task, task, decision.failed)
-    new_image = carried_out.body.arguments.image_ref if carried_out is not None else ""
+    facts = _facts(carried_out)
     for event in decision.events:
         if instance is None:
             break
         failure = decision.failed if event.endswith(ERROR) else ""
-        change.notify(instance_event(event, instance, change.request_id, failure, change.packed, new_image))
+        change.notify(instance_event(event, instance, change.request_id, failure, change.packed, facts))
     return Snapshot(instance, task, decision.outbox)
+
+
+def _facts(task: Task | None) -> EventFacts:
+    if task is None:
+        return EventFacts()
+    body = task.body
+    return EventFacts(body.arguments.image_ref, body.source, body.host, body.arguments.flavor)
 
 
 def _same_step(former: Task | None, task: Task) -> bool:

@@ -4,6 +4,7 @@ import msgspec
 
 from zcompute.conductor.tasks.build_walk import HOST_TOLD, refusal_pending
 from zcompute.conductor.tasks.decision import CREATE_ERROR, DELETE_END, DELETE_START, Decision, make_fault
+from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.instance import POWER_NOSTATE, TASK_DELETING, VM_DELETED, VM_ERROR, Instance
@@ -23,6 +24,7 @@ STEP_DESTROY = "destroy"
 STEP_FINISH = "finish"
 
 OUTBOX_DELETED = "deleted"
+PRE_EMPTED = frozenset({TASK_BUILD, TASK_ACT, *PLANS})
 REASON_DELETED = "the server was deleted while it was built"
 REASON_PRE_EMPTED = "the server was deleted meanwhile"
 
@@ -40,8 +42,8 @@ def accept_delete(
 ) -> Decision | None:
     """Take a delete in. None: it is under way already, nothing to do.
 
-    A build or an act under way is pre-empted: the delete task takes its place in the same commit, with the hosts that
-    were commanded and the claims to be released.
+    A task under way is pre-empted: the delete task takes its place in the same commit, with the hosts that may have the
+    instance and the claims to be released.
     Raises InstanceNotFound for an absent, deleted or other project's instance, InstanceBusy while a refusal is on its
     way to the root, or for a task that this release does not know.
     """
@@ -53,7 +55,7 @@ def accept_delete(
     deadline_at_us = now_us + deadline_s * 1_000_000
     if task is not None and task.kind == TASK_DELETE:
         return _revive(instance, task, deadline_at_us) if task.state == TASK_PARKED else None
-    if task is not None and task.kind not in (TASK_BUILD, TASK_ACT):
+    if task is not None and task.kind not in PRE_EMPTED:
         raise _busy(instance, f"a task of kind {task.kind} is under way: try again")
     body = _leftovers(instance, task)
     fresh = Task(
@@ -125,6 +127,7 @@ def finish_delete(instance: Instance, task: Task, now_us: int) -> Decision:
         task_state=None,
         task_id=None,
         claim=None,
+        move=None,
         power_state=POWER_NOSTATE,
         deleted_at_us=now_us,
         soft_deleted_at_us=None,
@@ -144,9 +147,13 @@ def _leftovers(instance: Instance, task: Task | None) -> TaskBody:
     """Hosts that may have the instance, and claims that hold room for it."""
     hosts = [instance.host] if instance.host else []
     release = [_claim_in_force(instance)] if instance.claim and instance.host else []
+    move = instance.move
+    if move is not None:
+        hosts += [move.former_host] if move.former_host not in hosts else []
+        release.append(_claim_named(move.former_claim, move.former_host))
     if task is not None:
         release += [name for name in task.body.release if name not in release]
-        if task.kind == TASK_BUILD and task.body.host:
+        if task.kind != TASK_ACT and task.body.host:
             attempt = ClaimName(host=task.body.host, task_id=task.id, attempt=task.attempt)
             release += [attempt] if attempt not in release else []
         if task.kind != TASK_BUILD or task.step in HOST_TOLD:
@@ -155,8 +162,12 @@ def _leftovers(instance: Instance, task: Task | None) -> TaskBody:
 
 
 def _claim_in_force(instance: Instance) -> ClaimName:
-    task_id, _, attempt = (instance.claim or "").rpartition("/")
-    return ClaimName(host=instance.host or "", task_id=task_id, attempt=int(attempt))
+    return _claim_named(instance.claim or "", instance.host or "")
+
+
+def _claim_named(name: str, host: str) -> ClaimName:
+    task_id, _, attempt = name.rpartition("/")
+    return ClaimName(host=host, task_id=task_id, attempt=int(attempt))
 
 
 def _revive(instance: Instance, task: Task, deadline_at_us: int) -> Decision:

@@ -16,8 +16,9 @@ from zcompute.bus.context import request_id
 from zcompute.bus.errors import Busy
 from zcompute.conductor.change import Keys
 from zcompute.conductor.tasks.adoption import adopt
-from zcompute.conductor.tasks.build_walk import abandon, no_host_told
-from zcompute.conductor.tasks.decision import Decision, Snapshot, park
+from zcompute.conductor.tasks.build_walk import no_host_told
+from zcompute.conductor.tasks.decision import Decision, Snapshot
+from zcompute.conductor.tasks.expiry import expire
 from zcompute.conductor.tasks.forgetting import Forgetting
 from zcompute.conductor.tasks.ghosts import Ghosts
 from zcompute.conductor.tasks.history import action_key
@@ -275,9 +276,7 @@ class TaskEngine:
             message = _silence(task)
 
             def decide(instance: Instance, task: Task, now_us: int, message: str = message) -> Decision:
-                if no_host_told(task):
-                    return abandon(instance, task, message, now_us, run.settings.ending_s_max)
-                return park(instance, task, message, now_us)
+                return expire(instance, task, message, now_us, run.settings.ending_s_max)
 
             try:
                 if run.journal(decide):

@@ -1,27 +1,11 @@
 """Which steps wait for an agent's word, from whom, and what follows from it. Pure: a table of the walks' decisions."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-
 from zcompute.conductor.tasks.act_walk import STEP_APPLY, act_ended
+from zcompute.conductor.tasks.awaited import Awaited
 from zcompute.conductor.tasks.build_walk import STEP_CANCEL, STEP_SPAWN, cancel_ended, spawn_ended
-from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.delete_walk import STEP_DESTROY, destroy_ended
-from zcompute.objects.instance import Instance
-from zcompute.objects.report import StepResult
+from zcompute.conductor.tasks.moves.results import MOVES_AWAITED
 from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE, Task
-
-Ended = Callable[[Instance, Task, StepResult, int, int], Decision]
-
-
-@dataclass(frozen=True)
-class Awaited:
-    """``hosts`` that may answer, ``heard`` those that have; ``ended(instance, task, result, now_us, ending_s)`` decides
-    what the answer changes."""
-
-    hosts: Callable[[Task], Collection[str]]
-    ended: Ended
-    heard: Callable[[Task], Collection[str]] = lambda _: ()
 
 
 def present_host(task: Task) -> list[str]:
@@ -36,4 +20,5 @@ AWAITED: dict[tuple[str, str], Awaited] = {
     (TASK_DELETE, STEP_DESTROY): Awaited(
         lambda task: task.body.named_hosts, destroy_ended, lambda task: task.body.destroyed
     ),
+    **MOVES_AWAITED,
 }

@@ -17,6 +17,13 @@ from zcompute.objects.instance import (
     TASK_UNPAUSING,
     TASK_UNRESCUING,
 )
+from zcompute.objects.task import (
+    TASK_CONFIRM_RESIZE,
+    TASK_EVACUATE,
+    TASK_LIVE_MIGRATE,
+    TASK_MIGRATE,
+    TASK_REVERT_RESIZE,
+)
 
 ACT_DEADLINES_S = {
     TASK_POWERING_ON: 120,
@@ -34,14 +41,22 @@ ACT_DEADLINES_S = {
     TASK_UNRESCUING: 300,
 }
 """How long a task_state may last: then the task is parked, or ends with a fault."""
+MOVE_DEADLINES_S = {
+    TASK_MIGRATE: 3600,  # disks go over the network
+    TASK_LIVE_MIGRATE: 3600,
+    TASK_EVACUATE: 1800,
+    TASK_CONFIRM_RESIZE: 600,
+    TASK_REVERT_RESIZE: 1800,
+}
+"""The same of a whole move, all its task_states together."""
 
 
 @dataclass(frozen=True)
 class TaskSettings:
     """``runners_max`` tasks run at once, the others wait in order; ``tasks_max`` in all, beyond it callers get Busy.
 
-    ``act_deadline_s_max`` caps what ACT_DEADLINES_S gives each task_state; ``act_link_wait_ms_max``: an action whose
-    host was told nothing and is not linked for so long fails.
+    ``act_deadline_s_max`` and ``move_deadline_s_max`` cap what ACT_DEADLINES_S and MOVE_DEADLINES_S give;
+    ``act_link_wait_ms_max``: an action whose host was told nothing and is not linked for so long fails.
     """
 
     runners_max: int = 1000
@@ -67,6 +82,7 @@ class TaskSettings:
     reschedules_max: int = 3
     act_deadline_s_max: int = 1800
     act_link_wait_ms_max: int = 30_000
+    move_deadline_s_max: int = 3600
     build_deadline_s: int = 300
     delete_deadline_s: int = 300
     retry_deadline_s: int = 300  # of a parked task of another kind that an operator begins again

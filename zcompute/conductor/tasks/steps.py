@@ -4,6 +4,7 @@ from zcompute.conductor.tasks.act import ACT_STEPS
 from zcompute.conductor.tasks.build import BUILD_STEPS
 from zcompute.conductor.tasks.build_cancel import Cancel
 from zcompute.conductor.tasks.delete import DELETE_STEPS
+from zcompute.conductor.tasks.moves.steps import MOVES
 from zcompute.conductor.tasks.run import Step
 from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE, Task
 
@@ -11,6 +12,7 @@ KINDS: dict[str, tuple[Step, ...]] = {
     TASK_BUILD: (*BUILD_STEPS, Cancel()),
     TASK_DELETE: DELETE_STEPS,
     TASK_ACT: ACT_STEPS,
+    **MOVES,
 }
 
 _BY_NAME: dict[tuple[str, str], Step] = {(kind, step.name): step for kind, steps in KINDS.items() for step in steps}

@@ -60,6 +60,9 @@ class Agent:
         self.generations: dict[str, int] = {}
         self.silent = self.mute = self.broken = self.old = False
         self.verbs: list[str] = []
+        self.cannot: set[str] = set()
+        self.running: set[str] = set()
+        self.awaited: set[str] = set()
         self.acks: list[Any] = []
         self.lanes = ReceiverLanes(Limits(lane_credit=2))
         self.admit_report, self.settle_report = self.lanes.admit, self.lanes.settle
@@ -74,23 +77,44 @@ class Agent:
             raise CommandRefused("stale", reason="stale_generation")
         self.generations[order.instance_uuid] = order.generation
         if method.name == "step":
-            self.verbs.append(request.verb)
             if self.old:
                 raise UnsupportedVersion("no such method")
+            self.verbs.append(request.verb)
+        verb = request.verb if method.name == "step" else method.name
         if method.name in ("spawn", "destroy", "step") and not self.silent:
-            self.finish(method.name, order)
+            self.finish(verb, order)
         return CommandReply(running=order.instance_uuid in self.domains)
 
-    def finish(self, name: str, order: Any) -> None:
-        outcome = OUTCOME_FAILED if self.broken else OUTCOME_DONE
-        if not self.broken and name != "step":
-            (self.domains.add if name == "spawn" else self.domains.discard)(order.instance_uuid)
+    def finish(self, verb: str, order: Any) -> None:
+        broken = self.broken or verb in self.cannot
+        if not broken:
+            self._do(verb, order.instance_uuid)
         self.report(
             StepResult(
                 instance_uuid=order.instance_uuid, host=self.host, generation=order.generation, task_id=order.task_id,
-                step=order.step, attempt=order.attempt, outcome=outcome, power_state=1, message="broken",
+                step=order.step, attempt=order.attempt, outcome=OUTCOME_FAILED if broken else OUTCOME_DONE,
+                power_state=1, message="broken" if broken else "",
+                answer={"address": f"fake://{self.host}"} if verb == "prepare" and not broken else {},
             )
         )  # fmt: skip
+
+    def _do(self, verb: str, uuid: str) -> None:
+        if verb in ("spawn", "activate"):
+            self.domains.add(uuid)
+            self.running.add(uuid)
+        elif verb in ("destroy", "migrate"):
+            self.domains.discard(uuid)
+            self.running.discard(uuid)
+            self.awaited.discard(uuid)
+            if verb == "migrate":
+                for there in [agent for agent in self.world.agents.values() if uuid in agent.awaited]:
+                    there._do("activate", uuid)
+        elif verb == "prepare":
+            self.awaited.add(uuid)
+        elif verb in ("stop", "send", "pause", "suspend"):
+            self.running.discard(uuid)
+        else:
+            self.running.add(uuid)
 
     def report(self, body: Any) -> None:
         self._seq += 1
@@ -160,7 +184,7 @@ class CellWorld:
         self.reports.start()
         self.outbox: Any = SimpleNamespace(owed=self.owed.append, check_room=lambda under_way: None)
         self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings, reclaims=reclaims)
-        self.actions = Actions(env, self.engine, CellSettings(), settings)
+        self.actions = Actions(env, self.engine, CellSettings(), settings, self._forced)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():
             self.attach(agent)

@@ -239,7 +239,7 @@ def test_a_silent_host_parks_the_action_and_its_late_word_ends_it(world: CellWor
     assert world.instance(one).task_state is None
     with pytest.raises(InstanceBusy):
         world.act(one, "reboot_hard")
-    agent.finish("step", agent.named("step")[-1])
+    agent.finish("stop", agent.named("step")[-1])
     world.wait_state(one, VM_STOPPED)
     assert world.instance(one).fault is None
 
@@ -267,7 +267,7 @@ def test_a_delete_takes_the_place_of_an_action_and_destroys_at_its_host(world: C
     world.delete(one)
     world.wait_state(one, VM_DELETED)
     assert (history(world, one, "op-1").result, agent.domains, world.claims) == ("Error", set(), {})
-    agent.finish("step", agent.named("step")[-1])  # a late word changes nothing
+    agent.finish("stop", agent.named("step")[-1])  # a late word changes nothing
     assert world.instance(one).vm_state == VM_DELETED
 
 

@@ -1,0 +1,374 @@
+"""Moves of a server through the engine: each kind to its end, back, and across the death of its owner at every step."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.conductor.cell.cell_world import CellWorld
+from tests.unit.conductor.ledger_world import wait_for
+from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.change import Ticket
+from zcompute.conductor.tasks.moves.plans import (
+    PLANS,
+    STEP_CLAIM,
+    STEP_PREPARE,
+    STEP_SCHEDULE,
+    STEP_SEND,
+    STEP_SWITCH,
+)
+from zcompute.db.tables import INSTANCE_ACTIONS, TASKS
+from zcompute.objects.command import StepArguments
+from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED
+from zcompute.objects.partition import partition_of
+from zcompute.objects.task import TASK_PARKED
+
+
+@pytest.fixture
+def world() -> Iterator[CellWorld]:
+    world = CellWorld("h1", "h2", "h3")
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def one(world: CellWorld) -> str:
+    """A server that runs on h1."""
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    return uuid
+
+
+def move(world: CellWorld, uuid: str, action: str, host: str = "", operation_id: str = "op-m") -> None:
+    world.act(uuid, action, administrator=True, operation_id=operation_id, arguments=StepArguments(peer_host=host))
+
+
+def migrated(world: CellWorld, uuid: str) -> None:
+    """A cold migration that waits to be confirmed: on h2, its copy on h1."""
+    move(world, uuid, "migrate", operation_id="op-migrate")
+    world.wait_state(uuid, VM_RESIZED)
+
+
+def ended(world: CellWorld, uuid: str, operation_id: str = "op-m"):
+    def over():
+        row = world.database.row(INSTANCE_ACTIONS, (uuid, operation_id))
+        return row if row is not None and row.finished_at_us else None
+
+    wait_for(over)
+    return over()
+
+
+def where(world: CellWorld, uuid: str) -> tuple[list[str], list[str]]:
+    """The hosts that have the domain, and those that run it."""
+    agents = world.agents.values()
+    return [a.host for a in agents if uuid in a.domains], [a.host for a in agents if uuid in a.running]
+
+
+def held(world: CellWorld) -> list[str]:
+    return sorted(world.claims.values())
+
+
+def force_down(world: CellWorld, host: str) -> None:
+    world.forced.add(host)
+    world.commands.detach(host, world.agents[host])
+    world.commands.force_down(host, True)
+
+
+def test_a_cold_migration_leaves_a_stopped_copy_and_both_claims_until_it_is_confirmed(
+    world: CellWorld, one: str
+) -> None:
+    before = world.instance(one)
+    migrated(world, one)
+    row = world.instance(one)
+    assert (row.host, row.generation, row.move.former_host) == ("h2", before.generation + 1, "h1")
+    assert row.move.former_claim == before.claim != row.claim
+    assert where(world, one) == (["h1", "h2"], ["h2"])
+    assert held(world) == ["h1", "h2"]
+    grants = [order.reporter_generation for order in world.agents["h2"].named("step")]
+    assert grants[-1] == row.generation
+    move(world, one, "confirm_resize")
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, row.move, where(world, one), held(world)) == ("h2", None, (["h2"], ["h2"]), ["h2"])
+
+
+def test_a_revert_takes_the_copy_back_and_destroys_the_other(world: CellWorld, one: str) -> None:
+    before = world.instance(one)
+    migrated(world, one)
+    move(world, one, "revert_resize")
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, row.claim, row.move) == ("h1", before.claim, None)
+    assert row.generation == before.generation + 2
+    assert where(world, one) == (["h1"], ["h1"])
+    assert held(world) == ["h1"]
+
+
+def test_a_stopped_server_is_stopped_after_its_move(world: CellWorld, one: str) -> None:
+    world.act(one, "stop")
+    world.wait_state(one, VM_STOPPED)
+    migrated(world, one)
+    move(world, one, "confirm_resize")
+    assert world.wait_state(one, VM_STOPPED).host == "h2"
+
+
+def test_a_live_migration_hands_over_grants_the_destination_and_releases_the_source(world: CellWorld, one: str) -> None:
+    move(world, one, "live_migrate", "h3")
+    ended(world, one)
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, row.move) == ("h3", None)
+    assert where(world, one) == (["h3"], ["h3"])
+    assert held(world) == ["h3"]
+    assert world.agents["h3"].named("adopt")[-1].reporter_generation == row.generation
+
+
+def test_an_evacuation_builds_it_elsewhere_once_its_host_is_forced_down(world: CellWorld, one: str) -> None:
+    with pytest.raises(InstanceBusy, match="still in use"):
+        move(world, one, "evacuate")
+    force_down(world, "h1")
+    move(world, one, "evacuate", operation_id="op-e")
+    ended(world, one, "op-e")
+    row = world.wait_state(one, VM_ACTIVE)
+    assert row.host == "h2"
+    assert "h2" in where(world, one)[1]
+    assert held(world) == ["h2"]
+
+
+def test_a_server_in_error_on_a_lost_host_is_active_after_its_evacuation(world: CellWorld, one: str) -> None:
+    world.put(one, vm_state=VM_ERROR)
+    force_down(world, "h1")
+    move(world, one, "evacuate")
+    assert world.wait_state(one, VM_ACTIVE).host == "h2"
+
+
+def test_a_stopped_server_is_stopped_after_its_evacuation(world: CellWorld, one: str) -> None:
+    world.act(one, "stop")
+    world.wait_state(one, VM_STOPPED)
+    force_down(world, "h1")
+    move(world, one, "evacuate")
+    ended(world, one)
+    assert world.instance(one).vm_state == VM_STOPPED
+    assert world.agents["h2"].verbs == ["stop"]
+
+
+@pytest.mark.parametrize("action", ["migrate", "live_migrate"])
+def test_without_room_anywhere_nothing_changes_and_the_history_says_why(
+    world: CellWorld, one: str, action: str
+) -> None:
+    before = world.instance(one)
+    world.full |= {"h2", "h3"}
+    move(world, one, action)
+    found = ended(world, one)
+    row = world.instance(one)
+    assert (found.result, found.message[:26]) == ("Error", "No valid host was found. R")
+    assert (row.host, row.claim, row.vm_state, row.task_state, row.fault) == ("h1", before.claim, VM_ACTIVE, None, None)
+    assert where(world, one) == (["h1"], ["h1"])
+    assert held(world) == ["h1"]
+
+
+def test_a_destination_without_room_gives_way_to_the_next(world: CellWorld, one: str) -> None:
+    world.full.add("h2")
+    migrated(world, one)
+    assert world.instance(one).host == "h3"
+
+
+@pytest.mark.parametrize("wrong", ["broken", "old"])
+def test_a_destination_that_cannot_be_prepared_is_cleaned_and_the_next_is_tried(
+    world: CellWorld, one: str, wrong: str
+) -> None:
+    world.agents["h2"].cannot.add("prepare")
+    world.agents["h2"].old = wrong == "old"
+    migrated(world, one)
+    assert world.instance(one).host == "h3"
+    assert held(world) == ["h1", "h3"]
+    assert len(world.agents["h2"].named("destroy")) == 1
+
+
+@pytest.mark.parametrize(("action", "verb"), [("migrate", "send"), ("live_migrate", "migrate")])
+def test_a_source_that_cannot_send_has_its_server_back(world: CellWorld, one: str, action: str, verb: str) -> None:
+    world.agents["h1"].cannot.add(verb)
+    move(world, one, action)
+    found = ended(world, one)
+    row = world.instance(one)
+    assert (found.result, found.message) == ("Error", "broken")
+    assert (row.host, row.vm_state, row.task_state) == ("h1", VM_ACTIVE, None)
+    assert where(world, one) == (["h1"], ["h1"])
+    assert held(world) == ["h1"]
+    assert world.agents["h2"].awaited == set()
+
+
+def test_what_fails_behind_the_switch_is_tried_until_it_is_done(world: CellWorld, one: str) -> None:
+    world.agents["h2"].cannot.add("activate")
+    move(world, one, "migrate")
+    wait_for(lambda: world.agents["h2"].verbs.count("activate") > 2)
+    assert (world.instance(one).host, world.instance(one).task_state) == ("h2", "resize_finish")
+    world.agents["h2"].cannot.clear()
+    world.wait_state(one, VM_RESIZED)
+    assert held(world) == ["h1", "h2"]
+
+
+def test_a_host_asked_for_by_name_is_the_only_one_tried_and_never_the_present_one(world: CellWorld, one: str) -> None:
+    with pytest.raises(InvalidRequest, match="it is there"):
+        move(world, one, "migrate", "h1")
+    world.full.add("h3")
+    move(world, one, "migrate", "h3")
+    assert ended(world, one).result == "Error"
+    assert world.instance(one).host == "h1"
+
+
+def test_confirm_and_revert_need_a_move_that_waits_and_end_it_once(world: CellWorld, one: str) -> None:
+    for action in ("confirm_resize", "revert_resize"):
+        with pytest.raises(InstanceBusy):
+            move(world, one, action)
+    migrated(world, one)
+    move(world, one, "confirm_resize")
+    world.wait_state(one, VM_ACTIVE)
+    for action in ("confirm_resize", "revert_resize"):
+        with pytest.raises(InstanceBusy):
+            move(world, one, action, operation_id=f"op-{action}")
+
+
+def test_a_delete_of_a_migrated_server_destroys_both_copies_and_releases_both_claims(
+    world: CellWorld, one: str
+) -> None:
+    migrated(world, one)
+    world.delete(one)
+    world.wait_state(one, VM_DELETED)
+    assert (where(world, one), held(world)) == (([], []), [])
+
+
+@pytest.mark.parametrize("host", ["h1", "h2"])
+def test_a_silent_host_parks_a_move_and_its_return_carries_it_on(world: CellWorld, one: str, host: str) -> None:
+    agent = world.agents[host]
+    agent.silent = True
+    move(world, one, "migrate")
+    wait_for(lambda: agent.named("step"))
+    world.engine._runs[one].deadline = 0.0
+    world.engine._runs[one].changed.set()
+    wait_for(lambda: (task := world.task(one)) is not None and task.state == TASK_PARKED)
+    assert (world.instance(one).vm_state, world.instance(one).task_state) == (VM_ERROR, None)
+    agent.silent = False
+    agent.finish(agent.verbs[-1], agent.named("step")[-1])
+    world.wait_state(one, VM_RESIZED)
+    assert (world.instance(one).fault, held(world)) == (None, ["h1", "h2"])
+
+
+# vm_state, the hosts that have the domain, those that run it, those where room is claimed
+FINAL = {
+    "migrate": (VM_RESIZED, ["h1", "h2"], ["h2"], ["h1", "h2"]),
+    "live_migrate": (VM_ACTIVE, ["h2"], ["h2"], ["h2"]),
+    "evacuate": (VM_ACTIVE, ["h1", "h2"], ["h2"], ["h2"]),  # what h1 has goes when it comes back
+    "confirm_resize": (VM_ACTIVE, ["h2"], ["h2"], ["h2"]),
+    "revert_resize": (VM_ACTIVE, ["h1"], ["h1"], ["h1"]),
+}
+
+
+class OwnerDied(Exception):
+    """What becomes of a commit whose owner is gone."""
+
+
+class Death:
+    """The owner dies at a step of a kind of task: ``before`` the commit that ends it, or right after that."""
+
+    def __init__(self, world: CellWorld, kind: str, step: str, before: bool) -> None:
+        self.came = self._ends = False
+        self._world, self._place, self._before = world, (kind, step), before
+        self._take = world.ledger.take
+        world.ledger.take = self.take
+
+    def over(self) -> None:
+        self._world.ledger.take = self._take
+
+    def take(self, ticket: Ticket) -> None:
+        decide, keys = ticket.decide, ticket.keys
+        ticket.decide = lambda change: self._decided(change, keys, decide)
+        ticket.on_done(self._look)
+        self._take(ticket)
+
+    def _decided(self, change, keys, decide):
+        present = [change.get(*key) for key in keys if key[0] is TASKS and change.loaded(*key)]
+        at_place = any((task.kind, task.step) == self._place for task in present if task is not None)
+        if self._before and at_place and not self.came:
+            self.came = True
+            raise OwnerDied
+        done = decide(change)
+        self._ends = at_place and not any(
+            put.image is not None and (put.image.kind, put.image.step) == self._place
+            for put in change.puts.values()
+            if put.table is TASKS
+        )
+        return done
+
+    def _look(self, ticket: Ticket) -> None:
+        if ticket.error is None and self._ends and not self._before:
+            self.came = True
+        if self.came:
+            self._world.engine.lose([ticket.partition])
+
+
+def die_at(world: CellWorld, uuid: str, kind: str, step: str, before: bool) -> None:
+    """Begin the move, lose its owner there, and let the next one carry it to its end."""
+    death = Death(world, kind, step, before)
+    move(world, uuid, kind)
+    wait_for(lambda: death.came)
+    death.over()
+    task = world.task(uuid)
+    world.engine.lose([partition_of(uuid)])
+    if task is not None:
+        assert (task.step == step) == before
+        world.engine.gained([(world.instance(uuid), task)])
+    wait_for(lambda: world.instance(uuid).task_id is None)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in PLANS.items() for step in plan.steps])
+def test_the_owner_dies_at_a_step_and_the_next_one_carries_on_to_the_same_end(
+    kind: str, step: str, before: bool
+) -> None:
+    world = CellWorld("h1", "h2", "h3")
+    try:
+        uuid = world.build()
+        world.wait_state(uuid, VM_ACTIVE)
+        if kind in ("confirm_resize", "revert_resize"):
+            migrated(world, uuid)
+        if kind == "evacuate":
+            force_down(world, "h1")
+        die_at(world, uuid, kind, step, before)
+        vm_state, there, running, claims = FINAL[kind]
+        assert world.instance(uuid).vm_state == vm_state
+        assert where(world, uuid)[0] == there
+        assert [host for host in where(world, uuid)[1] if host not in world.forced] == running
+        assert held(world) == claims
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [(kind, step) for kind, plan in PLANS.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])]
+    + [("migrate", "rolled_back"), ("live_migrate", "rolled_back"), ("evacuate", "rolled_back")],
+)
+def test_the_owner_dies_on_the_way_back_and_the_server_is_what_it_was(kind: str, step: str, before: bool) -> None:
+    world = CellWorld("h1", "h2", "h3")
+    try:
+        uuid = world.build()
+        former = world.wait_state(uuid, VM_ACTIVE)
+        world.agents["h1"].cannot |= {"send", "migrate"}
+        if kind == "evacuate":
+            force_down(world, "h1")
+            world.full |= {"h2", "h3"}
+        die_at(world, uuid, kind, step, before)
+        row = world.instance(uuid)
+        assert (row.host, row.claim, row.vm_state, row.task_state) == ("h1", former.claim, VM_ACTIVE, None)
+        assert where(world, uuid) == (["h1"], ["h1"])
+        assert held(world) == ["h1"]
+    finally:
+        world.close()
+
+
+def test_the_steps_before_the_switch_know_their_way_back() -> None:
+    plan = PLANS["migrate"]
+    assert plan.undos(STEP_SCHEDULE) == plan.undos(STEP_CLAIM) == []
+    assert plan.undos(STEP_PREPARE) == ["undo_prepare"]
+    assert plan.undos(STEP_SEND) == ["undo_send", "undo_prepare"]
+    assert plan.undos("undo_send") == ["undo_prepare"]
+    assert plan.after(STEP_SEND) == STEP_SWITCH

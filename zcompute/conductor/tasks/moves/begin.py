@@ -1,0 +1,84 @@
+"""How a move begins: the decision of the commit that accepts it. Pure; the server's state was checked before."""
+
+import msgspec
+
+from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.tasks.decision import Decision
+from zcompute.conductor.tasks.moves.plans import BEGIN, PLANS
+from zcompute.conductor.tasks.moves.walk import former_claim
+from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.instance import Instance
+from zcompute.objects.messages.instances import InstanceActionRequest
+from zcompute.objects.task import TASK_CONFIRM_RESIZE, TASK_EVACUATE, TASK_REVERT_RESIZE, Task, TaskBody
+
+
+def begin_move(
+    kind: str,
+    instance: Instance,
+    request: InstanceActionRequest,
+    *,
+    task_id: str,
+    request_id: str,
+    now_us: int,
+    deadline_s: int,
+    forced_down: bool = False,
+) -> Decision:
+    """Take a move in. ``forced_down``: the instance's host is. Raises InvalidRequest, InstanceBusy."""
+    plan = PLANS[kind]
+    if kind in (TASK_CONFIRM_RESIZE, TASK_REVERT_RESIZE):
+        body = _back_or_on(kind, instance)
+    else:
+        body = _away(kind, instance, request, forced_down)
+    task = Task(
+        id=task_id,
+        instance_uuid=instance.uuid,
+        kind=kind,
+        step=plan.steps[0],
+        deadline_at_us=now_us + deadline_s * 1_000_000,
+        operation_id=request.operation_id,
+        request_id=request_id,
+        body=msgspec.structs.replace(body, action=request.action, arguments=request.arguments, fault=instance.fault),
+        created_at_us=now_us,
+    )
+    moving = msgspec.structs.replace(
+        instance,
+        task_state=plan.task_state(task.step),
+        task_id=task_id,
+        command_generation=instance.command_generation + 1,
+    )
+    return Decision(instance=moving, task=task, events=plan.events.get(BEGIN, ()))
+
+
+def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_down: bool) -> TaskBody:
+    destination = request.arguments.peer_host
+    if destination and destination == instance.host:
+        raise InvalidRequest(
+            f"Cannot move instance {instance.uuid} to host {destination}: it is there", field="arguments.peer_host"
+        )
+    if kind == TASK_EVACUATE and not forced_down:
+        raise InstanceBusy(
+            f"Compute service of {instance.host} is still in use: it is not forced down",
+            uuid=instance.uuid,
+            vm_state=instance.vm_state,
+            task_state="",
+        )
+    source = instance.host or ""
+    named = [] if kind == TASK_EVACUATE else [source]
+    return TaskBody(
+        source=source, destination=destination or None, named_hosts=named, former_vm_state=instance.vm_state
+    )
+
+
+def _back_or_on(kind: str, instance: Instance) -> TaskBody:
+    """Of a move that has ended and waits to be confirmed or reverted."""
+    move = instance.move
+    if move is None:
+        raise InstanceBusy(
+            f"Instance {instance.uuid} has not been resized.", uuid=instance.uuid, vm_state=instance.vm_state,
+            task_state="",
+        )  # fmt: skip
+    body = TaskBody(source=move.former_host, named_hosts=[move.former_host], former_vm_state=move.former_vm_state)
+    if kind == TASK_CONFIRM_RESIZE:
+        return msgspec.structs.replace(body, release=[former_claim(move)])
+    present = instance.host or ""
+    return msgspec.structs.replace(body, host=present, named_hosts=[*body.named_hosts, present])

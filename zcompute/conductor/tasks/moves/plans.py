@@ -1,0 +1,155 @@
+"""Which move has which steps, in which order, and what undoes a step. Pure: from here come code, tests and docs.
+
+Up to the switch a move that cannot go on is rolled back: the undos of its steps, the last first, then ``rolled_back``.
+From the switch on it goes forward only.
+"""
+
+from dataclasses import dataclass, field
+
+from zcompute.objects.instance import (
+    TASK_MIGRATING,
+    TASK_REBUILDING,
+    TASK_RESIZE_CONFIRMING,
+    TASK_RESIZE_FINISH,
+    TASK_RESIZE_MIGRATED,
+    TASK_RESIZE_MIGRATING,
+    TASK_RESIZE_PREP,
+    TASK_RESIZE_REVERTING,
+)
+from zcompute.objects.task import (
+    TASK_CONFIRM_RESIZE,
+    TASK_EVACUATE,
+    TASK_LIVE_MIGRATE,
+    TASK_MIGRATE,
+    TASK_REVERT_RESIZE,
+    Task,
+)
+
+STEP_SCHEDULE = "schedule"
+STEP_CLAIM = "claim"
+STEP_PREPARE = "prepare"
+STEP_SEND = "send"
+STEP_MIGRATE = "migrate"
+STEP_SWITCH = "switch"
+STEP_SWITCH_BACK = "switch_back"
+STEP_ACTIVATE = "activate"
+STEP_GRANT = "grant"
+STEP_SPAWN = "spawn"
+STEP_POWER_OFF = "power_off"
+STEP_CLEAN_SOURCE = "clean_source"
+STEP_CLEAN_DESTINATION = "clean_destination"
+STEP_REOPEN = "reopen"
+STEP_FINISH = "finish"
+STEP_UNDO_SEND = "undo_send"
+STEP_UNDO_PREPARE = "undo_prepare"
+STEP_ROLLED_BACK = "rolled_back"
+
+UNDO = {STEP_SEND: STEP_UNDO_SEND, STEP_PREPARE: STEP_UNDO_PREPARE}
+"""What undoes a step. A live migration that has failed has changed nothing at its source."""
+AT_SOURCE = frozenset({STEP_SEND, STEP_MIGRATE, STEP_CLEAN_SOURCE, STEP_REOPEN, STEP_UNDO_SEND})
+"""Steps at the host that the move leaves; all others that command a host are at the one it goes to."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One kind of move. ``task_states``: the server's from a step on. ``events`` are told when a step has ended (BEGIN:
+    when the move is accepted).
+
+    ``leaves_copy``: the source keeps its stopped copy and its claim until the move is confirmed or reverted.
+    """
+
+    kind: str
+    steps: tuple[str, ...]
+    task_states: dict[str, str] = field(default_factory=dict)
+    events: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    leaves_copy: bool = False
+
+    def after(self, step: str) -> str:
+        """The step that follows."""
+        return self.steps[self.steps.index(step) + 1]
+
+    def task_state(self, step: str) -> str:
+        """The server's task_state in a step: that of the nearest step before it which names one."""
+        known = ""
+        for name in self.steps:
+            known = self.task_states.get(name, known)
+            if step in (name, UNDO.get(name)):
+                break
+        return known
+
+    def undos(self, step: str) -> list[str]:
+        """What is to be undone when the move ends in ``step``, which may be half done (an undo is done), in order."""
+        by_undo = {undo: name for name, undo in UNDO.items()}
+        reached = self.steps.index(by_undo.get(step, step))
+        done = self.steps[: reached if step in by_undo else reached + 1]
+        return [UNDO[name] for name in reversed(done) if name in UNDO]
+
+    @property
+    def all_steps(self) -> tuple[str, ...]:
+        """With those of the way back."""
+        back = [UNDO[name] for name in reversed(self.steps) if name in UNDO]
+        return (*self.steps, *back, *([STEP_ROLLED_BACK] if STEP_CLAIM in self.steps else []))
+
+
+_COLD = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND, STEP_SWITCH, STEP_ACTIVATE, STEP_FINISH)
+BEGIN = "begin"
+_COLD_STATES = {
+    STEP_SCHEDULE: TASK_RESIZE_PREP,
+    STEP_SEND: TASK_RESIZE_MIGRATING,
+    STEP_SWITCH: TASK_RESIZE_MIGRATED,
+    STEP_ACTIVATE: TASK_RESIZE_FINISH,
+}
+
+
+def _phases(name: str, failed: str = "") -> dict[str, tuple[str, ...]]:
+    """``start`` and ``end`` of an action, and how it is told that it failed."""
+    events: dict[str, tuple[str, ...]] = {
+        BEGIN: (f"instance.{name}.start",),
+        STEP_FINISH: (f"instance.{name}.end",),
+    }
+    if failed:
+        events[STEP_ROLLED_BACK] = (f"instance.{name}.{failed}",)
+    return events
+
+
+PLANS: dict[str, Plan] = {
+    plan.kind: plan
+    for plan in (
+        Plan(TASK_MIGRATE, _COLD, _COLD_STATES, _phases("resize", "error"), leaves_copy=True),
+        Plan(
+            TASK_LIVE_MIGRATE,
+            (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_MIGRATE, STEP_SWITCH, STEP_GRANT, STEP_FINISH),
+            {STEP_SCHEDULE: TASK_MIGRATING},
+            {
+                BEGIN: ("instance.live_migration_pre.start",),
+                STEP_PREPARE: ("instance.live_migration_pre.end",),
+                STEP_SWITCH: ("instance.live_migration_post.start",),
+                STEP_FINISH: ("instance.live_migration_post.end",),
+                STEP_ROLLED_BACK: ("instance.live_migration_rollback.start", "instance.live_migration_rollback.end"),
+            },
+        ),
+        Plan(
+            TASK_EVACUATE,
+            (STEP_SCHEDULE, STEP_CLAIM, STEP_SWITCH, STEP_SPAWN, STEP_POWER_OFF, STEP_FINISH),
+            {STEP_SCHEDULE: TASK_REBUILDING},
+            {BEGIN: ("instance.evacuate",)},
+        ),
+        Plan(
+            TASK_CONFIRM_RESIZE,
+            (STEP_CLEAN_SOURCE, STEP_FINISH),
+            {STEP_CLEAN_SOURCE: TASK_RESIZE_CONFIRMING},
+            _phases("resize_confirm"),
+        ),
+        Plan(
+            TASK_REVERT_RESIZE,
+            (STEP_CLEAN_DESTINATION, STEP_SWITCH_BACK, STEP_REOPEN, STEP_FINISH),
+            {STEP_CLEAN_DESTINATION: TASK_RESIZE_REVERTING},
+            _phases("resize_revert"),
+        ),
+    )
+}
+
+
+def host_of_step(task: Task) -> str:
+    """The host that the task's present step commands."""
+    return (task.body.source if task.step in AT_SOURCE else task.body.host) or ""

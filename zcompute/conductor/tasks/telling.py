@@ -1,0 +1,91 @@
+"""A command to one host: sent until its agent has recorded it, the result waited for as a report."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from zcompute.bus.errors import BusError, UnknownMethod, UnsupportedVersion
+from zcompute.conductor.tasks.decision import Decision, raise_generation
+from zcompute.conductor.tasks.run import TaskRun
+from zcompute.objects.command import Order
+from zcompute.objects.errors import CommandRefused
+from zcompute.objects.instance import Instance
+from zcompute.objects.interface import Method
+from zcompute.objects.task import Task
+
+log = logging.getLogger(__name__)
+
+STALE_GENERATION = "stale_generation"
+
+Make = Callable[[Order, Instance, Task], msgspec.Struct]
+Decide = Callable[[Instance, Task, int], Decision]
+Refuse = Callable[[Instance, Task, str, int], Decision]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What to tell. ``grants``: the order makes the host the instance's reporter. ``lost`` is decided when the host is
+    forced down, ``refused`` when its agent is of a release that does not know the method, ``unlinked`` (if at all) when
+    it was told nothing and is not linked for ``act_link_wait_ms_max``."""
+
+    method: Method
+    make: Make
+    lost: Decide
+    refused: Refuse
+    grants: bool = False
+    unlinked: Refuse | None = None
+
+
+def tell(run: TaskRun, host: str, telling: Telling) -> None:
+    """Until the task has moved on. It is sent again after a while and when the host's agent is back: the agent
+    recognises a repeat. Raises the bus' errors, DeadlinePassed, TaskLost."""
+    task = run.now_task()
+    give_up_at = time.monotonic() + run.settings.act_link_wait_ms_max / 1000
+    while run.is_at(task):
+        run.changed.clear()
+        if run.env.commands.reaches(host, telling.method):
+            if _send(run, task, host, telling):
+                run.wait(run.settings.resend_ms)
+            continue
+        if host in run.env.forced_down([host]):
+            log.warning("host is forced down uuid=%s host=%s kind=%s step=%s", run.uuid, host, task.kind, task.step)
+            run.journal(telling.lost)
+            return
+        untold = host not in run.commanded and not run.parked
+        if telling.unlinked is not None and untold and time.monotonic() >= give_up_at:
+            _give_up(run, host, telling.unlinked)
+            return
+        run.wait(min(run.settings.resend_ms, run.settings.act_link_wait_ms_max))
+
+
+def _give_up(run: TaskRun, host: str, unlinked: Refuse) -> None:
+    log.warning("host is not linked uuid=%s host=%s", run.uuid, host)
+    run.journal(lambda instance, task, now_us: unlinked(instance, task, f"host {host} is not linked", now_us))
+
+
+def _send(run: TaskRun, task: Task, host: str, telling: Telling) -> bool:
+    """True: recorded by the agent, or over. False: the generation was raised, send again. Raises BusError."""
+    instance = run.instance
+    grant = instance.generation if telling.grants else 0
+    order = run.env.commands.order(instance, task, host, reporter_generation=grant)
+    run.commanded.add(host)
+    request = telling.make(order, instance, task)
+    try:
+        run.env.commands.send(host, telling.method, request, timeout_ms=run.left_ms(run.settings.command_ms_max))
+    except CommandRefused as error:
+        if error.details.get("reason") != STALE_GENERATION:
+            raise
+        log.warning("generation was stale uuid=%s host=%s generation=%s", run.uuid, host, order.generation)
+        run.journal(raise_generation)
+        return False
+    except (UnsupportedVersion, UnknownMethod):
+        reason = f"the agent of host {host} is of an older release: it knows no {telling.method.name}"
+        run.journal(lambda instance, task, now_us: telling.refused(instance, task, reason, now_us))
+    except BusError:
+        if not run.is_at(task):
+            return True
+        raise
+    return True
