@@ -93,6 +93,7 @@ class FakeCell(FakeConductor):
 
     def __init__(self, cell: str) -> None:
         self.instances: dict[str, Instance] = {}
+        self.histories: dict[str, m.InstanceActionsReply] = {}
         super().__init__(cell)
 
     def handlers(self) -> list[tuple[m.Method, Callable[[Any], Any]]]:
@@ -104,6 +105,7 @@ class FakeCell(FakeConductor):
             (m.INSTANCE_COUNT, self.count),
             (m.INSTANCE_DELETE, self.delete),
             (m.INSTANCE_ACTION, self.act),
+            (m.INSTANCE_HISTORY, lambda request: self.histories[request.uuid]),
         ]
 
     def get(self, request: m.InstanceGetRequest) -> m.InstanceReply:

@@ -50,6 +50,9 @@ def test_every_action_comes_to_the_hypervisor_and_its_state_back_and_is_done_onc
         assert server.act(body, key)[0] in (200, 202)  # over, and allowed no more: a repeat is accepted all the same
     assert server.act({"os-stop": None})[0] == 409
     assert server.act({"lock": None})[0] == 202
+    done = server.client.request("GET", f"{server.path}/os-instance-actions")[1]["instanceActions"]
+    expected = ["create", *(next(iter(body)).removeprefix("os-") for body, *_ in WALK), "lock"]
+    assert [(each["action"], each["message"]) for each in reversed(done)] == [(name, None) for name in expected]
     assert_audit_holds(sqlite_region)
     delete_all(sqlite_region, [server_id])
     assert_audit_holds(sqlite_region)

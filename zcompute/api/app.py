@@ -10,6 +10,7 @@ from zcompute.api.actions import ServerActions
 from zcompute.api.auth import Authenticator
 from zcompute.api.deadline import Deadline
 from zcompute.api.flavors import FlavorCollection, FlavorItem
+from zcompute.api.instance_actions import InstanceActionItem, InstanceActions
 from zcompute.api.listing import Listing
 from zcompute.api.locate import Servers
 from zcompute.api.quotas import LimitsItem, QuotaSet, QuotaSetDefaults, QuotaSetDetail
@@ -107,6 +108,8 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/servers/detail": ServerDetails(listing, config),
         "/v2.1/servers/{server_id}": ServerItem(servers),
         "/v2.1/servers/{server_id}/action": ServerActions(servers, config),
+        "/v2.1/servers/{server_id}/os-instance-actions": InstanceActions(servers),
+        "/v2.1/servers/{server_id}/os-instance-actions/{request_id}": InstanceActionItem(servers),
         "/v2.1/flavors": FlavorCollection(region, config, with_details=False),
         "/v2.1/flavors/detail": FlavorCollection(region, config, with_details=True),
         "/v2.1/flavors/{flavor_id}": FlavorItem(region),

@@ -19,18 +19,27 @@ from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
 from zcompute.bus.errors import BusError
 from zcompute.objects.actions import ACTIONS, check_state
-from zcompute.objects.build_request import BUILD_ERROR
+from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceBusy, InstanceLocked, InstanceNotFound
+from zcompute.objects.history import InstanceAction
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import (
     InstanceActionRequest,
+    InstanceActionsReply,
     InstanceDeleteRequest,
     InstanceGetRequest,
     InstanceReply,
 )
 from zcompute.objects.messages.region import LocateReply, LocateRequest, ServerDeleteReply, ServerDeleteRequest
-from zcompute.objects.methods import INSTANCE_ACTION, INSTANCE_DELETE, INSTANCE_GET, SERVERS_DELETE, SERVERS_LOCATE
+from zcompute.objects.methods import (
+    INSTANCE_ACTION,
+    INSTANCE_DELETE,
+    INSTANCE_GET,
+    INSTANCE_HISTORY,
+    SERVERS_DELETE,
+    SERVERS_LOCATE,
+)
 from zcompute.objects.server_list import as_asked_of_root, instance_of
 
 log = logging.getLogger(__name__)
@@ -115,6 +124,24 @@ class Servers:
             else:
                 self.places.put(uuid, place)
                 return instance
+
+    def history(self, uuid: str, project_id: str | None, deadline: Deadline) -> InstanceActionsReply:
+        """What was done with a server that is there; of one that no cell has, that it is being created.
+
+        Raises InstanceNotFound, and the bus' errors.
+        """
+        self.show(uuid, project_id, deadline)
+        place = self.places.get(uuid)
+        if place is None:
+            located = self._locate(uuid, project_id, deadline)
+            if located.build_request is not None:
+                return InstanceActionsReply(actions=[_creation(located.build_request)], events=[])
+            place = _place(located)
+            if place is None:
+                raise _not_found(uuid)
+        request = InstanceGetRequest(uuid=uuid, project_id=project_id)
+        timeout_ms = deadline.left_at_most(self._limits.read_ms_max)
+        return cast(InstanceActionsReply, self._region.ask(place.cell, INSTANCE_HISTORY, request, timeout_ms))
 
     def delete(self, uuid: str, caller: Caller, operation_id: str, deadline: Deadline, *, force: bool = False) -> None:
         """Delete the server, wherever it is by now. ``force``: for good, where it could be restored for a while.
@@ -281,6 +308,21 @@ class _Pauses:
 def _place(located: LocateReply) -> Place | None:
     mapping = located.mapping
     return Place(mapping.cell, mapping.generation, mapping.project_id) if mapping.cell else None
+
+
+def _creation(build_request: BuildRequest) -> InstanceAction:
+    """The only operation of a server that no cell has."""
+    fault = build_request.fault
+    return InstanceAction(
+        instance_uuid=build_request.uuid,
+        operation_id=build_request.operation_id,
+        action="create",
+        request_id=build_request.request_id,
+        user_id=build_request.user_id,
+        project_id=build_request.project_id,
+        started_at_us=build_request.created_at_us,
+        message="" if fault is None else fault.message,
+    )
 
 
 def _not_found(uuid: str) -> InstanceNotFound:

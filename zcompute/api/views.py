@@ -115,8 +115,8 @@ def server_view(instance: Instance, base_url: str, *, is_admin: bool) -> ServerV
         availability_zone=spec.availability_zone or "",
         config_drive="True" if spec.config_drive else "",
         key_name=spec.key_name,
-        launched_at=_usage_time(instance.launched_at_us),
-        terminated_at=_usage_time(instance.deleted_at_us),
+        launched_at=usage_time(instance.launched_at_us),
+        terminated_at=usage_time(instance.deleted_at_us),
         task_state=instance.task_state,
         vm_state=instance.vm_state,
         power_state=instance.power_state,
@@ -148,7 +148,7 @@ def _day(days: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(days * DAY_S))
 
 
-def _usage_time(time_us: int | None) -> str | None:
+def usage_time(time_us: int | None) -> str | None:
     """As OS-SRV-USG has it: with microseconds, without a zone."""
     if time_us is None:
         return None

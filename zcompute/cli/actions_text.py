@@ -52,6 +52,10 @@ at once; while another action is under way a soft delete is refused (409) after 
   only a delete is accepted. The host's word ends the task as if it had come in time.
 - **The host is forced down**: the server is what it was before, and can be evacuated or deleted.
 
+`GET /v2.1/servers/ID/os-instance-actions` lists what was done with a server, newest first, with the reason of what
+failed; `.../os-instance-actions/REQUEST_ID` shows one operation, to administrators with its steps, of which the one
+under way has no end yet.
+
 `os-resetState` changes what is shown, nothing else. It is refused while a task has not ended: none is ever stuck, and a
 parked one ends as said above.
 """
