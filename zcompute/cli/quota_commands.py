@@ -10,6 +10,7 @@ import msgspec
 from zcompute.bus import BusError, register_error
 from zcompute.cli.exits import FAILED, MORE_LEFT, CommandError, UsageRefused
 from zcompute.cli.operator import Missing, Operator, operator_config
+from zcompute.cli.upkeep_passes import until_all_asked
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.messages.cluster import Empty
@@ -198,7 +199,8 @@ def reconcile(
 
 
 class _Walk:
-    """One conductor after the other, step by step."""
+    """One conductor after the other, step by step; pass by pass while partitions move between them. ``rows`` and what
+    is not repaired are of the last pass."""
 
     def __init__(self, *, dry_run: bool, absent: bool, rows_max: int) -> None:
         self._dry_run = dry_run
@@ -212,9 +214,20 @@ class _Walk:
         self.missing: list[Missing] = []
 
     def run(self, operator: Operator) -> None:
+        """Raises CommandError."""
+        until_all_asked(lambda: self._pass(operator))
+
+    def _pass(self, operator: Operator) -> bool:
+        """Whether there is nothing that a further pass could still look at."""
         conductors = operator.conductors(ROOT_CELL)
         if not conductors:
             raise CommandError("no conductor of the root cell is linked")
+        self.rows, self.silent, self.missing = 0, set(), []
+        self.found = [one for one in self.found if one.repaired]
+        self._look(operator, conductors)
+        return self.more or len(self.partitions) >= PARTITIONS
+
+    def _look(self, operator: Operator, conductors: list[str]) -> None:
         for name in conductors:
             partition, after = 0, ""
             for _ in range(STEPS_MAX):
