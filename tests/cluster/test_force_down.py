@@ -52,6 +52,9 @@ def test_a_delete_on_a_dead_host_ends_and_the_host_destroys_what_it_still_has(sq
     assert force_down(region, host)["changed"]
     assert not force_down(region, host)["changed"]
     wait_until(lambda: client.request("GET", f"/v2.1/servers/{victim.uuid}")[0] == 404, "the delete ended")
+    silent = command("host", "force-down", host, "--off", "--state-dir", str(region.paths.state_dir))
+    assert silent.returncode == exits.FAILED
+    assert "start its agent first" in silent.stderr
 
     def domains() -> set[str]:
         return set(read_domain_log(domain_log_path(region.paths.hosts, host)).running)

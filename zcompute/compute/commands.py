@@ -22,23 +22,27 @@ from zcompute.objects.command import (
     AdoptRequest,
     CommandReply,
     DestroyRequest,
+    DomainsReply,
+    DomainsRequest,
     ForgetRequest,
     Order,
     SpawnRequest,
     StepRequest,
 )
 from zcompute.objects.errors import CommandRefused, HostNotFound
-from zcompute.objects.methods import ADOPT, DESTROY, FORGET, SPAWN, STEP
+from zcompute.objects.methods import ADOPT, DESTROY, DOMAINS, FORGET, SPAWN, STEP
 from zcompute.objects.partition import PARTITIONS, partition_of
 from zcompute.objects.report import OUTCOME_DONE
 
 log = logging.getLogger(__name__)
 
+DOMAINS_ROWS_MAX = 1000
+
 OrderKey = tuple[str, str, int, str, str, int]
 
 
 class Commands:
-    """Handlers of SPAWN, DESTROY, STEP, ADOPT and FORGET.
+    """Handlers of SPAWN, DESTROY, STEP, ADOPT, FORGET and DOMAINS.
 
     All raise HostNotFound for a host of another agent, CommandRefused for an older owner or generation (and for a
     host that another agent took over), InvalidRequest, and Busy at a limit.
@@ -74,6 +78,7 @@ class Commands:
         endpoint.serve(STEP, self.step)
         endpoint.serve(ADOPT, self.adopt)
         endpoint.serve(FORGET, self.forget)
+        endpoint.serve(DOMAINS, self.domains)
 
     # -- handlers --------------------------------------------------------------------------------------------------
 
@@ -130,6 +135,19 @@ class Commands:
         self._generations.forget(request.order)
         failpoint("commands.after_forget")
         return CommandReply()
+
+    def domains(self, request: DomainsRequest, context: CallContext) -> DomainsReply:
+        """What is on the hypervisor, whoever made it. Raises HostNotFound, InvalidRequest, Busy."""
+        if self._hosts.get(request.host) is None:
+            raise HostNotFound(f"this agent does not serve host {request.host}", host=request.host)
+        if not 1 <= request.limit <= DOMAINS_ROWS_MAX:
+            raise InvalidRequest(f"expected 1 to {DOMAINS_ROWS_MAX} rows, found {request.limit}", field="limit")
+        try:
+            found = self._driver.domains(request.host)
+        except DriverError as error:
+            raise self._busy(f"the hypervisor of {request.host} does not answer: {error}") from error
+        behind = sorted(uuid for uuid in found if uuid > request.after)
+        return DomainsReply(uuids=behind[: request.limit], more=len(behind) > request.limit)
 
     # -- deciding --------------------------------------------------------------------------------------------------
 

@@ -13,14 +13,14 @@ from zcompute.conductor.ways import Ways
 from zcompute.objects.command import Order
 from zcompute.objects.instance import Instance
 from zcompute.objects.interface import Method
-from zcompute.objects.methods import ADOPT, DESTROY, FORGET
+from zcompute.objects.methods import ADOPT, DESTROY, DOMAINS, FORGET
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
 
 # What a host that is forced down may still be told: to say what it has, and to destroy it.
-QUARANTINED_TAKES = frozenset({ADOPT.name, DESTROY.name, FORGET.name})
+QUARANTINED_TAKES = frozenset({ADOPT.name, DESTROY.name, DOMAINS.name, FORGET.name})
 
 
 class Commands:

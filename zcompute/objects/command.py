@@ -50,6 +50,21 @@ class ForgetRequest(msgspec.Struct, kw_only=True):
     order: Order
 
 
+class DomainsRequest(msgspec.Struct, kw_only=True):
+    """What is on the host, whoever knows of it: a page of uuids in order, behind ``after``."""
+
+    host: str
+    after: str = ""
+    limit: int = 1000
+
+
+class DomainsReply(msgspec.Struct, kw_only=True):
+    """``more``: there is a page behind the last of these."""
+
+    uuids: list[str]
+    more: bool = False
+
+
 class StepArguments(msgspec.Struct, kw_only=True, frozen=True):
     """What a verb needs beyond the instance. Each verb reads its own fields only (docs/protocol.md lists them).
 

@@ -52,6 +52,12 @@ class HostNotFound(ServiceError):
     wire_name = "HostNotFound"
 
 
+class HostNotClean(ServiceError):
+    """The host may have what is elsewhere, or deleted, by now. details: host, servers (the first of them)."""
+
+    wire_name = "HostNotClean"
+
+
 class FenceFailed(ServiceError):
     """The fence command did not say that the host is off, or there is none. details: host."""
 
@@ -153,6 +159,7 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     FlavorNotFound,
     HostNotFound,
     FenceFailed,
+    HostNotClean,
     CellNotFound,
     CellRefused,
     EnrolmentRefused,

@@ -13,6 +13,8 @@ from zcompute.objects.command import (
     AdoptRequest,
     CommandReply,
     DestroyRequest,
+    DomainsReply,
+    DomainsRequest,
     ForgetRequest,
     SpawnRequest,
     StepRequest,
@@ -32,6 +34,7 @@ from zcompute.objects.messages.hosts import (
     HostForceDownRequest,
     HostGrantsReply,
     HostGrantsRequest,
+    LeftBehindRequest,
     ReleaseRequest,
     SelectReply,
     SelectRequest,
@@ -196,6 +199,7 @@ DESTROY = COMPUTE_INTERFACE.method("destroy", DestroyRequest, CommandReply, _CON
 ADOPT = COMPUTE_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
 STEP = COMPUTE_INTERFACE.method("step", StepRequest, CommandReply, _CONDUCTOR)
 FORGET = COMPUTE_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
+DOMAINS = COMPUTE_INTERFACE.method("domains", DomainsRequest, DomainsReply, _CONDUCTOR, "reads")
 
 RELAY_BEGIN = RELAY_INTERFACE.method("begin", RelayedBegin, HostBeginReply, _CONDUCTOR)
 RELAY_GRANTS = RELAY_INTERFACE.method("grants", HostGrantsRequest, HostGrantsReply, _CONDUCTOR, "reads")
@@ -206,6 +210,7 @@ RELAY_DESTROY = RELAY_INTERFACE.method("destroy", DestroyRequest, CommandReply, 
 RELAY_ADOPT = RELAY_INTERFACE.method("adopt", AdoptRequest, CommandReply, _CONDUCTOR)
 RELAY_STEP = RELAY_INTERFACE.method("step", StepRequest, CommandReply, _CONDUCTOR)
 RELAY_FORGET = RELAY_INTERFACE.method("forget", ForgetRequest, CommandReply, _CONDUCTOR)
+RELAY_DOMAINS = RELAY_INTERFACE.method("domains", DomainsRequest, DomainsReply, _CONDUCTOR, "reads")
 
 RELAYED_COMMANDS: dict[Method, Method] = {
     SPAWN: RELAY_SPAWN,
@@ -213,6 +218,7 @@ RELAYED_COMMANDS: dict[Method, Method] = {
     ADOPT: RELAY_ADOPT,
     STEP: RELAY_STEP,
     FORGET: RELAY_FORGET,
+    DOMAINS: RELAY_DOMAINS,
 }
 """What to ask another conductor for when no link reaches the host: every method that computes serve."""
 
@@ -228,6 +234,7 @@ INSTANCE_ACTION = INSTANCE_INTERFACE.method("action", InstanceActionRequest, Emp
 INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
     "actions", InstanceGetRequest, InstanceActionsReply, _API_OR_CONDUCTOR, "reads"
 )
+INSTANCE_LEFT_BEHIND = INSTANCE_INTERFACE.method("left_behind", LeftBehindRequest, Empty, _CONDUCTOR)
 INSTANCE_CENSUS = INSTANCE_INTERFACE.method("census", CensusRequest, CensusReply, _OPERATOR, "reads")
 SERVICE_LIST = SERVICE_INTERFACE.method("list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
 

@@ -26,7 +26,15 @@ from zcompute.compute.virt.fake import FakeDriver
 from zcompute.compute.virt.fake_log import domain_log_path, read_domain_log
 from zcompute.compute.workers import Workers
 from zcompute.config import FakeHostConfig
-from zcompute.objects.command import AdoptRequest, CommandReply, DestroyRequest, ForgetRequest, Order, SpawnRequest
+from zcompute.objects.command import (
+    AdoptRequest,
+    CommandReply,
+    DestroyRequest,
+    DomainsRequest,
+    ForgetRequest,
+    Order,
+    SpawnRequest,
+)
 from zcompute.objects.errors import CommandRefused, HostNotFound
 from zcompute.objects.host import HostInventory
 from zcompute.objects.instance import Instance
@@ -435,3 +443,25 @@ def test_an_inventory_is_what_the_session_was_made_of(agent: Agent) -> None:
     assert session is not None
     assert isinstance(session.inventory, HostInventory)
     assert agent.hosts.epochs() == {"node1": 1, "node2": 1}
+
+
+def test_a_host_tells_page_by_page_what_is_on_its_hypervisor(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = sorted(fresh() for _ in range(3))
+    for uuid in made:
+        agent.spawn(make_order(uuid))
+    agent.settle()
+    first = agent.commands.domains(DomainsRequest(host="node1", limit=2), CONTEXT)
+    second = agent.commands.domains(DomainsRequest(host="node1", after=first.uuids[-1], limit=2), CONTEXT)
+    assert (first.uuids, first.more, second.uuids, second.more) == (made[:2], True, made[2:], False)
+    assert agent.commands.domains(DomainsRequest(host="node2"), CONTEXT).uuids == []
+    with pytest.raises(HostNotFound):
+        agent.commands.domains(DomainsRequest(host="elsewhere"), CONTEXT)
+    with pytest.raises(InvalidRequest):
+        agent.commands.domains(DomainsRequest(host="node1", limit=0), CONTEXT)
+
+    def broken(host: str) -> None:
+        raise DriverError("no hypervisor")
+
+    monkeypatch.setattr(agent.driver, "domains", broken)
+    with pytest.raises(Busy, match="no hypervisor"):
+        agent.commands.domains(DomainsRequest(host="node1"), CONTEXT)

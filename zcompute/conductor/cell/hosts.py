@@ -162,8 +162,10 @@ class Hosts:
         fellows: Fellows,
         settings: CellSettings,
         fencing: Fencing | None = None,
+        check_clean: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._env = env
+        self._check_clean = check_clean
         self._fencing = fencing or Fencing(FencingConfig(), env.cell)
         self._table = table
         self._commands = commands
@@ -318,7 +320,10 @@ class Hosts:
         self._liveness.forget(self._table.drop(partitions))
 
     def force_down(self, request: HostForceDownRequest, context: CallContext) -> HostForceDownReply:
-        """An operator's word, at the host's owner. Raises HostNotFound, InvalidRequest, FenceFailed, Busy, NotOwner."""
+        """An operator's word, at the host's owner.
+
+        Raises HostNotFound, InvalidRequest, FenceFailed, HostNotClean, Busy, NotOwner.
+        """
         if request.fence and not request.forced_down:
             raise InvalidRequest(
                 "expected fence with forced_down only: no command says that a host may work", field="fence"
@@ -336,10 +341,12 @@ class Hosts:
                 change.put(HOSTS, found.host)
             return found
 
-        if request.fence and not request.dry_run:
+        if not request.dry_run and (request.fence or not request.forced_down):
             planned = self._commit(request.host, lambda change: decide(change, only_look=True))
-            if planned.changed:
+            if planned.changed and request.fence:
                 self._fencing.fence(request.host)
+            elif planned.changed:
+                self._check_clean(request.host)
         reply = self._commit(request.host, decide)
         if reply.changed and not request.dry_run:
             log.warning(

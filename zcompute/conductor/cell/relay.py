@@ -21,6 +21,7 @@ from zcompute.conductor.cell.relay_window import Handed, RelayLimits, RelayWindo
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.fellows import Fellows
+from zcompute.objects.command import DomainsRequest
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.hosts import HostBeginReply, HostBeginRequest, HostGrantsReply, HostGrantsRequest
 from zcompute.objects.methods import RELAY_BEAT, RELAY_BEGIN, RELAY_FIND, RELAY_GRANTS, RELAYED_COMMANDS
@@ -208,7 +209,7 @@ class Relay:
         Raises LinkDown when the host is not attached here: it is handed on once. Busy, and what the agent answers.
         """
         self._fellows.check(context)
-        host = request.order.host
+        host = request.host if isinstance(request, DomainsRequest) else request.order.host
         link = self._commands.link(host)
         if link is None:
             raise LinkDown(f"host {host} is not attached here either")

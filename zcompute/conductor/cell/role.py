@@ -18,6 +18,7 @@ from zcompute.conductor.cell.host_states import HostStates
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.instances import Instances
+from zcompute.conductor.cell.quarantine import Quarantine
 from zcompute.conductor.cell.reads import Reads
 from zcompute.conductor.cell.reclaim import Reclaim
 from zcompute.conductor.cell.registration import Registration
@@ -92,7 +93,17 @@ class CellRole:
             )
         )
         fencing = Fencing(env.config.fencing, env.cell)
-        self._hosts = Hosts(env, self._table, self._commands, self._relay, self._fellows, self._settings, fencing)
+        self._quarantine = Quarantine(env, self._table, self._commands, self.engine.ghosts)
+        self._hosts = Hosts(
+            env,
+            self._table,
+            self._commands,
+            self._relay,
+            self._fellows,
+            self._settings,
+            fencing,
+            self._quarantine.check,
+        )
         self._grants = Grants(env, self._relay, self._fellows, self._settings)
         self._claims = Claims(env, self._table, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)
@@ -124,6 +135,7 @@ class CellRole:
             *self._instances.handlers(),
             *self._actions.handlers(),
             *self._tasks.handlers(),
+            *self._quarantine.handlers(),
             *self._reads.handlers(),
             *self._census.handlers(),
             *self._standings.handlers(),
@@ -144,6 +156,7 @@ class CellRole:
         self._relay.start()
         self._states.start()
         self._hosts.start()
+        self._quarantine.start()
         self._claims.start()
         self.engine.start()
         self._registration.start()
@@ -170,6 +183,7 @@ class CellRole:
         self._enrolments.stop()
         self._registration.stop()
         self._claims.stop()
+        self._quarantine.stop()
         self._hosts.stop()
 
     def measures(self) -> Iterable[Measure | Spread]:

@@ -1,7 +1,8 @@
-"""Domains of instances that are deleted: a host that was forced down has them when it returns, and must destroy them.
+"""Domains that a host should have no more: it was forced down meanwhile, and must destroy them when it returns.
 
-A delete counts a forced-down host as done, and ends. When the host is back its agent reports all it has; a report of a
-deleted instance is a ghost, and the instance's owner orders it destroyed, under the generation of that delete.
+A delete counts a forced-down host as done, and ends; an evacuation leaves it out. When the host is back its agent
+reports all it has; a report of a deleted instance is a ghost, and so is what the host's owner finds in quarantine. The
+instance's owner orders it destroyed, under the generation that the instance has by now.
 """
 
 import logging
@@ -14,17 +15,31 @@ from zcompute.conductor.change import Change
 from zcompute.conductor.tasks.delete_walk import STEP_DESTROY
 from zcompute.conductor.tasks.forgetting import Forgetting
 from zcompute.conductor.tasks.run import TaskEnv
+from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES
 from zcompute.objects.command import DestroyRequest, Order
 from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.methods import DESTROY
 from zcompute.objects.partition import partition_of
+from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
 
 PENDING_MAX = 10_000
 Ghost = tuple[str, str]  # host, instance
+
+
+def has_left(instance: Instance, task: Task | None, host: str) -> bool:
+    """Whether the instance has no business on this host (any more, or soon): it is deleted, of another host, or on its
+    way to one without this host being asked. ``task`` is the instance's. Pure."""
+    if instance.vm_state == VM_DELETED:
+        return True
+    if task is not None and host in task.body.named_hosts:
+        return False
+    if instance.move is not None and instance.move.former_host == host:
+        return False
+    return instance.host != host or (task is not None and task.body.source == host)
 
 
 class Ghosts:
@@ -39,7 +54,7 @@ class Ghosts:
         self._stopped = False
 
     def suspect(self, host: str, uuid: str) -> None:
-        """The host reports an instance that is said to be deleted. Must not block."""
+        """The host has an instance that is said to be deleted, or elsewhere. Must not block."""
         if self._stopped or (host, uuid) in self._known:
             return
         if len(self._queue) >= PENDING_MAX:
@@ -63,7 +78,7 @@ class Ghosts:
                 ghost = self._queue.popleft()
                 try:
                     self._destroy(*ghost)
-                except (BusError, ServiceError) as error:
+                except (BusError, ServiceError, StoreError) as error:
                     log.info("ghost not destroyed host=%s uuid=%s error=%s", *ghost, error)
                 finally:
                     self._known.discard(ghost)
@@ -71,7 +86,7 @@ class Ghosts:
             self._greenlet = None
 
     def _destroy(self, host: str, uuid: str) -> None:
-        """Raises BusError, ServiceError."""
+        """Raises BusError, ServiceError, StoreError."""
         partition = partition_of(uuid)
         settings = self._env.settings
 
@@ -79,8 +94,10 @@ class Ghosts:
             return change.get(INSTANCES, (uuid,))
 
         instance = self._env.ledger.commit(partition, [(INSTANCES, (uuid,))], decide, timeout_ms=settings.commit_ms_max)
-        if instance is None or instance.vm_state != VM_DELETED or instance.task_id is not None:
+        if instance is None or instance.task_id is not None or not has_left(instance, None, host):
             return
+        if instance.vm_state != VM_DELETED and host not in self._env.forced_down([host]):
+            return  # it is let in again by now, so it may be told of the instance by another way
         order = Order(
             instance_uuid=uuid,
             host=host,
@@ -91,6 +108,7 @@ class Ghosts:
             step=STEP_DESTROY,
             attempt=1,
         )
-        log.warning("ghost of a deleted instance is destroyed host=%s uuid=%s", host, uuid)
+        what = "a deleted instance" if instance.vm_state == VM_DELETED else "an instance that moved away"
+        log.warning("ghost of %s is destroyed host=%s uuid=%s", what, host, uuid)
         self._env.commands.send(host, DESTROY, DestroyRequest(order=order), timeout_ms=settings.command_ms_max)
         self._forgetting.add(instance, order.task_id, [host])

@@ -84,6 +84,13 @@ class HostForceDownReply(msgspec.Struct, kw_only=True):
     changed: bool
 
 
+class LeftBehindRequest(msgspec.Struct, kw_only=True):
+    """From a host's owner to an instance's: the host, which is in quarantine, has a domain of it."""
+
+    host: str
+    instance_uuid: str
+
+
 class ClaimRequest(msgspec.Struct, kw_only=True):
     instance_uuid: str
     task_id: str

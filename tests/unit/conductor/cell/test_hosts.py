@@ -20,7 +20,7 @@ from zcompute.conductor.fellows import Fellows
 from zcompute.conductor.forwarding import Forwarding
 from zcompute.config import SchedulerConfig
 from zcompute.db.tables import HOSTS
-from zcompute.objects.errors import EpochRefused, HostNotFound
+from zcompute.objects.errors import EpochRefused, HostNotClean, HostNotFound
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HOST_DOWN, HOST_UP, HostInventory
 from zcompute.objects.messages.cluster import HostEpoch
@@ -318,6 +318,26 @@ def test_forcing_a_host_down_is_committed_told_and_takes_the_host_out(world, cap
         world.commands.send("h1", SPAWN, None, timeout_ms=1)
     assert force(world, forced_down=False).changed
     assert world.commands.reaches("h1", SPAWN)
+
+
+def test_a_host_that_is_not_clean_stays_forced_down(world):
+    begin(world, Link())
+    force(world)
+    asked = []
+
+    def check(host):
+        asked.append(host)
+        raise HostNotClean("it still has u1", host=host)
+
+    world.hosts._check_clean = check
+    assert force(world, forced_down=False, dry_run=True).changed
+    assert asked == []
+    with pytest.raises(HostNotClean):
+        force(world, forced_down=False)
+    assert world.database.row(HOSTS, ("h1",)).forced_down
+    world.hosts._check_clean = asked.append
+    assert force(world, forced_down=False).changed
+    assert asked == ["h1", "h1"]
 
 
 def test_a_host_that_is_not_known_cannot_be_forced_down(world):
