@@ -33,7 +33,7 @@ from zcompute.cli.audit_records import wrong_records
 from zcompute.cli.audit_snapshot import ApiServer, CellRows, Snapshot
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.instance import POWER_RUNNING, VM_ACTIVE, VM_BUILDING, Instance
+from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_BUILDING, Instance
 from zcompute.objects.quota import Amount
 from zcompute.objects.server_status import status_of
 
@@ -78,24 +78,41 @@ def _living(snapshot: Snapshot) -> dict[str, list[tuple[str, Instance]]]:
 
 
 def _domains(snapshot: Snapshot) -> Iterator[Finding]:
-    running: dict[str, list[str]] = defaultdict(list)
+    there: dict[str, list[str]] = defaultdict(list)
+    powers: dict[tuple[str, str], int] = {}
     for host, domains in sorted(snapshot.hosts.items()):
         if domains.unreadable_lines:
             yield Finding(DOMAIN_LOG_UNREADABLE, host, f"{domains.unreadable_lines} lines")
-        for uuid in domains.running():
-            running[uuid].append(host)
+        for uuid, power_state in domains.powers().items():
+            there[uuid].append(host)
+            powers[uuid, host] = power_state
     living = _living(snapshot)
-    for uuid, hosts in running.items():
-        if len(hosts) > 1:
-            yield Finding(SERVER_ON_SEVERAL_HOSTS, uuid, ", ".join(hosts))
-        homes = {instance.host for _, instance in living.get(uuid, [])}
-        for host in hosts:
-            if host not in homes:
-                others = ", ".join(sorted(str(home) for home in homes)) or "nowhere"
-                yield Finding(ORPHAN_DOMAIN, uuid, f"runs on {host}, the server is {others}")
-    for uuid, places in living.items():
-        for _, instance in places:
-            yield from _observed(instance, running.get(uuid, []))
+    lost = {host.name for cell in snapshot.cells.values() for host in cell.hosts if host.forced_down}
+    for uuid, hosts in there.items():
+        places = [instance for _, instance in living.get(uuid, [])]
+        yield from _placed(uuid, places, hosts, lost, powers)
+    for uuid, cells in living.items():
+        for _, instance in cells:
+            yield from _observed(instance, there.get(uuid, []))
+
+
+def _placed(
+    uuid: str, places: list[Instance], there: list[str], lost: set[str], powers: dict[tuple[str, str], int]
+) -> Iterator[Finding]:
+    """Whether a server's domains are where they should be: at its host, and stopped where a move has left a copy. What
+    a host has that is forced down goes when it comes back."""
+    homes = {instance.host for instance in places}
+    copies = {instance.move.former_host for instance in places if instance.move is not None}
+    hosts = [host for host in there if host not in lost]
+    whole = [host for host in hosts if host not in copies or powers[uuid, host] != POWER_SHUTDOWN]
+    if len(whole) > 1:
+        yield Finding(SERVER_ON_SEVERAL_HOSTS, uuid, ", ".join(whole))
+    for host in hosts:
+        if host not in homes | copies:
+            others = ", ".join(sorted(str(home) for home in homes)) or "nowhere"
+            yield Finding(ORPHAN_DOMAIN, uuid, f"runs on {host}, the server is {others}")
+    for host in copies - set(there) - lost:
+        yield Finding(SERVER_ON_NO_HOST, uuid, f"the copy that its move has left is not on {host}")
 
 
 def _observed(instance: Instance, hosts: list[str]) -> Iterator[Finding]:

@@ -81,7 +81,9 @@ def overdue(snapshot: Snapshot) -> Iterator[Finding]:
 
 def _named(cell: CellRows) -> set[tuple[str, str, str]]:
     """(instance, claim's name, host) of every claim that a row or a task names."""
-    named = {(i.uuid, i.claim, i.host) for i in cell.living() if i.claim is not None and i.host is not None}
+    living = cell.living()
+    named = {(i.uuid, i.claim, i.host) for i in living if i.claim is not None and i.host is not None}
+    named |= {(i.uuid, i.move.former_claim, i.move.former_host) for i in living if i.move is not None}
     for task in cell.tasks:
         claims = list(task.body.release)
         if task.body.host is not None:

@@ -54,15 +54,19 @@ class HostDomains:
     lines: list[DomainLine] = field(default_factory=list)
     unreadable_lines: int = 0
 
+    def powers(self) -> dict[str, int]:
+        """The uuids whose domain is there, with its power state."""
+        there: dict[str, int] = {}
+        for line in self.lines:
+            if line.op in GOES:
+                there.pop(line.uuid, None)
+            elif line.op in COMES or line.uuid in there:
+                there[line.uuid] = line.power_state
+        return there
+
     def running(self) -> set[str]:
         """The uuids whose domain is there, in whichever state."""
-        there: set[str] = set()
-        for line in self.lines:
-            if line.op in COMES:
-                there.add(line.uuid)
-            elif line.op in GOES:
-                there.discard(line.uuid)
-        return there
+        return set(self.powers())
 
     def spawns(self) -> list[DomainLine]:
         return [line for line in self.lines if line.op == OP_SPAWN]

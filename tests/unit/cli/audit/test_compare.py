@@ -1,20 +1,23 @@
 """A clean region has no finding; each single corruption is found, on the very server or host; motion excuses."""
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.unit.cli.audit.regions import CREATED_US, NOW_US, REGIONS, Plan, clean_region, host_name, line, uuid_of
 from zcompute.cli import audit_kinds as kinds
-from zcompute.cli.audit_compare import compare
+from zcompute.cli.audit_compare import compare, expected_api
 from zcompute.cli.audit_motion import moving, stood_still
 from zcompute.cli.audit_snapshot import ApiServer, HostDomains
 from zcompute.compute.virt.fake_log import OP_DESTROY, OP_SPAWN
 from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BUILD_PENDING, InstanceMapping, Usage
 from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.command import VERB_ACTIVATE, VERB_REOPEN, VERB_SEND
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim
+from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, Move
 from zcompute.objects.notification import NotifierCursor
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task, TaskBody
 
@@ -309,6 +312,46 @@ def test_what_is_told_without_a_gap_and_cursors_behind_it_are_right():
     cell.actions.append(InstanceAction(instance_uuid=ACTIVE, operation_id="op", action="create"))
     assert compare(region.snapshot()) == []
     assert region.snapshot().counts()["notifications"] == 6
+
+
+def moved(region) -> None:
+    """The server is on OTHER, its stopped copy on HOST with its claim."""
+    instance, cell = region.instance(ACTIVE), region.cells["c1"]
+    former = next(claim for claim in cell.claims if claim.instance_uuid == ACTIVE)
+    claim = msgspec.structs.replace(former, task_id="move", attempt=1, host=OTHER)
+    cell.claims.append(claim)
+    host = next(host for host in cell.hosts if host.name == OTHER)
+    host.used, host.instances = host.used.plus(claim.amounts), host.instances + 1
+    instance.move = Move(
+        kind="migrate", former_host=HOST, former_claim=former.name, former_flavor=instance.flavor,
+        former_vm_state="active", since_us=NOW_US,
+    )  # fmt: skip
+    instance.host, instance.claim, instance.generation = OTHER, claim.name, instance.generation + 1
+    region.hosts[HOST].lines.append(with_power(VERB_SEND, POWER_SHUTDOWN))
+    region.hosts[OTHER].lines.append(with_power(VERB_ACTIVATE, POWER_RUNNING))
+    region.api = expected_api(region.snapshot())
+
+
+def with_power(op: str, power_state: int):
+    return msgspec.structs.replace(line(op, ACTIVE, 1), power_state=power_state)
+
+
+def test_the_stopped_copy_of_a_move_that_waits_to_be_confirmed_is_where_it_should_be() -> None:
+    region = clean_region([Plan("active")])
+    moved(region)
+    assert list(compare(region.snapshot())) == []
+    region.hosts[HOST].lines.append(with_power(VERB_REOPEN, POWER_RUNNING))
+    assert [finding.kind for finding in compare(region.snapshot())] == [kinds.SERVER_ON_SEVERAL_HOSTS]
+    region.hosts[HOST].lines.append(line(OP_DESTROY, ACTIVE, 2))
+    assert [finding.kind for finding in compare(region.snapshot())] == [kinds.SERVER_ON_NO_HOST]
+
+
+def test_what_a_host_has_that_is_forced_down_goes_when_it_comes_back() -> None:
+    region = clean_region([Plan("active")])
+    region.hosts[OTHER].lines.append(line(OP_SPAWN, STRANGER, 1))
+    assert [finding.kind for finding in compare(region.snapshot())] == [kinds.ORPHAN_DOMAIN]
+    next(host for host in region.cells["c1"].hosts if host.name == OTHER).forced_down = True
+    assert kinds.ORPHAN_DOMAIN not in [finding.kind for finding in compare(region.snapshot())]
 
 
 def test_a_task_that_has_just_begun_may_miss_its_action():
