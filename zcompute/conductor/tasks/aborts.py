@@ -7,7 +7,9 @@ from msgspec.structs import replace
 
 from zcompute.conductor.tasks.build_walk import STEP_ABANDON, STEP_CANCEL, STEP_SPAWN, abort_build
 from zcompute.conductor.tasks.decision import Decision
-from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, TaskSettings
+from zcompute.conductor.tasks.moves.plans import PLANS, STEP_CLAIM, STEP_PREPARE, STEP_SCHEDULE, STEP_SEND
+from zcompute.conductor.tasks.moves.walk import roll_back
+from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.actions import ACTIONS
 from zcompute.objects.errors import TaskRefused
 from zcompute.objects.instance import TASK_DELETING, TASK_SCHEDULING, TASK_SPAWNING, VM_BUILDING, Instance
@@ -101,5 +103,35 @@ def _as_it_is(word: Word) -> Retrial:
     return Retrial(None, word.settings.retry_deadline_s)
 
 
-ABORTS: dict[str, Abort] = {TASK_BUILD: _abort_build}
-RETRIALS: dict[str, Retry] = {TASK_BUILD: _retry_build, TASK_DELETE: _retry_delete, TASK_ACT: _retry_act}
+def _abort_move(word: Word) -> Decision:
+    """Back to where it was. Not while the source hands a running domain over: only its own word says on which side the
+    domain is (Nova has an action of its own to abort that), and not behind the switch."""
+    if word.task.step not in ABORTABLE_STEPS:
+        raise refused(word.task, f"a move can be aborted in {', '.join(ABORTABLE_STEPS)}; from here it goes its way")
+    return roll_back(word.instance, word.task, ABORTED_MOVE, word.now_us, word.settings.ending_s_max)
+
+
+def _retry_move(word: Word) -> Retrial:
+    task, settings = word.task, word.settings
+    moving = replace(
+        word.instance,
+        vm_state=task.body.former_vm_state,
+        task_state=PLANS[task.kind].task_state(task.step) or word.instance.task_state,
+        fault=task.body.fault,
+    )
+    return Retrial(moving, min(MOVE_DEADLINES_S[task.kind], settings.move_deadline_s_max))
+
+
+ABORTED_MOVE = "the move was aborted by an operator"
+ABORTABLE_STEPS = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND)
+
+ABORTS: dict[str, Abort] = {
+    TASK_BUILD: _abort_build,
+    **{plan.kind: _abort_move for plan in PLANS.values() if STEP_SCHEDULE in plan.steps},
+}
+RETRIALS: dict[str, Retry] = {
+    TASK_BUILD: _retry_build,
+    TASK_DELETE: _retry_delete,
+    TASK_ACT: _retry_act,
+    **dict.fromkeys(PLANS, _retry_move),
+}

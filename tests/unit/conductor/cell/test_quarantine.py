@@ -179,3 +179,25 @@ def test_who_has_left_a_host(
     world.wait_state(uuid, VM_ACTIVE)
     row = world.database.row(INSTANCES, (uuid,))
     assert has_left(change(row), under_way, "h1") is left
+
+
+def test_what_was_evacuated_is_destroyed_at_its_former_host_when_that_is_back(world: Quarantined) -> None:
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    former = world.agents["h1"]
+    former.up = False
+    world.force_down()
+    world.agents["h2"].silent = True
+    world.act(uuid, "evacuate", administrator=True)
+    wait_for(lambda: world.agents["h2"].named("spawn"))
+    former.up = True
+    with pytest.raises(HostNotClean):
+        world.quarantine.check("h1")
+    assert former.named("destroy") == []  # its owner waits until the evacuation has ended
+    world.agents["h2"].finish("spawn", world.agents["h2"].named("spawn")[-1])
+    world.wait_state(uuid, VM_ACTIVE)
+    with pytest.raises(HostNotClean):
+        world.quarantine.check("h1")
+    wait_for(lambda: not former.domains)
+    world.quarantine.check("h1")
+    assert world.agents["h2"].domains == {uuid}

@@ -248,3 +248,65 @@ def test_a_delete_replaces_a_cancellation(make) -> None:
     world.delete(uuid)
     world.wait_state(uuid, VM_DELETED)
     assert world.claims == {}
+
+
+def migrating(world: Operated, silent: str, step: str) -> str:
+    """A server of h1 whose cold migration to h2 waits for the word of one host."""
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.agents[silent].silent = True
+    world.act(uuid, "migrate", administrator=True, operation_id="op-m")
+    wait_for(lambda: (task := world.task(uuid)) is not None and task.step == step)
+    wait_for(lambda: any(order.step == step for order in world.agents[silent].named("step")))
+    return uuid
+
+
+@pytest.mark.parametrize(("silent", "step"), [("h2", "prepare"), ("h1", "send")])
+def test_a_move_that_is_aborted_before_its_switch_leaves_the_server_what_it_was(make, silent: str, step: str) -> None:
+    world = make("h1", "h2")
+    uuid = migrating(world, silent, step)
+    world.agents[silent].silent = False
+    world.say("abort", uuid)
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    row = world.instance(uuid)
+    assert (row.vm_state, row.task_state, row.host, row.fault) == (VM_ACTIVE, None, "h1", None)
+    assert set(world.claims.values()) == {"h1"}
+    assert uuid not in world.agents["h2"].domains
+    assert "aborted by an operator" in world.history(uuid, "op-m").message
+
+
+def test_a_move_is_not_aborted_behind_its_switch(make) -> None:
+    world = make("h1", "h2")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.act(uuid, "migrate", administrator=True)
+    world.wait_state(uuid, "resized")
+    world.agents["h1"].silent = True
+    world.act(uuid, "confirm_resize")
+    wait_for(lambda: world.task(uuid) is not None)
+    with pytest.raises(TaskRefused, match="tasks of kind confirm_resize cannot be aborted"):
+        world.say("abort", uuid)
+
+
+def test_a_live_migration_that_hands_over_is_not_aborted_by_this(make) -> None:
+    world = make("h1", "h2")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.agents["h1"].silent = True
+    world.act(uuid, "live_migrate", administrator=True)
+    wait_for(lambda: (task := world.task(uuid)) is not None and task.step == "migrate")
+    with pytest.raises(TaskRefused, match="can be aborted in schedule, claim, prepare, send"):
+        world.say("abort", uuid)
+
+
+def test_a_parked_move_that_is_begun_again_goes_on_where_it_was(make) -> None:
+    world = make("h1", "h2", settings=replace(SHORT, move_deadline_s_max=1, ending_s_max=1))
+    uuid = migrating(world, "h2", "prepare")
+    world.parked(uuid)
+    assert world.instance(uuid).vm_state == VM_ERROR
+    world.agents["h2"].silent = False
+    world.say("retry", uuid)
+    assert (world.instance(uuid).fault, world.instance(uuid).host) == (None, "h1")
+    agent = world.agents["h2"]
+    agent.finish("step", agent.named("step")[-1])
+    world.wait_state(uuid, "resized")
