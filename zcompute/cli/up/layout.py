@@ -33,6 +33,7 @@ class Shape(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     host_disk_gb: int = 100
     build_ms: int = 0
     delete_ms: int = 0
+    step_ms: int = 0  # of any other change of a domain
     api_workers: int = 1
     replicas: int = 0  # of each cell's database, the root's too; MariaDB only
     durability: str = LOCAL  # of each cell's; REPLICATED needs replicas
@@ -209,6 +210,7 @@ def config_document(
             "fake_dir": str(paths.hosts),
             "build_ms": shape.build_ms,
             "delete_ms": shape.delete_ms,
+            "step_ms": shape.step_ms,
             "hosts": [
                 {
                     "name": host,

@@ -1,0 +1,1 @@
+"""Tasks under way while their conductors are killed (``python -m loadtest.tasks``)."""
