@@ -16,7 +16,7 @@ from zcompute.conductor.tasks.delete_walk import STEP_DESTROY
 from zcompute.db.batch import Batch, Delete
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, NOTIFICATIONS, TASKS
 from zcompute.objects.command import Order
-from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, Instance
+from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_PAUSED, VM_STOPPED, Instance
 from zcompute.objects.report import (
     VERDICT_ALREADY_THERE,
     VERDICT_APPLIED,
@@ -55,6 +55,7 @@ class Checker:
         self._stateless: set[str] = set()
         self._created: set[str] = set()
         self._deleted: set[str] = set()
+        self._acted: dict[str, str] = {}
         self._notified: dict[int, int] = {}
         self._told: Counter[tuple[str, str]] = Counter()  # how often each event of each instance was told
         self._instances: dict[str, tuple[Any, Instance]] = {}  # as they were last looked at, with their rows
@@ -275,6 +276,14 @@ class Checker:
         if row is not None and row[INSTANCE_STATE] != VM_DELETED and uuid not in tasks:
             self.violated("lost", f"delete of {uuid} acknowledged, it is {row[INSTANCE_STATE]} and has no task")
 
+    def acted(self, uuid: str, operation_id: str) -> None:
+        """A client was told that this will be done: it stands in the history, under way or over."""
+        self.note("acted", uuid, operation_id)
+        self.seen["acted"] += 1
+        self._acted[operation_id] = uuid
+        if (uuid, operation_id) not in self._rows.tables[INSTANCE_ACTIONS.name]:
+            self.violated("lost", f"{operation_id} of {uuid} acknowledged, its history does not know it")
+
     # -- at rest ------------------------------------------------------------------------------------------------
 
     def unrest(self) -> list[str]:
@@ -290,7 +299,17 @@ class Checker:
                 continue
             instance = self._instance(row)
             found += self._instance_unrest(instance) or self._untold(instance, told)
-        return found or [*self._claims_left(), *self._machines_left()]
+        return found or [*self._acts_left(), *self._claims_left(), *self._machines_left()]
+
+    def _acts_left(self) -> list[str]:
+        """Actions that have not ended, though no task is left."""
+        actions = self._rows.tables[INSTANCE_ACTIONS.name]
+        rows = ((name, uuid, actions.get((uuid, name))) for name, uuid in sorted(self._acted.items()))
+        return [
+            f"{name} of {uuid} is not over"
+            for name, uuid, row in rows
+            if row is None or INSTANCE_ACTIONS.from_row(row).finished_at_us is None
+        ]
 
     def _claims_left(self) -> list[str]:
         """Claims that no instance is known by: no task is left that could name them."""
@@ -336,7 +355,7 @@ class Checker:
             return [f"{uuid} is {instance.vm_state}, its delete was accepted"]
         if instance.vm_state in (VM_DELETED, VM_ERROR):
             return [f"{uuid} is {instance.vm_state} and runs on {where}"] if where and not instance.host else []
-        if instance.vm_state != VM_ACTIVE or instance.task_state is not None:
+        if instance.vm_state not in (VM_ACTIVE, VM_STOPPED, VM_PAUSED) or instance.task_state is not None:
             return [f"{uuid} is {instance.vm_state}, {instance.task_state}"]
         if where != [instance.host]:
             return [f"{uuid} is active on {instance.host}, it runs on {where}"]

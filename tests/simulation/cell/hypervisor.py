@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 import gevent
 import msgspec
 
-from zcompute.compute.errors import DomainExists, DriverError
-from zcompute.compute.virt.driver import Capabilities, Domain
-from zcompute.objects.command import Order
+from zcompute.compute.errors import DomainExists, DomainMissing, DriverError
+from zcompute.compute.virt.driver import Capabilities, Domain, Done
+from zcompute.objects.command import VERB_PAUSE, VERB_REBOOT, VERB_START, VERB_STOP, VERB_UNPAUSE, Order, StepArguments
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.host import HostInventory
-from zcompute.objects.instance import POWER_RUNNING, Instance
+from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN, Instance
 
 TOTAL = Amounts(vcpus=64, memory_mb=65536, disk_gb=1000)
 
@@ -46,7 +46,7 @@ class Hypervisors:
 class SimDriver:
     """zcompute.compute.virt.driver.Driver for one host. A death may fall before or behind the effect of a command."""
 
-    capabilities = Capabilities("sim")
+    capabilities = Capabilities("sim", frozenset({VERB_START, VERB_STOP, VERB_REBOOT, VERB_PAUSE, VERB_UNPAUSE}))
 
     def __init__(self, all_hosts: Hypervisors, host: str) -> None:
         self._all = all_hosts
@@ -80,6 +80,35 @@ class SimDriver:
         gevent.sleep(before_s)
         self._all.domains[host].pop(uuid, None)
         gevent.sleep(behind_s)
+
+    def start(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, instance, order, POWER_RUNNING)
+
+    def stop(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, instance, order, POWER_SHUTDOWN)
+
+    def reboot(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, instance, order, POWER_RUNNING)
+
+    def pause(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, instance, order, POWER_PAUSED)
+
+    def unpause(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        return self._change(host, instance, order, POWER_RUNNING)
+
+    def _change(self, host: str, instance: Instance, order: Order, power_state: int) -> Done:
+        all_hosts = self._all
+        all_hosts.began(host, "act", order)
+        before_s, behind_s = (all_hosts.dice.uniform(*all_hosts.build_s) for _ in range(2))
+        gevent.sleep(before_s)
+        if all_hosts.dice.random() < all_hosts.fail:
+            raise DriverError("the hypervisor could not")
+        if instance.uuid not in all_hosts.domains[host]:
+            raise DomainMissing(instance.uuid)
+        all_hosts.set_power(host, instance.uuid, power_state)
+        changed = all_hosts.domains[host][instance.uuid]
+        gevent.sleep(behind_s)
+        return Done(changed)
 
     def domains(self, host: str) -> Mapping[str, Domain]:
         return dict(self._all.domains[host])

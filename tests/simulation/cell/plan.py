@@ -19,13 +19,14 @@ class Scale:
     creates: int = 10
     deletes: int = 5
     powers: int = 25
+    acts: int = 8
     theme: str = ""  # of the faults; "": each seed draws one
 
     @classmethod
     def of(cls, seconds: float, conductors: int, agents: int, theme: str = "") -> "Scale":
         """As much work a second and an agent as in the smallest life."""
         share = seconds / cls.seconds * agents / cls.agents
-        counts = (max(2, int(count * share)) for count in (cls.creates, cls.deletes, cls.powers))
+        counts = (max(2, int(count * share)) for count in (cls.creates, cls.deletes, cls.powers, cls.acts))
         return cls(seconds, conductors, agents, *counts, theme)
 
 
@@ -44,6 +45,8 @@ class Event:
         parts = [self.who, self.other, f"for {self.for_s:.3f} s" if self.for_s else "", f"#{self.number}"]
         return f"{self.at_s:7.3f} {self.kind} {' '.join(part for part in parts if part)}"
 
+
+ACTS = ("stop", "stop", "start", "reboot_hard", "pause", "unpause")
 
 THEMES: dict[str, tuple[str, ...]] = {
     "mixed": ("freeze", "kill", "stall_hub", "stop", "kill_agent", "freeze_agent", "cut", "block", "isolate", "crash",
@@ -82,7 +85,15 @@ def make_plan(seed: int, scale: Scale) -> list[Event]:
         kind, at_s = dice.choice(kinds), 0.3 + dice.random() * busy_s
         scene = SCENES.get(kind)
         events += [_fault(dice, scale, kind, at_s)] if scene is None else scene(dice, scale, at_s, numbers)
+    events += _acts(random.Random(f"{seed} acts"), scale, busy_s)
     return sorted(events, key=lambda event: event.at_s)
+
+
+def _acts(dice: random.Random, scale: Scale, busy_s: float) -> Iterator[Event]:
+    """Actions of servers, most of them refused since another is under way or the state is wrong."""
+    for _ in range(scale.acts):
+        at_s = 0.6 + dice.random() * busy_s
+        yield Event(at_s, "act", dice.choice(ACTS), number=dice.randrange(scale.creates))
 
 
 def _zombie(dice: random.Random, scale: Scale, at_s: float, _: Iterator[int]) -> list[Event]:

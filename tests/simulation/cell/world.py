@@ -26,18 +26,19 @@ from zcompute.compute.settings import Settings
 from zcompute.conductor import primary as conductor_primary
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
-from zcompute.objects.errors import SERVICE_ERRORS, InstanceNotFound, ServiceError
+from zcompute.objects.errors import SERVICE_ERRORS, InstanceBusy, InstanceNotFound, ServiceError
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN, ServerSpec
 from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.messages.cluster import Empty, MapReply
 from zcompute.objects.messages.hosts import SelectReply
-from zcompute.objects.messages.instances import BuildRequestMessage, InstanceDeleteRequest
+from zcompute.objects.messages.instances import BuildRequestMessage, InstanceActionRequest, InstanceDeleteRequest
 from zcompute.objects.methods import (
     ADOPT,
     CELL_CAPACITY,
     CELL_REGISTER,
     DESTROY,
+    INSTANCE_ACTION,
     INSTANCE_BUILD,
     INSTANCE_DELETE,
     MAP_GET,
@@ -45,6 +46,7 @@ from zcompute.objects.methods import (
     MAPPING_REFUSED,
     SELECT_DESTINATIONS,
     SPAWN,
+    STEP,
     TOPIC_MAP,
 )
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
@@ -73,6 +75,7 @@ class World:
         self.seed = seed
         self.scale = scale
         self.crashes: list[str] = []
+        self.acts = 0
         self.loop: VirtualLoop
         self.network: Network
         self.loop, self.network = stage.set_stage(seed, self.crashed)
@@ -125,7 +128,7 @@ class World:
 
         def serve_checked(endpoint: Endpoint, method: Any, handler: Any) -> None:
             agent = world.agents.get(endpoint.identity.service_id)
-            if agent is None or method not in (SPAWN, DESTROY, ADOPT):
+            if agent is None or method not in (SPAWN, DESTROY, ADOPT, STEP):
                 serve(endpoint, method, handler)
                 return
 
@@ -207,6 +210,9 @@ class World:
                         link.call(method, request, timeout_ms=OPERATION_MS)
                         done()
                         return
+                    except InstanceBusy:
+                        if method is INSTANCE_ACTION:
+                            return
                     except InstanceNotFound:
                         return  # an earlier copy was accepted, or the cell has handed the server back: nobody knows
                     except (BusError, ServiceError):
@@ -232,6 +238,19 @@ class World:
         self.deletes[uuid] = f"delete {number}"
         request = InstanceDeleteRequest(uuid=uuid, project_id="p", operation_id=self.deletes[uuid])
         self.loop.spawn(self.root_process, self._operate, INSTANCE_DELETE, request, lambda: self.checker.deleted(uuid))
+
+    def _act(self, event: Event) -> None:
+        """An action of a server that the cell has taken; what its state or another task forbids is not asked again."""
+        uuid = uuid_of(event.number)
+        if uuid not in self.checker._created:
+            return
+        self.acts += 1
+        operation_id = f"act {self.acts}"
+        request = InstanceActionRequest(uuid=uuid, project_id="p", operation_id=operation_id, action=event.who)
+        self.loop.spawn(
+            self.root_process, self._operate, INSTANCE_ACTION, request,
+            lambda: self.checker.acted(uuid, operation_id),
+        )  # fmt: skip
 
     def builds(self, number: int) -> None:
         """How long hypervisors take."""
