@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import gevent
 
 from tests.simulation.cell import stage
 from tests.simulation.cell.checker import Checker
+from tests.simulation.cell.clients import Clients, uuid_of
 from tests.simulation.cell.database import LATE_S, LATER_S, Rows, Server, SimStore
 from tests.simulation.cell.fleet import CELL, Agent, Conductor
 from tests.simulation.cell.hypervisor import Hypervisors
@@ -19,28 +19,22 @@ from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
 from tests.simulation.cell.plan import Event, Scale
 from tests.simulation.cell.wire import Network, Weather
 from zcompute import __version__
-from zcompute.bus import BusError, Endpoint, Identity, register_error
+from zcompute.bus import Endpoint, Identity, register_error
 from zcompute.bus.link import Link
 from zcompute.compute.links import ConductorLinks
 from zcompute.compute.settings import Settings
 from zcompute.conductor import primary as conductor_primary
-from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.cell import ROOT_CELL
-from zcompute.objects.errors import SERVICE_ERRORS, InstanceBusy, InstanceNotFound, ServiceError
-from zcompute.objects.flavor import Flavor
-from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN, ServerSpec
+from zcompute.objects.errors import SERVICE_ERRORS
+from zcompute.objects.instance import POWER_PAUSED, POWER_RUNNING, POWER_SHUTDOWN
 from zcompute.objects.lowering import attributes, lowering_for
 from zcompute.objects.messages.cluster import Empty, MapReply
 from zcompute.objects.messages.hosts import SelectReply
-from zcompute.objects.messages.instances import BuildRequestMessage, InstanceActionRequest, InstanceDeleteRequest
 from zcompute.objects.methods import (
     ADOPT,
     CELL_CAPACITY,
     CELL_REGISTER,
     DESTROY,
-    INSTANCE_ACTION,
-    INSTANCE_BUILD,
-    INSTANCE_DELETE,
     MAP_GET,
     MAPPING_DELETED,
     MAPPING_REFUSED,
@@ -48,27 +42,20 @@ from zcompute.objects.methods import (
     SPAWN,
     STEP,
     TOPIC_MAP,
-)
+)  # fmt: skip
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 
-FLAVOR = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
 POWERS = (POWER_RUNNING, POWER_PAUSED, POWER_SHUTDOWN)
 BUILDS_S = ((0.0, 0.02), (0.0, 0.5), (0.3, 1.5))
-OPERATION_MS = 1500
 EXISTS_S = 4  # the period of instance.exists, where a life has one
 SETTLE_S_MAX = 60.0
 SETTLE_LOOK_S = 0.05
 
 
-def uuid_of(number: int) -> str:
-    """The servers of a simulated life, by number."""
-    return f"00000000-0000-4000-8000-{number:012d}"
-
-
 _faces = (Link.report, Endpoint.on_acks, Endpoint.serve, ConductorLinks.learn)
 
 
-class World:
+class World(Clients):
     """One simulated life."""
 
     def __init__(self, seed: int, scale: Scale) -> None:
@@ -197,60 +184,6 @@ class World:
             endpoint.dial(f"tcp://{name}:1")
 
     # -- clients ------------------------------------------------------------------------------------------------
-
-    def _operate(self, method: Any, request: Any, done: Callable[[], None]) -> None:
-        """Ask for something until it is acknowledged, as the root's hand-off does."""
-        self.asked += 1
-        try:
-            while True:
-                links = [] if self.root is None else self.root.links(role="conductor", cell=CELL)
-                if links:
-                    link = self.dice.choice(links)
-                    try:
-                        link.call(method, request, timeout_ms=OPERATION_MS)
-                        done()
-                        return
-                    except InstanceBusy:
-                        if method is INSTANCE_ACTION:
-                            return
-                    except InstanceNotFound:
-                        return  # an earlier copy was accepted, or the cell has handed the server back: nobody knows
-                    except (BusError, ServiceError):
-                        pass
-                gevent.sleep(0.02)
-        finally:
-            self.asked -= 1
-
-    def create(self, number: int) -> None:
-        uuid = uuid_of(number)
-        request = BuildRequest(
-            uuid=uuid, project_id="p", user_id="u", name=f"n{number}", flavor=FLAVOR, spec=ServerSpec(),
-            operation_id=f"create {number}", cell=CELL,
-        )  # fmt: skip
-        message = BuildRequestMessage(build_request=request)
-        self.loop.spawn(self.root_process, self._operate, INSTANCE_BUILD, message, lambda: self.checker.created(uuid))
-
-    def delete(self, number: int) -> None:
-        """Of a server that the cell has taken."""
-        uuid = uuid_of(number)
-        if uuid not in self.checker._created or uuid in self.deletes:
-            return
-        self.deletes[uuid] = f"delete {number}"
-        request = InstanceDeleteRequest(uuid=uuid, project_id="p", operation_id=self.deletes[uuid])
-        self.loop.spawn(self.root_process, self._operate, INSTANCE_DELETE, request, lambda: self.checker.deleted(uuid))
-
-    def _act(self, event: Event) -> None:
-        """An action of a server that the cell has taken; what its state or another task forbids is not asked again."""
-        uuid = uuid_of(event.number)
-        if uuid not in self.checker._created:
-            return
-        self.acts += 1
-        operation_id = f"act {self.acts}"
-        request = InstanceActionRequest(uuid=uuid, project_id="p", operation_id=operation_id, action=event.who)
-        self.loop.spawn(
-            self.root_process, self._operate, INSTANCE_ACTION, request,
-            lambda: self.checker.acted(uuid, operation_id),
-        )  # fmt: skip
 
     def builds(self, number: int) -> None:
         """How long hypervisors take."""
