@@ -1,9 +1,12 @@
 """An operator says that a host is down for certain: what waits for it ends, and it is quarantined when it is back."""
 
 import json
+import signal
 from typing import Any
 
-from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, wait_until
+from tests.cluster.region import assert_all_active, assert_audit_holds, boot, command, delete_all, wait_until
+from tests.cluster.test_actions import Clients
+from tests.cluster.test_moves import comes_to, host_of
 from zcompute.cli import exits
 from zcompute.cli.up.region import Region
 from zcompute.compute.virt.fake_log import domain_log_path, read_domain_log
@@ -69,6 +72,42 @@ def test_a_delete_on_a_dead_host_ends_and_the_host_destroys_what_it_still_has(sq
     region.wait_ready()
     assert_audit_holds(region)
     client.close()
+
+
+def test_an_evacuated_server_is_destroyed_at_its_former_host_before_that_works_again(sqlite_region: Region) -> None:
+    region = sqlite_region
+    where = ("--state-dir", str(region.paths.state_dir))
+    uuid = boot(region, 1).boots[0].uuid
+    server = Clients(region, uuid)
+    host = host_of(server)
+    agent = agent_of(region, host)
+    assert server.act({"evacuate": {"onSharedStorage": False}})[0] == 409
+    process = region.processes[agent]
+    process.send(signal.SIGSTOP)
+    try:
+        force_down(region, host)
+        cell = region.plans[agent].cell
+        fellow = next(plan for plan in region.plans.values() if plan.hosts and plan.cell == cell and plan.id != agent)
+        assert server.act({"evacuate": {"onSharedStorage": False, "host": fellow.hosts[0]}})[0] == 200
+        wait_until(lambda: host_of(server) != host, "it is elsewhere", found=lambda: host_of(server))
+        comes_to(server, "ACTIVE")
+    finally:
+        process.send(signal.SIGCONT)
+
+    def runs_there() -> bool:
+        return uuid in read_domain_log(domain_log_path(region.paths.hosts, host)).running
+
+    def let_in() -> bool:
+        done = command("host", "force-down", host, "--off", *where)
+        assert done.returncode == 0 or "still has" in done.stderr or "start its agent" in done.stderr, done.stderr
+        assert done.returncode != 0 or not runs_there()
+        return done.returncode == 0
+
+    wait_until(let_in, "the host works again")
+    assert not runs_there()
+    delete_all(region, [uuid])
+    region.wait_ready()
+    assert_audit_holds(region)
 
 
 def test_a_host_that_nobody_knows_is_one_sentence(sqlite_region: Region) -> None:
