@@ -6,12 +6,13 @@ import pytest
 import sqlalchemy as sa
 
 from tests.contract.store.lane_writer import LaneWriter, insert
-from tests.contract.store.samples import new_uuid
+from tests.contract.store.samples import instance, new_uuid
 from zcompute.db import migrate, reads
 from zcompute.db.store import Store
-from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, OPERATIONS, TableCodec
+from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, INSTANCES, OPERATIONS, TableCodec
 from zcompute.objects.build_request import Operation
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
+from zcompute.objects.instance import Instance
 from zcompute.objects.partition import partition_of
 
 PARTITION = 7
@@ -41,7 +42,7 @@ def plan(url: str, asked: Asking) -> list[dict[str, Any]]:
     with migrate.connected(url) as connection:
         explain = "EXPLAIN " if url.startswith("mysql") else "EXPLAIN QUERY PLAN "
         if url.startswith("mysql"):
-            for table in ("instance_actions", "instance_action_events", "operations"):
+            for table in ("instances", "instance_actions", "instance_action_events", "operations"):
                 if sa.inspect(connection).has_table(table):
                     connection.execute(sa.text(f"ANALYZE TABLE {table}"))
         statement = sa.text(explain + asked.sql)
@@ -90,6 +91,23 @@ def test_actions_that_are_to_go_are_found_by_their_age(store: Store, writer: Lan
     asked = Asking()
     reads.expired(asked, INSTANCE_ACTIONS, PARTITION, "finished_at_us", NOW_US, 500)  # type: ignore[arg-type]
     assert_found_by(store.url, asked, "ix_instance_actions_finished", 2 * GONE)
+
+
+def test_servers_that_are_to_be_reclaimed_are_found_by_their_soft_delete(store: Store, writer: LaneWriter) -> None:
+    uuids = in_partition(KEPT // 5 + GONE)
+
+    def deleted(at_us: int | None) -> Instance:
+        return instance(
+            uuid=uuids.pop(), vm_state="active" if at_us is None else "soft-delete", soft_deleted_at_us=at_us
+        )
+
+    writer.commit(insert(INSTANCES, *(deleted(None if n % 3 else NOW_US + n) for n in range(KEPT // 5))))
+    writer.commit(insert(INSTANCES, *(deleted(NOW_US - 1 - n) for n in range(GONE))))
+    found = store.expired(INSTANCES, PARTITION, "soft_deleted_at_us", NOW_US, 20)
+    assert [row.soft_deleted_at_us for row in found] == [NOW_US - 1 - n for n in range(GONE - 1, GONE - 21, -1)]
+    asked = Asking()
+    reads.expired(asked, INSTANCES, PARTITION, "soft_deleted_at_us", NOW_US, 100)  # type: ignore[arg-type]
+    assert_found_by(store.url, asked, "ix_instances_soft_deleted", 2 * GONE)
 
 
 def test_operations_that_are_to_go_are_found_by_their_age(root: Store, root_writer: LaneWriter) -> None:
