@@ -112,6 +112,9 @@ class ConductorConfig(Section, frozen=True):
     reclaim_interval_s: Annotated[
         int, msgspec.Meta(description="a deleted server can be restored for so long; 0 = it goes at once", ge=0)
     ] = 0
+    resize_confirm_window_s: Annotated[
+        int, msgspec.Meta(description="a migrated server is confirmed by itself after so long; 0 = never", ge=0)
+    ] = 0
     operations_retention_hours: Annotated[
         int, msgspec.Meta(description="a repeated request is recognised for so long", ge=1)
     ] = 168

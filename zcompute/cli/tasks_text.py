@@ -44,6 +44,8 @@ Every kind of move is a list of the same steps. The switch is one commit of the 
 claim in force and flavor. Before it a move that cannot go on is rolled back, the last step first; after it there is
 only forward. The destination's claim is committed before the switch, the source's is released after it, or kept with
 the source's stopped copy until the move is confirmed or reverted.
+With `[conductor] resize_confirm_window_s` set (Nova's resize_confirm_window) the owner of the server confirms it after
+so long by itself: once a minute each conductor looks at the next 1,000 of its cell that wait.
 """
 
 _WHAT = {

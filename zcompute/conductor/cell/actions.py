@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zcompute.bus.errors import Busy, InvalidRequest
-from zcompute.conductor.cell.instances import new_task_id
+from zcompute.conductor.cell.instances import Unasked, new_task_id
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
@@ -14,7 +14,7 @@ from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
-from zcompute.objects.actions import ACTIONS, EVACUATE, RESET_STATE, Action, check_state
+from zcompute.objects.actions import ACTIONS, CONFIRM_RESIZE, EVACUATE, RESET_STATE, Action, check_state
 from zcompute.objects.errors import InstanceNotFound, OperationConflict
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -87,6 +87,23 @@ class Actions:
         if self._forwarding.needed(request.uuid, context):
             reply: Empty = self._forwarding.call(request.uuid, INSTANCE_ACTION, request, context)
             return reply
+        self._act(request, context, None)
+        return Empty()
+
+    def confirm(self, instance: Instance) -> None:
+        """Confirm the move that this instance has, unless it has another or none by now. Raises as ``act``."""
+        since_us = 0 if instance.move is None else instance.move.since_us
+        request = InstanceActionRequest(
+            uuid=instance.uuid,
+            project_id=instance.project_id,
+            operation_id=f"confirm-{instance.uuid}-{since_us}",
+            action=CONFIRM_RESIZE.key,
+            administrator=True,
+        )
+        self._act(request, Unasked(self._settings.commit_ms_max), since_us)
+
+    def _act(self, request: InstanceActionRequest, context: Any, since_us: int | None) -> None:
+        """``since_us``: only for the move that ended then."""
         action = ACTIONS.get(request.action)
         if action is None or action.key not in BEGINNINGS:
             raise InvalidRequest(
@@ -106,6 +123,8 @@ class Actions:
             if was_accepted(change.get(*operation), action, request):
                 return None
             instance = found(change.get(INSTANCES, (request.uuid,)), request)
+            if since_us is not None and (instance.move is None or instance.move.since_us != since_us):
+                return None
             check_state(action, instance, administrator=request.administrator)
             host = instance.host or ""
             if action is EVACUATE and host not in forced:
@@ -128,7 +147,7 @@ class Actions:
             ticket.on_done(self._committed)
             result = ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
             if not isinstance(result, _AskHost):
-                return Empty()
+                return
             forced[result.host] = result.host in self._forced_down([result.host])
         raise Busy(f"instance {request.uuid} keeps changing its host: try again", retry_after_ms=100)
 

@@ -46,8 +46,8 @@ class _Unread:
 
 
 @dataclass(frozen=True)
-class _Reclaiming:
-    """The context of a delete that nobody called for."""
+class Unasked:
+    """The context of what nobody called for: an owner's own sweep."""
 
     commit_ms: int
     request_id: str = ""
@@ -173,7 +173,7 @@ class Instances:
             administrator=True,
             force=True,
         )
-        self._delete(request, _Reclaiming(self._settings.commit_ms_max), before_us)
+        self._delete(request, Unasked(self._settings.commit_ms_max), before_us)
 
     def _delete(self, request: InstanceDeleteRequest, context: Any, due_before_us: int | None) -> Empty:
         self._engine.check_room()

@@ -9,6 +9,7 @@ from typing import TypeVar
 import gevent
 
 from zcompute.conductor.cell.actions import Actions
+from zcompute.conductor.cell.auto_confirm import AutoConfirm
 from zcompute.conductor.cell.census import Census
 from zcompute.conductor.cell.claim_service import Claims
 from zcompute.conductor.cell.fencing import Fencing
@@ -114,6 +115,9 @@ class CellRole:
         )
         self._reclaim = Reclaim(env.ledger, env.store, reclaim_s, self._settings, self._instances.reclaim)
         self._actions = Actions(env, self.engine, self._settings, task_settings, self._forced_down)
+        self._auto_confirm = AutoConfirm(
+            env.ledger, env.store, env.config.conductor.resize_confirm_window_s, self._settings, self._actions.confirm
+        )
         self._tasks = Tasks(env, self.engine, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
         self._census = Census(env, self._settings)
@@ -165,6 +169,7 @@ class CellRole:
         self._enrolments.start()
         self._history.start()
         self._reclaim.start()
+        self._auto_confirm.start()
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
         gevent.spawn(self._gained, env.ledger.owned())
@@ -179,6 +184,7 @@ class CellRole:
         self._outbox.stop()
         self._history.stop()
         self._reclaim.stop()
+        self._auto_confirm.stop()
         self._notifications.stop()
         self._enrolments.stop()
         self._registration.stop()
