@@ -57,7 +57,8 @@ failed; `.../os-instance-actions/REQUEST_ID` shows one operation, to administrat
 under way has no end yet.
 
 `os-resetState` changes what is shown, nothing else. It is refused while a task has not ended: none is ever stuck, and a
-parked one ends as said above.
+parked one ends as said above. `active` of a server whose move is neither confirmed nor reverted is VERIFY_RESIZE, so
+that one of the two can follow; until then no other move of it begins (409).
 """
 
 _COLUMNS = ("action", "body", "in vm_state", "task_state meanwhile", "at most", "ends in", "a lock", "who")

@@ -12,7 +12,15 @@ from zcompute.conductor.tasks.moves.begin import begin_move
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, SOFT_DELETE, UNLOCK, Action, forbidden
 from zcompute.objects.errors import InstanceBusy
-from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_ERROR, VM_STOPPED, Instance
+from zcompute.objects.instance import (
+    POWER_RUNNING,
+    POWER_SHUTDOWN,
+    VM_ACTIVE,
+    VM_ERROR,
+    VM_RESIZED,
+    VM_STOPPED,
+    Instance,
+)
 from zcompute.objects.messages.instances import InstanceActionRequest
 
 RESET_STATES = (VM_ACTIVE, VM_ERROR)
@@ -95,7 +103,8 @@ def _unlock(it: Beginning) -> Decision:
 
 def _reset_state(it: Beginning) -> Decision:
     """Nova's os-resetState. A task under way is not cut off by it: no task is ever stuck, and a parked one ends with
-    the word of its host, with a delete, or when the host is forced down."""
+    the word of its host, with a delete, or when the host is forced down. A server whose move waits to be confirmed
+    is RESIZED where it is not in ERROR, so that its other copy is not forgotten."""
     instance = it.instance
     if instance.task_id is not None:
         raise InstanceBusy(
@@ -105,7 +114,9 @@ def _reset_state(it: Beginning) -> Decision:
             task_state=instance.task_state or "",
         )
     fault = make_fault("the state was set by an administrator", it.now_us) if it.request.vm_state == VM_ERROR else None
-    return Decision(instance=replace(instance, vm_state=it.request.vm_state, fault=fault, soft_deleted_at_us=None))
+    waits = instance.move is not None and it.request.vm_state == VM_ACTIVE
+    vm_state = VM_RESIZED if waits else it.request.vm_state
+    return Decision(instance=replace(instance, vm_state=vm_state, fault=fault, soft_deleted_at_us=None))
 
 
 BEGINNINGS: dict[str, Begin] = {

@@ -372,3 +372,37 @@ def test_the_steps_before_the_switch_know_their_way_back() -> None:
     assert plan.undos(STEP_SEND) == ["undo_send", "undo_prepare"]
     assert plan.undos("undo_send") == ["undo_prepare"]
     assert plan.after(STEP_SEND) == STEP_SWITCH
+
+
+@pytest.mark.parametrize("action", ["migrate", "live_migrate", "evacuate"])
+@pytest.mark.parametrize("back", ["confirm_resize", "revert_resize"])
+def test_a_move_that_waits_is_never_forgotten_by_another(world: CellWorld, one: str, action: str, back: str) -> None:
+    migrated(world, one)
+    before = world.instance(one)
+    world.act(one, "reset_state", administrator=True, vm_state=VM_ERROR)
+    if action != "evacuate":
+        world.put(one, vm_state=VM_ACTIVE)
+    with pytest.raises(InstanceBusy):
+        move(world, one, action)
+    assert world.instance(one).move == before.move
+    world.act(one, "reset_state", administrator=True, vm_state=VM_ACTIVE)
+    assert world.instance(one).vm_state == VM_RESIZED
+    move(world, one, back, operation_id="op-b")
+    host = "h2" if back == "confirm_resize" else "h1"
+    assert world.wait_state(one, VM_ACTIVE).host == host
+    assert (where(world, one)[0], held(world)) == ([host], [host])
+
+
+def test_a_destination_lost_behind_the_switch_leaves_the_copy_to_go_back_to(world: CellWorld, one: str) -> None:
+    world.agents["h2"].cannot.add("activate")
+    move(world, one, "migrate")
+    wait_for(lambda: "activate" in world.agents["h2"].verbs)
+    force_down(world, "h2")
+    row = world.wait_state(one, VM_ERROR)
+    assert (row.move.former_host, held(world)) == ("h1", ["h1", "h2"])
+    with pytest.raises(InstanceBusy, match="neither confirmed nor reverted"):
+        move(world, one, "evacuate", operation_id="op-e")
+    world.act(one, "reset_state", administrator=True, vm_state=VM_ACTIVE)
+    move(world, one, "revert_resize", operation_id="op-r")
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, row.move, where(world, one)[1], held(world)) == ("h1", None, ["h1"], ["h1"])

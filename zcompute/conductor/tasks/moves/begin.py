@@ -50,6 +50,14 @@ def begin_move(
 
 
 def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_down: bool) -> TaskBody:
+    if instance.move is not None:
+        raise InstanceBusy(
+            f"Instance {instance.uuid} has a move from {instance.move.former_host} that is neither confirmed nor "
+            "reverted: reset its state to active, then confirm or revert it",
+            uuid=instance.uuid,
+            vm_state=instance.vm_state,
+            task_state="",
+        )
     destination = request.arguments.peer_host
     if destination and destination == instance.host:
         raise InvalidRequest(
