@@ -19,11 +19,9 @@ class Apply:
     ends = False
 
     def run(self, run: TaskRun) -> None:
-        tell(
-            run,
-            run.now_task().body.host or "",
-            Telling(STEP, _request, act_host_lost, act_refused, unlinked=act_refused),
-        )
+        wait_ms = run.settings.act_link_wait_ms_max
+        telling = Telling(STEP, _request, act_host_lost, act_refused, untold=act_refused, link_wait_ms=wait_ms)
+        tell(run, run.now_task().body.host or "", telling)
 
 
 def _request(order: Order, instance: Instance, task: Task) -> StepRequest:

@@ -1,22 +1,18 @@
 """The steps of a build. Their decisions are in build_walk."""
 
 import logging
-import time
 
-from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks import build_walk
-from zcompute.conductor.tasks.decision import Decision, raise_generation
+from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.placing import claim_present, select_hosts
 from zcompute.conductor.tasks.run import TaskRun
+from zcompute.conductor.tasks.telling import Telling, tell
 from zcompute.objects.command import SpawnRequest
-from zcompute.objects.errors import CommandRefused
 from zcompute.objects.instance import Instance
 from zcompute.objects.methods import SPAWN
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
-
-STALE_GENERATION = "stale_generation"
 
 
 class Schedule:
@@ -80,55 +76,17 @@ class Spawn:
 
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
-        host = task.body.host or ""
-        may_give_up = run.own_attempt == task.attempt and not run.parked
-        give_up_at = time.monotonic() + run.settings.link_wait_ms_max / 1000
-        while run.is_at(task):
-            run.changed.clear()
-            if run.env.commands.reaches(host, SPAWN):
-                if self._send(run, task, host):
-                    run.wait(run.settings.resend_ms)
-                continue
-            untold = may_give_up and host not in run.commanded
-            if host in run.env.forced_down([host]):
-                self._forced_down(run, host, untold)
-                return
-            if untold and time.monotonic() >= give_up_at:
-                log.warning("host is not linked uuid=%s host=%s", run.uuid, host)
-                run.journal(lambda instance, task, _: build_walk.spawn_given_up(instance, task, "host is not linked"))
-                return
-            run.wait(min(run.settings.resend_ms, run.settings.link_wait_ms_max))
-
-    def _forced_down(self, run: TaskRun, host: str, untold: bool) -> None:
-        log.warning("host is forced down uuid=%s host=%s told=%s", run.uuid, host, not untold)
-        if untold:
-            run.journal(lambda instance, task, _: build_walk.spawn_given_up(instance, task, "host is forced down"))
-        else:
-            run.journal(build_walk.host_lost)
-
-    def _send(self, run: TaskRun, task: Task, host: str) -> bool:
-        """True: recorded by the agent. False: the generation was raised, send again. Raises the bus' errors."""
-        instance = run.instance
-        order = run.env.commands.order(instance, task, host, reporter_generation=instance.generation)
-        run.commanded.add(host)
-        try:
-            run.env.commands.send(
-                host,
-                SPAWN,
-                SpawnRequest(order=order, instance=instance),
-                timeout_ms=run.left_ms(run.settings.command_ms_max),
-            )
-        except CommandRefused as error:
-            if error.details.get("reason") != STALE_GENERATION:
-                raise
-            log.warning("generation was stale uuid=%s host=%s generation=%s", run.uuid, host, order.generation)
-            run.journal(raise_generation)
-            return False
-        except BusError:
-            if not run.is_at(task):
-                return True
-            raise
-        return True
+        own = run.own_attempt == task.attempt
+        telling = Telling(
+            SPAWN,
+            lambda order, instance, _: SpawnRequest(order=order, instance=instance),
+            build_walk.host_lost,
+            build_walk.spawn_refused,
+            grants=True,
+            untold=build_walk.spawn_refused if own else None,
+            link_wait_ms=run.settings.link_wait_ms_max,
+        )
+        tell(run, task.body.host or "", telling)
 
 
 class Abandon:

@@ -131,6 +131,11 @@ def spawn_given_up(instance: Instance, task: Task, reason: str) -> Decision:
     return Decision(instance=homeless, task=decision.task, events=(CREATE_ERROR,), failed=reason)
 
 
+def spawn_refused(instance: Instance, task: Task, reason: str, now_us: int) -> Decision:
+    """The same: its agent cannot be told at all."""
+    return spawn_given_up(instance, task, reason)
+
+
 def host_lost(instance: Instance, task: Task, now_us: int) -> Decision:
     """The host that was told to build it is forced down: the build ends, in ERROR, and nothing is built elsewhere.
 

@@ -3,8 +3,8 @@
 import logging
 
 from zcompute.bus.errors import BusError
-from zcompute.conductor.tasks.build import STALE_GENERATION
 from zcompute.conductor.tasks.run import TaskRun
+from zcompute.conductor.tasks.telling import STALE_GENERATION
 from zcompute.objects.command import DestroyRequest
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.methods import DESTROY

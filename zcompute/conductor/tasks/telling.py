@@ -28,42 +28,46 @@ Refuse = Callable[[Instance, Task, str, int], Decision]
 @dataclass(frozen=True)
 class Telling:
     """What to tell. ``grants``: the order makes the host the instance's reporter. ``lost`` is decided when the host is
-    forced down, ``refused`` when its agent is of a release that does not know the method, ``unlinked`` (if at all) when
-    it was told nothing and is not linked for ``act_link_wait_ms_max``."""
+    forced down, ``refused`` when its agent is of a release that does not know the method, ``untold`` (if at all) when
+    the host was told nothing for certain, and is forced down, or not linked for ``link_wait_ms``."""
 
     method: Method
     make: Make
     lost: Decide
     refused: Refuse
     grants: bool = False
-    unlinked: Refuse | None = None
+    untold: Refuse | None = None
+    link_wait_ms: int = 0
 
 
 def tell(run: TaskRun, host: str, telling: Telling) -> None:
     """Until the task has moved on. It is sent again after a while and when the host's agent is back: the agent
     recognises a repeat. Raises the bus' errors, DeadlinePassed, TaskLost."""
     task = run.now_task()
-    give_up_at = time.monotonic() + run.settings.act_link_wait_ms_max / 1000
+    give_up_at = time.monotonic() + telling.link_wait_ms / 1000
     while run.is_at(task):
         run.changed.clear()
         if run.env.commands.reaches(host, telling.method):
             if _send(run, task, host, telling):
                 run.wait(run.settings.resend_ms)
             continue
+        untold = telling.untold if host not in run.commanded and not run.parked else None
         if host in run.env.forced_down([host]):
             log.warning("host is forced down uuid=%s host=%s kind=%s step=%s", run.uuid, host, task.kind, task.step)
-            run.journal(telling.lost)
+            _give_up(run, untold, f"host {host} is forced down", telling.lost)
             return
-        untold = host not in run.commanded and not run.parked
-        if telling.unlinked is not None and untold and time.monotonic() >= give_up_at:
-            _give_up(run, host, telling.unlinked)
+        if untold is not None and time.monotonic() >= give_up_at:
+            log.warning("host is not linked uuid=%s host=%s kind=%s step=%s", run.uuid, host, task.kind, task.step)
+            _give_up(run, untold, f"host {host} is not linked", telling.lost)
             return
-        run.wait(min(run.settings.resend_ms, run.settings.act_link_wait_ms_max))
+        run.wait(min(run.settings.resend_ms, telling.link_wait_ms or run.settings.resend_ms))
 
 
-def _give_up(run: TaskRun, host: str, unlinked: Refuse) -> None:
-    log.warning("host is not linked uuid=%s host=%s", run.uuid, host)
-    run.journal(lambda instance, task, now_us: unlinked(instance, task, f"host {host} is not linked", now_us))
+def _give_up(run: TaskRun, untold: Refuse | None, reason: str, lost: Decide) -> None:
+    if untold is None:
+        run.journal(lost)
+    else:
+        run.journal(lambda instance, task, now_us: untold(instance, task, reason, now_us))
 
 
 def _send(run: TaskRun, task: Task, host: str, telling: Telling) -> bool:
