@@ -8,6 +8,7 @@ import sys
 from zcompute.conductor.tasks.moves.plans import (
     AT_SOURCE,
     PLANS,
+    STEP_CHECK_FENCE,
     STEP_CLAIM,
     STEP_FINISH,
     STEP_ROLLED_BACK,
@@ -54,6 +55,7 @@ _WHAT = {
     "prepare": "the destination makes room and answers where it awaits the data",
     "send": "the source stops the domain and gives its data away",
     "migrate": "the source hands the running domain over",
+    STEP_CHECK_FENCE: "the source is forced down still",
     STEP_SWITCH: "the commit",
     STEP_SWITCH_BACK: "the same commit, in the other direction",
     "activate": "the destination makes the domain of what came, and reports from now on",
@@ -70,8 +72,13 @@ _WHAT = {
 }
 
 
+_AT_NO_HOST = (
+    STEP_SCHEDULE, STEP_CLAIM, STEP_CHECK_FENCE, STEP_SWITCH, STEP_SWITCH_BACK, STEP_FINISH, STEP_ROLLED_BACK,
+)  # fmt: skip
+
+
 def _place(step: str) -> str:
-    if step in (STEP_SCHEDULE, STEP_CLAIM, STEP_SWITCH, STEP_SWITCH_BACK, STEP_FINISH, STEP_ROLLED_BACK):
+    if step in _AT_NO_HOST:
         return ""
     return "source" if step in AT_SOURCE else "destination"
 

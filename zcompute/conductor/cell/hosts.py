@@ -349,6 +349,8 @@ class Hosts:
                 self._check_clean(request.host)
         reply = self._commit(request.host, decide)
         if reply.changed and not request.dry_run:
+            if not request.forced_down:
+                self._check_once_more(request.host)
             log.warning(
                 "audit: host forced_down=%s host=%s by=%s fenced=%s state=%s instances=%s",
                 request.forced_down, request.host, context.peer.service_id, request.fence, reply.host.state,
@@ -358,6 +360,23 @@ class Hosts:
             self._news.tell([reply.host])
             self.heard(news_of(reply.host))
         return reply
+
+    def _check_once_more(self, host: str) -> None:
+        """An evacuation may have begun while the host was looked at: behind its own first commit it looks whether the
+        host is forced down, we look for it behind ours. Raises HostNotClean, Busy: the host is forced down again."""
+        try:
+            self._check_clean(host)
+        except Exception as error:
+            again = HostForceDownRequest(host=host, forced_down=True)
+
+            def decide(change: Change) -> HostForceDownReply:
+                found = force_down(change.get(HOSTS, (host,)), again, change.now_us)
+                change.put(HOSTS, found.host)
+                return found
+
+            self._commit(host, decide)
+            log.warning("audit: host forced_down=True host=%s again, it is not clean: %s", host, error)
+            raise
 
     def heard(self, news: HostEpoch) -> None:
         """We, or a fellow conductor, have committed, or found, this."""

@@ -337,7 +337,26 @@ def test_a_host_that_is_not_clean_stays_forced_down(world):
     assert world.database.row(HOSTS, ("h1",)).forced_down
     world.hosts._check_clean = asked.append
     assert force(world, forced_down=False).changed
-    assert asked == ["h1", "h1"]
+    assert asked == ["h1", "h1", "h1"]
+
+
+def test_a_host_is_looked_at_once_more_behind_the_commit_that_lets_it_work(world):
+    """An evacuation that began in between has read that the host is forced down."""
+    begin(world, Link())
+    force(world)
+    looks = []
+
+    def check(host):
+        looks.append(world.database.row(HOSTS, (host,)).forced_down)
+        if len(looks) == 2:
+            raise HostNotClean("u1 is being evacuated", host=host)
+
+    world.hosts._check_clean = check
+    with pytest.raises(HostNotClean):
+        force(world, forced_down=False)
+    assert looks == [True, False]
+    assert world.database.row(HOSTS, ("h1",)).forced_down
+    assert not world.commands.reaches("h1", SPAWN)
 
 
 def test_a_host_that_is_not_known_cannot_be_forced_down(world):

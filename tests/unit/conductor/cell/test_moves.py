@@ -132,6 +132,21 @@ def test_an_evacuation_builds_it_elsewhere_once_its_host_is_forced_down(world: C
     assert held(world) == ["h2"]
 
 
+def test_an_evacuation_is_given_up_when_its_host_was_let_work_again_meanwhile(world: CellWorld, one: str) -> None:
+    force_down(world, "h1")
+    select = world.select
+
+    def let_work_again(request, **limits):
+        world.forced.discard("h1")
+        return select(request, **limits)
+
+    world.select = let_work_again
+    move(world, one, "evacuate")
+    found, row = ended(world, one), world.instance(one)
+    assert (found.result, found.message) == ("Error", "host h1 is not forced down any more")
+    assert (row.host, row.vm_state, where(world, one), held(world)) == ("h1", VM_ACTIVE, (["h1"], ["h1"]), ["h1"])
+
+
 def test_a_server_in_error_on_a_lost_host_is_active_after_its_evacuation(world: CellWorld, one: str) -> None:
     world.put(one, vm_state=VM_ERROR)
     force_down(world, "h1")
@@ -180,6 +195,14 @@ def test_a_destination_that_cannot_be_prepared_is_cleaned_and_the_next_is_tried(
     assert world.instance(one).host == "h3"
     assert held(world) == ["h1", "h3"]
     assert len(world.agents["h2"].named("destroy")) == 1
+
+
+def test_a_destination_that_is_not_linked_was_told_nothing_and_the_next_is_tried(world: CellWorld, one: str) -> None:
+    world.commands.detach("h2", world.agents["h2"])
+    migrated(world, one)
+    assert world.instance(one).host == "h3"
+    assert world.agents["h2"].commands == []
+    assert held(world) == ["h1", "h3"]
 
 
 @pytest.mark.parametrize(("action", "verb"), [("migrate", "send"), ("live_migrate", "migrate")])

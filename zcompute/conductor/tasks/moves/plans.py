@@ -30,6 +30,7 @@ STEP_CLAIM = "claim"
 STEP_PREPARE = "prepare"
 STEP_SEND = "send"
 STEP_MIGRATE = "migrate"
+STEP_CHECK_FENCE = "check_fence"
 STEP_SWITCH = "switch"
 STEP_SWITCH_BACK = "switch_back"
 STEP_ACTIVATE = "activate"
@@ -130,7 +131,15 @@ PLANS: dict[str, Plan] = {
         ),
         Plan(
             TASK_EVACUATE,
-            (STEP_SCHEDULE, STEP_CLAIM, STEP_SWITCH, STEP_SPAWN, STEP_POWER_OFF, STEP_FINISH),
+            (
+                STEP_SCHEDULE,
+                STEP_CLAIM,
+                STEP_CHECK_FENCE,
+                STEP_SWITCH,
+                STEP_SPAWN,
+                STEP_POWER_OFF,
+                STEP_FINISH,
+            ),
             {STEP_SCHEDULE: TASK_REBUILDING},
             {BEGIN: ("instance.evacuate",)},
         ),

@@ -14,6 +14,7 @@ from zcompute.conductor.tasks.moves import walk
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_ACTIVATE,
+    STEP_CHECK_FENCE,
     STEP_CLAIM,
     STEP_CLEAN_DESTINATION,
     STEP_CLEAN_SOURCE,
@@ -35,7 +36,7 @@ from zcompute.conductor.tasks.moves.plans import (
 )
 from zcompute.conductor.tasks.placing import claim_present, select_hosts
 from zcompute.conductor.tasks.run import Step, TaskRun
-from zcompute.conductor.tasks.telling import Telling, tell
+from zcompute.conductor.tasks.telling import Refuse, Telling, tell
 from zcompute.objects.command import (
     VERB_ACTIVATE,
     VERB_MIGRATE,
@@ -108,6 +109,24 @@ class Claim:
         run.journal(lambda _, task, __: claim_refused(task, reply.reason))
 
 
+class CheckFence:
+    """The source is forced down still: an operator who lets it work again looks for tasks like this one before and
+    after that commit, and this step looks after the task's own, so one of the two sees the other."""
+
+    name = STEP_CHECK_FENCE
+    commands_hosts = False
+    ends = False
+
+    def run(self, run: TaskRun) -> None:
+        source = run.now_task().body.source or ""
+        if source in run.env.forced_down([source]):
+            _journal(run, walk.advance)
+            return
+        reason = f"host {source} is not forced down any more"
+        log.warning("move given up uuid=%s: %s", run.uuid, reason)
+        _journal(run, lambda instance, task, now_us, ending_s: walk.roll_back(instance, task, reason, now_us, ending_s))
+
+
 @dataclass
 class Commit:
     """A step that is its commit alone."""
@@ -135,22 +154,26 @@ class End:
         run.journal(self.decide)
 
 
+Failed = Callable[[Instance, Task, str, int, int], Decision]
+
+
 @dataclass
 class Command:
     """A verb, a spawn or a destroy at one of the move's hosts; its outcome comes as a report (moves.results).
 
     ``at`` is the source, else the destination. ``lost`` is decided when that host is forced down, ``too_old`` when its
     agent is of a release that knows no steps. ``grants``: the host reports the instance from now on. A step that is not
-    ``needed`` is passed over.
+    ``needed`` is passed over; ``untold`` is decided when the host was told nothing, and is not linked for a while.
     """
 
     name: str
     method: Method
     make: Callable[[Order, Instance, Task], msgspec.Struct]
     lost: Callable[[Instance, Task, int, int], Decision]
-    too_old: Callable[[Instance, Task, str, int, int], Decision]
+    too_old: Failed
     grants: bool = False
     needed: Callable[[Task], bool] = lambda _: True
+    untold: Failed | None = None
     commands_hosts: bool = True
     ends: bool = False
 
@@ -166,8 +189,10 @@ class Command:
             self.method,
             self.make,
             lambda instance, task, now_us: self.lost(instance, task, now_us, ending_s),
-            lambda instance, task, reason, now_us: self.too_old(instance, task, reason, now_us, ending_s),
+            _with_ending(self.too_old, ending_s),
             self.grants,
+            None if self.untold is None else _with_ending(self.untold, ending_s),
+            run.settings.link_wait_ms_max,
         )
         tell(run, host_of_step(task), telling)
 
@@ -200,6 +225,10 @@ class GrantHost:
         run.env.commands.send(
             host, ADOPT, AdoptRequest(order=order), timeout_ms=run.left_ms(run.settings.command_ms_max)
         )
+
+
+def _with_ending(failed: Failed, ending_s: int) -> Refuse:
+    return lambda instance, task, reason, now_us: failed(instance, task, reason, now_us, ending_s)
 
 
 def _pause_ms(run: TaskRun, failures: int) -> int:
@@ -285,9 +314,10 @@ STEPS: dict[str, Step] = {
     for step in (
         Schedule(),
         Claim(),
-        Command(STEP_PREPARE, STEP, _prepare, _destination_lost, walk.prepare_failed),
+        Command(STEP_PREPARE, STEP, _prepare, _destination_lost, walk.prepare_failed, untold=walk.next_destination),
         Command(STEP_SEND, STEP, _send, _source_lost, walk.roll_back),
         Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back),
+        CheckFence(),
         Commit(STEP_SWITCH, walk.switch),
         Commit(STEP_SWITCH_BACK, walk.switch_back),
         Command(STEP_ACTIVATE, STEP, _activate, walk.host_is_lost, _again, grants=True),

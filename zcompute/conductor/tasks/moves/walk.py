@@ -132,8 +132,12 @@ def undone(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decisi
     if task.body.result:
         undos = PLANS[task.kind].undos(task.step)
         return go_to(instance, task, undos[0] if undos else STEP_ROLLED_BACK, now_us, ending_s)
+    return next_destination(instance, task, task.body.refused.get(task.body.host or "", ""), now_us, ending_s)
+
+
+def next_destination(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
+    """Nothing is, or will be, on the present one: its claim is owed back."""
     claim = ClaimName(host=task.body.host or "", task_id=task.id, attempt=task.attempt)
-    reason = task.body.refused.get(task.body.host or "", "")
     present = go_to(instance, task, task.step, now_us, ending_s)  # under way again, if it was parked
     following = next_attempt(present.task or task, reason, [claim])
     return msgspec.structs.replace(following, instance=present.instance)
