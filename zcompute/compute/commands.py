@@ -14,7 +14,7 @@ from zcompute.compute.hosts import Hosts
 from zcompute.compute.reporter import Reporter
 from zcompute.compute.settings import Settings
 from zcompute.compute.steps import Steps
-from zcompute.compute.verbs import VERBS
+from zcompute.compute.verbs import BESIDE, VERBS
 from zcompute.compute.virt.driver import Domain, Driver
 from zcompute.compute.workers import Work, Workers
 from zcompute.failpoints import failpoint
@@ -96,6 +96,8 @@ class Commands:
         _check_instance(request)
         if request.verb not in VERBS:
             raise InvalidRequest(f"expected a verb of {', '.join(sorted(VERBS))}, found {request.verb}", field="verb")
+        if request.verb in BESIDE:
+            return self._command(request.order, request.verb, partial(self._steps.act, request), beside=True)
         return self._command(request.order, request.verb, partial(self._act, request))
 
     def _act(self, request: StepRequest) -> None:
@@ -151,12 +153,12 @@ class Commands:
 
     # -- deciding --------------------------------------------------------------------------------------------------
 
-    def _command(self, order: Order, command: str, work: Work) -> CommandReply:
+    def _command(self, order: Order, command: str, work: Work, *, beside: bool = False) -> CommandReply:
         self._admit(order)
         finding, step = self._generations.find(order)
         if finding is Finding.STALE:
             raise self._stale(order)
-        if step is not None and step.outcome:
+        if step is not None and step.outcome and not beside:
             self._steps.report(order, step)
             return _reply(step, None)
         if _order_key(order) in self._under_way:
@@ -167,7 +169,7 @@ class Commands:
             self._record(order, command)
         else:  # it may have been refused because it could not be recorded
             self._check_kept(not self._generations.journal.degraded)
-        self._submit(order, work)
+        self._submit(order, work, beside)
         return CommandReply()
 
     def _admit(self, order: Order) -> None:
@@ -239,8 +241,9 @@ class Commands:
         self._check_kept(on_disk)  # a destroy goes on: it is what makes room
         failpoint("commands.after_record")
 
-    def _submit(self, order: Order, work: Work) -> None:
+    def _submit(self, order: Order, work: Work, beside: bool) -> None:
         key = _order_key(order)
+        chain = (order.host, order.instance_uuid, *((order.step,) if beside else ()))
         caller = request_id.get()
 
         def run() -> None:
@@ -251,7 +254,7 @@ class Commands:
                 self._under_way.discard(key)
 
         try:
-            self._workers.submit((order.host, order.instance_uuid), run)
+            self._workers.submit(chain, run)
         except WorkersFull as error:
             raise self._busy(str(error)) from error
         self._under_way.add(key)

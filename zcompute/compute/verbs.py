@@ -5,6 +5,7 @@ from collections.abc import Callable
 from zcompute.compute.errors import VerbUnsupported
 from zcompute.compute.virt.driver import Done, Driver
 from zcompute.objects.command import (
+    VERB_ABORT,
     VERB_ACTIVATE,
     VERB_MIGRATE,
     VERB_PAUSE,
@@ -31,9 +32,12 @@ VERBS = frozenset(
     {
         VERB_START, VERB_STOP, VERB_REBOOT, VERB_PAUSE, VERB_UNPAUSE, VERB_SUSPEND, VERB_RESUME, VERB_RESCUE,
         VERB_UNRESCUE, VERB_REBUILD, VERB_RESIZE, VERB_PREPARE, VERB_SEND, VERB_ACTIVATE, VERB_REOPEN, VERB_MIGRATE,
+        VERB_ABORT,
     }
 )  # fmt: skip
 """Those that this agent knows, whatever its driver can do."""
+BESIDE = frozenset({VERB_ABORT})
+"""Those that are done beside what is under way for the instance, not behind it, each time that they come."""
 
 
 def do_verb(driver: Driver, request: StepRequest) -> Done:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gevent
 import pytest
 
 from tests.orders import fresh, make_instance, make_order
@@ -11,6 +12,7 @@ from zcompute.compute.verbs import VERBS
 from zcompute.compute.virt.driver import Capabilities
 from zcompute.compute.virt.fake_log import domain_log_path, parse_lines
 from zcompute.objects.command import (
+    VERB_ABORT,
     VERB_ACTIVATE,
     VERB_MIGRATE,
     VERB_PAUSE,
@@ -51,7 +53,7 @@ CHANGES = {
     VERB_SEND: POWER_SHUTDOWN,
     VERB_REOPEN: POWER_RUNNING,
 }
-MOVING = {VERB_PREPARE, VERB_ACTIVATE, VERB_MIGRATE}
+MOVING = {VERB_PREPARE, VERB_ACTIVATE, VERB_MIGRATE, VERB_ABORT}
 
 
 def ordered(uuid: str, verb: str, host: str = "node1", generation: int = 2, grant: int = 1) -> Order:
@@ -218,6 +220,22 @@ def test_a_live_move_to_nowhere_fails_and_the_domain_stays(agent: Agent, one: st
     agent.settle()
     assert agent.outbox.results()[-1].outcome == OUTCOME_FAILED
     assert agent.driver.domains("node1")[one].power_state == POWER_RUNNING
+
+
+def test_a_live_move_is_aborted_beside_its_own_work_and_the_domain_stays(agent: Agent, one: str) -> None:
+    peer = do(agent, ordered(one, VERB_PREPARE, host="node2", grant=0), VERB_PREPARE)
+    agent.driver._step_s = 0.5
+    early = ordered(one, VERB_ABORT, grant=0)
+    ask(agent, early, VERB_ABORT)  # nothing is under way yet
+    gevent.sleep(0)
+    ask(agent, ordered(one, VERB_MIGRATE, grant=0), VERB_MIGRATE, StepArguments(peer_host="node2", peer=peer))
+    gevent.sleep(0.01)
+    ask(agent, early, VERB_ABORT)
+    agent.settle()
+    outcomes = {result.step: (result.outcome, result.message) for result in agent.outbox.results()}
+    assert outcomes[VERB_MIGRATE] == (OUTCOME_FAILED, f"the live migration of {one} was aborted")
+    assert agent.driver.domains("node1")[one].power_state == POWER_RUNNING
+    assert agent.driver.domains("node2") == {}
 
 
 def test_one_more_reported_instance_than_allowed_is_refused_and_an_own_one_is_not(tmp_path: Path) -> None:

@@ -119,3 +119,6 @@ class Driver(Protocol):
     def migrate(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         """At the source of a live move: hand the running domain to ``arguments.peer``; from its end on it runs there,
         and is here no longer."""
+
+    def abort(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Beside a migrate that is under way: have it fail, unless it is beyond that. Nothing to do where none is."""

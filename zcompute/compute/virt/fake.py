@@ -65,6 +65,7 @@ class FakeDriver:
         self._build_s = build_ms / 1000
         self._delete_s = delete_ms / 1000
         self._step_s = step_ms / 1000
+        self._migrating: dict[tuple[str, str], bool] = {}  # whether it is to be aborted
 
     def hosts(self) -> list[str]:
         return list(self._hosts)
@@ -183,7 +184,13 @@ class FakeDriver:
         """It stops here before it runs there, and goes from here last of all: whenever the agent dies, one of the two
         hosts has it, and never both run it."""
         source = self._host(host)
-        self._take_a_step()
+        self._migrating[host, instance.uuid] = False
+        try:
+            self._take_a_step()
+        finally:
+            aborted = self._migrating.pop((host, instance.uuid))
+        if aborted:
+            raise DriverError(f"the live migration of {instance.uuid} was aborted")
         there = FakeHost(domain_log_path(self._directory, _host_at(arguments.peer.get(ADDRESS, ""))))
         try:
             with source.locked():
@@ -201,6 +208,12 @@ class FakeDriver:
         finally:
             there.close()
         return Done(None)
+
+    def abort(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        self._host(host)
+        if (host, instance.uuid) in self._migrating:
+            self._migrating[host, instance.uuid] = True
+        return Done(self.domains(host).get(instance.uuid))
 
     def _take_a_step(self) -> None:
         if self._step_s:

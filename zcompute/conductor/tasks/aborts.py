@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from zcompute.conductor.tasks.build_walk import STEP_ABANDON, STEP_CANCEL, STEP_SPAWN, abort_build
 from zcompute.conductor.tasks.decision import Decision
-from zcompute.conductor.tasks.moves.plans import PLANS, STEP_CLAIM, STEP_PREPARE, STEP_SCHEDULE, STEP_SEND
+from zcompute.conductor.tasks.moves.plans import PLANS, STEP_CLAIM, STEP_MIGRATE, STEP_PREPARE, STEP_SCHEDULE, STEP_SEND
 from zcompute.conductor.tasks.moves.walk import roll_back
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.actions import ACTIONS
@@ -104,10 +104,12 @@ def _as_it_is(word: Word) -> Retrial:
 
 
 def _abort_move(word: Word) -> Decision:
-    """Back to where it was. Not while the source hands a running domain over: only its own word says on which side the
-    domain is (Nova has an action of its own to abort that), and not behind the switch."""
+    """Back to where it was; not behind the switch. While the source hands a running domain over it is told to abort:
+    only its own word says then on which side the domain is."""
     if word.task.step not in ABORTABLE_STEPS:
         raise refused(word.task, f"a move can be aborted in {', '.join(ABORTABLE_STEPS)}; from here it goes its way")
+    if word.task.step == STEP_MIGRATE:
+        return Decision(task=replace(word.task, body=replace(word.task.body, result=ABORTED_MOVE)))
     return roll_back(word.instance, word.task, ABORTED_MOVE, word.now_us, word.settings.ending_s_max)
 
 
@@ -123,7 +125,7 @@ def _retry_move(word: Word) -> Retrial:
 
 
 ABORTED_MOVE = "the move was aborted by an operator"
-ABORTABLE_STEPS = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND)
+ABORTABLE_STEPS = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND, STEP_MIGRATE)
 
 ABORTS: dict[str, Abort] = {
     TASK_BUILD: _abort_build,

@@ -29,7 +29,8 @@ Refuse = Callable[[Instance, Task, str, int], Decision]
 class Telling:
     """What to tell. ``grants``: the order makes the host the instance's reporter. ``lost`` is decided when the host is
     forced down, ``refused`` when its agent is of a release that does not know the method, ``untold`` (if at all) when
-    the host was told nothing for certain, and is forced down, or not linked for ``link_wait_ms``."""
+    the host was told nothing for certain, and is forced down, or not linked for ``link_wait_ms``. ``beside`` is done
+    each time that the task has changed, or the command is sent again."""
 
     method: Method
     make: Make
@@ -38,6 +39,7 @@ class Telling:
     grants: bool = False
     untold: Refuse | None = None
     link_wait_ms: int = 0
+    beside: Callable[[TaskRun], None] | None = None
 
 
 def tell(run: TaskRun, host: str, telling: Telling) -> None:
@@ -48,6 +50,8 @@ def tell(run: TaskRun, host: str, telling: Telling) -> None:
     while run.is_at(task):
         run.changed.clear()
         if run.env.commands.reaches(host, telling.method):
+            if telling.beside is not None:
+                telling.beside(run)
             if _send(run, task, host, telling):
                 run.wait(run.settings.resend_ms)
             continue

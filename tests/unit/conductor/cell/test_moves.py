@@ -292,12 +292,13 @@ class Death:
     """The owner dies at a step of a kind of task: ``before`` the commit that ends it, or right after that."""
 
     def __init__(self, world: CellWorld, kind: str, step: str, before: bool) -> None:
-        self.came = self._ends = False
+        self.came = self._ends = self._over = False
         self._world, self._place, self._before = world, (kind, step), before
         self._take = world.ledger.take
         world.ledger.take = self.take
 
     def over(self) -> None:
+        self._over = True  # what is still to be told of the dead owner's tickets must not hurt the next one
         self._world.ledger.take = self._take
 
     def take(self, ticket: Ticket) -> None:
@@ -323,7 +324,7 @@ class Death:
     def _look(self, ticket: Ticket) -> None:
         if ticket.error is None and self._ends and not self._before:
             self.came = True
-        if self.came:
+        if self.came and not self._over:
             self._world.engine.lose([ticket.partition])
 
 

@@ -288,17 +288,6 @@ def test_a_move_is_not_aborted_behind_its_switch(make) -> None:
         world.say("abort", uuid)
 
 
-def test_a_live_migration_that_hands_over_is_not_aborted_by_this(make) -> None:
-    world = make("h1", "h2")
-    uuid = world.build()
-    world.wait_state(uuid, VM_ACTIVE)
-    world.agents["h1"].silent = True
-    world.act(uuid, "live_migrate", administrator=True)
-    wait_for(lambda: (task := world.task(uuid)) is not None and task.step == "migrate")
-    with pytest.raises(TaskRefused, match="can be aborted in schedule, claim, prepare, send"):
-        world.say("abort", uuid)
-
-
 def test_a_parked_move_that_is_begun_again_goes_on_where_it_was(make) -> None:
     world = make("h1", "h2", settings=replace(SHORT, move_deadline_s_max=1, ending_s_max=1))
     uuid = migrating(world, "h2", "prepare")
@@ -310,3 +299,27 @@ def test_a_parked_move_that_is_begun_again_goes_on_where_it_was(make) -> None:
     agent = world.agents["h2"]
     agent.finish("step", agent.named("step")[-1])
     world.wait_state(uuid, "resized")
+
+
+@pytest.mark.parametrize("done_first", [False, True], ids=["aborted", "done first"])
+def test_a_live_migration_is_aborted_at_its_source_whose_word_decides(make, done_first: bool) -> None:
+    world = make("h1", "h2")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    source = world.agents["h1"]
+    source.silent = True
+    world.act(uuid, "live_migrate", administrator=True, operation_id="op-m")
+    wait_for(lambda: "migrate" in source.verbs)
+    world.say("abort", uuid)
+    wait_for(lambda: "abort" in source.verbs)
+    order = next(order for order in reversed(source.named("step")) if order.step == "migrate")
+    source.silent = False
+    if not done_first:
+        source.cannot.add("migrate")
+    source.finish("migrate", order)
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    row, found = world.instance(uuid), world.history(uuid, "op-m")
+    assert (row.vm_state, row.task_state) == (VM_ACTIVE, None)
+    assert (row.host, found.result) == (("h2", "Success") if done_first else ("h1", "Error"))
+    if not done_first:
+        assert found.message == "the move was aborted by an operator"

@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 import msgspec
 
+from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.build_walk import begin_attempt, claim_refused, refusal_reason
 from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.moves import walk
@@ -38,6 +39,7 @@ from zcompute.conductor.tasks.placing import claim_present, select_hosts
 from zcompute.conductor.tasks.run import Step, TaskRun
 from zcompute.conductor.tasks.telling import Refuse, Telling, tell
 from zcompute.objects.command import (
+    VERB_ABORT,
     VERB_ACTIVATE,
     VERB_MIGRATE,
     VERB_PREPARE,
@@ -50,6 +52,7 @@ from zcompute.objects.command import (
     SpawnRequest,
     StepRequest,
 )
+from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_STOPPED, Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.methods import ADOPT, DESTROY, SPAWN, STEP
@@ -174,6 +177,7 @@ class Command:
     grants: bool = False
     needed: Callable[[Task], bool] = lambda _: True
     untold: Failed | None = None
+    beside: Callable[[TaskRun], None] | None = None
     commands_hosts: bool = True
     ends: bool = False
 
@@ -193,6 +197,7 @@ class Command:
             self.grants,
             None if self.untold is None else _with_ending(self.untold, ending_s),
             run.settings.link_wait_ms_max,
+            self.beside,
         )
         tell(run, host_of_step(task), telling)
 
@@ -225,6 +230,22 @@ class GrantHost:
         run.env.commands.send(
             host, ADOPT, AdoptRequest(order=order), timeout_ms=run.left_ms(run.settings.command_ms_max)
         )
+
+
+def _abort_where_asked(run: TaskRun) -> None:
+    """Tell the source to abort the migration that it has under way, when somebody wants that. What comes of it is the
+    migration's own result."""
+    task = run.now_task()
+    if not task.body.result:
+        return
+    host = host_of_step(task)
+    order = run.env.commands.order(run.instance, task, host)
+    order = msgspec.structs.replace(order, step=VERB_ABORT)
+    request = StepRequest(order=order, verb=VERB_ABORT, instance=run.instance)
+    try:
+        run.env.commands.send(host, STEP, request, timeout_ms=run.left_ms(run.settings.command_ms_max))
+    except (BusError, ServiceError) as error:
+        log.info("abort not told uuid=%s host=%s error=%s", run.uuid, host, error)
 
 
 def _with_ending(failed: Failed, ending_s: int) -> Refuse:
@@ -316,7 +337,7 @@ STEPS: dict[str, Step] = {
         Claim(),
         Command(STEP_PREPARE, STEP, _prepare, _destination_lost, walk.prepare_failed, untold=walk.next_destination),
         Command(STEP_SEND, STEP, _send, _source_lost, walk.roll_back),
-        Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back),
+        Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back, beside=_abort_where_asked),
         CheckFence(),
         Commit(STEP_SWITCH, walk.switch),
         Commit(STEP_SWITCH_BACK, walk.switch_back),

@@ -258,10 +258,10 @@ def prepared(instance: Instance, task: Task, result: StepResult, now_us: int, en
 
 
 def left(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
-    """The source's word before the switch."""
+    """The source's word before the switch. One that was to be aborted and is done is done."""
     if result.outcome != OUTCOME_DONE:
         return roll_back(instance, task, _reason(result), now_us, ending_s)
-    return advance(instance, task, now_us, ending_s)
+    return advance(instance, task, now_us, ending_s, msgspec.structs.replace(task.body, result=""))
 
 
 def arrived(instance: Instance, task: Task, result: StepResult, now_us: int, ending_s: int) -> Decision:
