@@ -7,6 +7,7 @@ what is owned (so it never acts on two states at once); each lane commits. Any f
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,7 @@ class Incarnation:
         public_key: str = "",
         settings: LifeSettings | None = None,
         probe: Probe = port_refuses,
+        refused: Counter[str] | None = None,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.settings = settings or LifeSettings()
@@ -59,7 +61,7 @@ class Incarnation:
         self._row = ConductorRow(service_id, self.id, address, public_key)
         self._probe = probe
         self._clock = PrimaryClock(store, self.settings.clock_s)
-        self.ledger = Ledger(store, cell, self.settings.ledger, self._clock.now_us)
+        self.ledger = Ledger(store, cell, self.settings.ledger, self._clock.now_us, refused)
         self._watch = LeaseWatch(self.settings.lease, self.id)
         self._lanes: dict[int, Lane] = {}
         self._keeper: Keeper | None = None

@@ -80,10 +80,13 @@ class Held:
 class Ledger:
     """The face of the ledger for tasks, claims, reports and root intake. One a life of a conductor (incarnation)."""
 
-    def __init__(self, store: Store, cell: str, limits: LedgerLimits, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, cell: str, limits: LedgerLimits, now_us: Callable[[], int],
+        refused: Counter[str] | None = None,
+    ) -> None:  # fmt: skip
         self.map = PartitionMap(cell=cell)
         self.ended = ""
-        self.refused: Counter[str] = Counter()  # Busy, by the limit that was reached
+        self.refused = refused if refused is not None else Counter()  # Busy, by the limit that was reached
         self._limits = limits
         self._now_us = now_us
         self._decider = Decider(cell, limits, now_us)

@@ -1,7 +1,7 @@
 """One incarnation with all that hangs on it: its endpoint, routers and role. It ends as one."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -68,6 +68,7 @@ class Life:
         lives: int = 1,
         reading: Reading | None = None,
         database: Callable[[], ConductorDatabaseStat] = ConductorDatabaseStat,
+        refused: Counter[str] | None = None,
     ) -> None:
         self._config = config
         self._endpoint = endpoint
@@ -83,6 +84,7 @@ class Life:
             config.service.id,
             *place,
             life_settings(config.conductor, sqlite=store.url.startswith("sqlite")),
+            refused=refused,
         )
         self._ledger = self._incarnation.ledger
         self._served: dict[tuple[str, str], Handler] = {}

@@ -5,6 +5,7 @@ import gc
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import gevent
@@ -63,6 +64,7 @@ class ConductorService:
         self._stopping = Event()
         self._failure: BaseException | None = None
         self._lives = 0
+        self._refused: Counter[str] = Counter()  # of all lives: what an outage turned away outlives the life it ended
         self._living: gevent.Greenlet | None = None
         self.address = config.bus.listen  # for port 0: the one that was taken
 
@@ -136,8 +138,9 @@ class ConductorService:
                 place = self._doors.announced if self._doors is not None else (self.address, "")
                 self._lives += 1
                 life = self._life = Life(
-                    self._config, base.store, endpoint, place, self._ready.set, self._lives, base.reading, base.stat
-                )
+                    self._config, base.store, endpoint, place, self._ready.set, self._lives, base.reading, base.stat,
+                    self._refused,
+                )  # fmt: skip
                 log.info("incarnation over reason=%s", life.run())
             except (StoreError, OSError) as error:
                 log.warning("incarnation failed error=%s: %s", type(error).__name__, error)

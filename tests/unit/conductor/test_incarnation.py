@@ -1,6 +1,9 @@
 """Lives of conductors on one fake database: start, share, die, be fenced, leave."""
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -9,7 +12,7 @@ from gevent.event import Event
 
 from tests.unit.conductor.ledger_fake import LOST_AFTER, FakeDatabase, FakeStore
 from tests.unit.conductor.ledger_world import FLAVORS, GLOBAL, flavor, wait_for
-from zcompute.bus.errors import NotOwner
+from zcompute.bus.errors import Busy, NotOwner
 from zcompute.conductor.errors import ConductorError
 from zcompute.conductor.incarnation import Incarnation
 from zcompute.conductor.ledger import Change
@@ -238,6 +241,31 @@ def test_a_database_of_another_cell_is_refused() -> None:
     life = Incarnation(FakeStore(FakeDatabase("c2")), "c1", "s1", "tcp://s1", settings=SETTINGS)
     with pytest.raises(ConductorError, match="c2"):
         life.run()
+
+
+def test_what_a_life_turned_away_for_its_database_is_still_known_in_the_next() -> None:
+    database, refused = FakeDatabase(), Counter[str]()
+    settings = replace(SETTINGS, ledger=replace(SETTINGS.ledger, away_ms_max=0))
+    first, second = (
+        Incarnation(FakeStore(database), "c1", name, f"tcp://{name}", settings=settings, refused=refused)
+        for name in ("s1", "s2")
+    )
+    living = gevent.spawn(first.run)
+    assert first.wait_ready(2000)
+    database.down = True
+    waiting = first.ledger.submit(GLOBAL, [(FLAVORS, ("1",))], lambda change: change.put(FLAVORS, flavor("1")))
+
+    def turned_away() -> bool:
+        with contextlib.suppress(Busy):
+            first.ledger.submit(GLOBAL, [(FLAVORS, ("1",))], lambda _: None)
+        return bool(refused)
+
+    wait_for(turned_away)
+    database.down = False
+    waiting.wait(2000)
+    first.stop(500)
+    living.join(3)
+    assert second.ledger.refused["away_ms_max"] == 1
 
 
 def test_a_raised_term_ends_the_life(region: Region) -> None:
