@@ -166,7 +166,7 @@ class Endpoint:
     # Connecting
 
     def bind(self, address: str, identity: Identity | None = None) -> str:
-        """Listen on tcp; port 0 picks a free one of 20000-31999. Returns the real address. Raises BusConfigError.
+        """Listen on tcp; port 0 picks a free one of 20000-25999. Returns the real address. Raises BusConfigError.
 
         `identity` brings other CURVE keys than the endpoint's own: a second port while a server key is rotated.
         """

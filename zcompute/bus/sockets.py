@@ -25,7 +25,7 @@ SENT, BLOCKED, GONE = "sent", "blocked", "gone"
 ZAP_DOMAIN = b"zcompute"
 EVENTS, POLLIN, NOBLOCK, SNDMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.SNDMORE)
 """As plain numbers: the arithmetic of pyzmq's enums costs more than the calls that they are for."""
-FREE_PORTS = range(20000, 32000)
+FREE_PORTS = range(20000, 26000)
 BIND_ATTEMPTS_MAX = 200
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 5, 3
 MONITORED = (
@@ -178,7 +178,7 @@ def open_dealer(
 
 
 def bind_socket(socket: "zmq.Socket[bytes]", address: str) -> str:
-    """Bind, choosing a port of 20000-31999 for port 0; returns the address. Raises BusConfigError."""
+    """Bind, choosing a port of 20000-25999 for port 0; returns the address. Raises BusConfigError."""
     host, _, port = address.rpartition(":")
     attempts = BIND_ATTEMPTS_MAX if port == "0" else 1
     for _ in range(attempts):

@@ -40,7 +40,7 @@ def serve(how: str) -> None:
     """Echo calls, count casts."""
     socket = zmq.Context().socket(zmq.ROUTER)
     socket.setsockopt(zmq.RCVHWM, HELD_FRAMES_HWM)
-    port = socket.bind_to_random_port("tcp://127.0.0.1", 20000, 32000)
+    port = socket.bind_to_random_port("tcp://127.0.0.1", 20000, 26000)
     print(f"tcp://127.0.0.1:{port}", flush=True)
     casts = 0
     recv = receiver(socket, how)

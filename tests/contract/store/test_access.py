@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from tests.contract.store.conftest import conductor
 from tests.contract.store.lane_writer import LaneWriter, insert
 from tests.contract.store.samples import instance
 from tests.contract.store.test_beats import BeatThread
+from zcompute.cli.up.statedir import free_ports
 from zcompute.config import DatabaseConfig
 from zcompute.db import migrate
 from zcompute.db.drivers import open_store
@@ -87,7 +87,7 @@ def place() -> Iterator[Place]:
     cert, key = certificate(directory, ca, "client", serial=2)
     server = PrivateMariaDB(
         directory / "data",
-        port=free_port(),
+        port=free_ports(["server"], {})["server"],
         durable=False,
         buffer_pool_mb=16,
         options=(f"--ssl-ca={ca}", f"--ssl-cert={server_cert}", f"--ssl-key={server_key}"),
@@ -100,17 +100,6 @@ def place() -> Iterator[Place]:
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def free_port() -> int:
-    for port in range(27_000, 32_000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")
 
 
 @pytest.fixture(params=DRIVERS)

@@ -56,7 +56,7 @@ class HostileListener:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.linger = 0
-        self.port = self._router.bind_to_random_port("tcp://127.0.0.1", 20000, 31999)
+        self.port = self._router.bind_to_random_port("tcp://127.0.0.1", 20000, 25999)
         self.lives = 0
         self.sent = 0
         self._route = b""

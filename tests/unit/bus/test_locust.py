@@ -21,7 +21,7 @@ PROGRAM = """
     # What locust's workers do: zmq.green sockets between greenlets of this process, while the bus works.
     context = zmq.green.Context()
     pull = context.socket(zmq.green.PULL)
-    port = pull.bind_to_random_port("tcp://127.0.0.1", 20000, 31999)
+    port = pull.bind_to_random_port("tcp://127.0.0.1", 20000, 25999)
     push = context.socket(zmq.green.PUSH)
     push.connect(f"tcp://127.0.0.1:{port}")
     got = gevent.spawn(lambda: [pull.recv() for _ in range(200)])

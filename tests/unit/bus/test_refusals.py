@@ -133,7 +133,7 @@ class HostileListener:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.linger = 0
-        port = self._router.bind_to_random_port("tcp://127.0.0.1", 20000, 31999)
+        port = self._router.bind_to_random_port("tcp://127.0.0.1", 20000, 25999)
         self.link = self.client.dial(f"tcp://127.0.0.1:{port}")
 
     def welcome(self, **values: object) -> Hello:

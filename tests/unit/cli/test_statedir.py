@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_ports_are_kept_and_chosen_again_when_taken() -> None:
         again = statedir.free_ports(["a", "b"], first)
     assert again["a"] not in first.values()
     assert again["b"] == first["b"]
+
+
+def test_two_that_choose_ports_before_either_listens_choose_others() -> None:
+    first, second = statedir.free_ports(list("abc"), {}), statedir.free_ports(list("abc"), {})
+    assert not set(first.values()) & set(second.values())
+
+
+def test_a_file_of_chosen_ports_that_is_broken_or_old_keeps_nobody_from_choosing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    every = range(statedir.PORT_FIRST, statedir.PORT_LAST + 1)
+    (kept,) = [tmp_path / f"zcompute-ports-{os.getuid()}"]
+    kept.write_text("".join(f"{port} 0.001\n" for port in every) + "half a li\n7\n")
+    ports = statedir.free_ports(["a", "b"], {})
+    assert len(kept.read_text().splitlines()) == len(ports) == 2
 
 
 def test_keys_and_tokens_are_made_once_and_are_their_owners_only(tmp_path: Path) -> None:

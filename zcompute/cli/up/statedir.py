@@ -2,8 +2,14 @@
 
 import fcntl
 import os
+import re
 import socket
+import tempfile
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -12,8 +18,10 @@ from zcompute.cli.toml_text import dumps
 from zcompute.cli.up.layout import API_HOST, Paths, RegionFile
 
 LAYOUT_VERSION = "1"
-PORT_FIRST = 20000
+PORT_FIRST = 26000  # below them are those that the bus chooses for port 0
 PORT_LAST = 31999
+CHOSEN_S_MAX = 120.0
+"""A port that was chosen for a region is nobody else's for so long: its process listens there by then."""
 
 
 def check_version(paths: Paths, *, create: bool) -> None:
@@ -95,14 +103,39 @@ def free_ports(names: list[str], wanted: dict[str, int]) -> dict[str, int]:
         if port and port not in taken and port_is_free(port):
             chosen[name] = port
             taken.add(port)
+    missing = [name for name in names if name not in chosen]
+    if missing:
+        chosen.update(zip(missing, _choose(len(missing), taken), strict=True))
+    return chosen
+
+
+def _choose(count: int, taken: set[int]) -> list[int]:
+    """Ports that nobody listens on, and that were chosen for nobody else who is about to. Raises PortInUse."""
     span = PORT_LAST - PORT_FIRST + 1
     start = int.from_bytes(os.urandom(4), "big") % span
-    candidates = (PORT_FIRST + (start + step) % span for step in range(span))
-    for name in names:
-        if name not in chosen:
-            port = next((p for p in candidates if p not in taken and port_is_free(p)), 0)
-            if not port:
-                raise PortInUse(f"no free port from {PORT_FIRST} to {PORT_LAST} of {API_HOST}")
-            chosen[name] = port
-            taken.add(port)
-    return chosen
+    with _chosen_lately() as others:
+        free: list[int] = []
+        for port in (PORT_FIRST + (start + step) % span for step in range(span)):
+            if port not in taken and port not in others and port_is_free(port):
+                free.append(port)
+                others[port] = time.monotonic()
+            if len(free) == count:
+                return free
+    raise PortInUse(f"{count} free ports wanted from {PORT_FIRST} to {PORT_LAST} of {API_HOST}, found {len(free)}")
+
+
+@contextmanager
+def _chosen_lately() -> Iterator[dict[int, float]]:
+    """The ports chosen by this user's regions in the last CHOSEN_S_MAX, with the machine's monotonic time of it; kept
+    in a file that is held alone meanwhile."""
+    path = Path(tempfile.gettempdir()) / f"zcompute-ports-{os.getuid()}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "r+", encoding="ascii") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        now_s = time.monotonic()
+        lines = re.findall(r"^(\d{1,5}) (\d{1,12}\.\d{3})$", kept.read(), re.MULTILINE)
+        chosen = {int(port): float(at_s) for port, at_s in lines if 0 <= now_s - float(at_s) < CHOSEN_S_MAX}
+        yield chosen
+        kept.seek(0)
+        kept.truncate()
+        kept.writelines(f"{port} {at_s:.3f}\n" for port, at_s in chosen.items())
