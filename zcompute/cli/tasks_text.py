@@ -46,7 +46,7 @@ claim in force and flavor. Before it a move that cannot go on is rolled back, th
 only forward. The destination's claim is committed before the switch, the source's is released after it, or kept with
 the source's stopped copy until the move is confirmed or reverted.
 With `[conductor] resize_confirm_window_s` set (Nova's resize_confirm_window) the owner of the server confirms it after
-so long by itself: once a minute each conductor looks at the next 1,000 of its cell that wait.
+so long by itself, looking once a minute for the 100 of each partition that wait longest.
 """
 
 _WHAT = {

@@ -135,6 +135,7 @@ _table(
     _need("observed_seq", sa.BigInteger),
     _need("decided", sa.BigInteger),
     _may("soft_deleted_at_us", sa.BigInteger),
+    _may("resized_at_us", sa.BigInteger),
     _since("locked", sa.Boolean),
     _since("locked_by_admin", sa.Boolean),
     _may("locked_reason", text(255)),
@@ -148,6 +149,7 @@ _table(
     sa.Index("ix_instances_partition", "partition_id"),
     sa.Index("ix_instances_deleted", "partition_id", "deleted_at_us"),
     sa.Index("ix_instances_soft_deleted", "partition_id", "soft_deleted_at_us"),
+    sa.Index("ix_instances_resized", "partition_id", "resized_at_us"),
 )
 _table(
     cell_only,

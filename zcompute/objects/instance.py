@@ -102,7 +102,8 @@ class Instance(VersionedObject):
     rises with every committed change of the row (the row guard). ``command_generation`` orders the commands to agents.
     ``claim`` names the claim in force ("task/attempt"); ``move.former_claim`` is in force beside it. ``locked`` refuses
     actions to all but administrators; ``locked_by_admin``: only they take that lock away.
-    ``soft_deleted_at_us``: since when it could be reclaimed. Times are UTC microseconds.
+    ``soft_deleted_at_us``: since when it could be reclaimed; ``resized_at_us``: since when a move of it could be
+    confirmed, None unless it is RESIZED and without a task. Times are UTC microseconds.
     """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
@@ -119,6 +120,7 @@ class Instance(VersionedObject):
     launched_at_us: int | None = None
     deleted_at_us: int | None = None
     soft_deleted_at_us: int | None = None
+    resized_at_us: int | None = None
     vm_state: str = VM_BUILDING
     task_state: str | None = TASK_SCHEDULING
     power_state: int = POWER_NOSTATE

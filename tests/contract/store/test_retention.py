@@ -93,21 +93,28 @@ def test_actions_that_are_to_go_are_found_by_their_age(store: Store, writer: Lan
     assert_found_by(store.url, asked, "ix_instance_actions_finished", 2 * GONE)
 
 
-def test_servers_that_are_to_be_reclaimed_are_found_by_their_soft_delete(store: Store, writer: LaneWriter) -> None:
+@pytest.mark.parametrize(
+    ("column", "index", "vm_state"),
+    [
+        ("soft_deleted_at_us", "ix_instances_soft_deleted", "soft-delete"),
+        ("resized_at_us", "ix_instances_resized", "resized"),
+    ],
+)
+def test_servers_that_are_due_are_found_by_since_when(
+    store: Store, writer: LaneWriter, column: str, index: str, vm_state: str
+) -> None:
     uuids = in_partition(KEPT // 5 + GONE)
 
-    def deleted(at_us: int | None) -> Instance:
-        return instance(
-            uuid=uuids.pop(), vm_state="active" if at_us is None else "soft-delete", soft_deleted_at_us=at_us
-        )
+    def since(at_us: int | None) -> Instance:
+        return instance(uuid=uuids.pop(), vm_state="active" if at_us is None else vm_state, **{column: at_us})
 
-    writer.commit(insert(INSTANCES, *(deleted(None if n % 3 else NOW_US + n) for n in range(KEPT // 5))))
-    writer.commit(insert(INSTANCES, *(deleted(NOW_US - 1 - n) for n in range(GONE))))
-    found = store.expired(INSTANCES, PARTITION, "soft_deleted_at_us", NOW_US, 20)
-    assert [row.soft_deleted_at_us for row in found] == [NOW_US - 1 - n for n in range(GONE - 1, GONE - 21, -1)]
+    writer.commit(insert(INSTANCES, *(since(None if n % 3 else NOW_US + n) for n in range(KEPT // 5))))
+    writer.commit(insert(INSTANCES, *(since(NOW_US - 1 - n) for n in range(GONE))))
+    found = store.expired(INSTANCES, PARTITION, column, NOW_US, 20)
+    assert [getattr(row, column) for row in found] == [NOW_US - 1 - n for n in range(GONE - 1, GONE - 21, -1)]
     asked = Asking()
-    reads.expired(asked, INSTANCES, PARTITION, "soft_deleted_at_us", NOW_US, 100)  # type: ignore[arg-type]
-    assert_found_by(store.url, asked, "ix_instances_soft_deleted", 2 * GONE)
+    reads.expired(asked, INSTANCES, PARTITION, column, NOW_US, 100)  # type: ignore[arg-type]
+    assert_found_by(store.url, asked, index, 2 * GONE)
 
 
 def test_operations_that_are_to_go_are_found_by_their_age(root: Store, root_writer: LaneWriter) -> None:

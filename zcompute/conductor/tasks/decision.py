@@ -13,7 +13,7 @@ from zcompute.conductor.notices import (
 from zcompute.conductor.tasks.history import record
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
-from zcompute.objects.instance import VM_ERROR, Fault, Instance
+from zcompute.objects.instance import VM_ERROR, VM_RESIZED, Fault, Instance
 from zcompute.objects.notification_payloads import ERROR
 from zcompute.objects.task import TASK_BUILD, TASK_PARKED, ClaimName, Task
 
@@ -54,7 +54,10 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
     instance, task = former.instance, former.task
     if decision.instance is not None:
         instance = msgspec.structs.replace(
-            decision.instance, updated_at_us=now_us, decided=decision.instance.decided + 1
+            decision.instance,
+            updated_at_us=now_us,
+            decided=decision.instance.decided + 1,
+            resized_at_us=_waits_since_us(decision.instance),
         )
         change.put(INSTANCES, instance)
     if decision.ended:
@@ -81,6 +84,14 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
         failure = decision.failed if event.endswith(ERROR) else ""
         change.notify(instance_event(event, instance, change.request_id, failure, change.packed, facts))
     return Snapshot(instance, task, decision.outbox)
+
+
+def _waits_since_us(instance: Instance) -> int | None:
+    """Since when a move waits to be confirmed or reverted. It follows from the row, and is kept for its index alone:
+    set here, of every decision."""
+    if instance.move is None or instance.vm_state != VM_RESIZED or instance.task_id is not None:
+        return None
+    return instance.move.since_us
 
 
 def _facts(task: Task | None) -> EventFacts:
