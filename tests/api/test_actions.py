@@ -233,12 +233,44 @@ def test_only_post_is_served(client, region):
         ("active", "rebooting", "REBOOT"),
         ("active", "rebooting_hard", "HARD_REBOOT"),
         ("active", "powering-off", "ACTIVE"),
-        ("soft-delete", None, "SOFT_DELETED"),
+        ("active", "migrating", "MIGRATING"),
+        ("paused", "migrating", "MIGRATING"),
+        ("error", "rebuilding", "REBUILD"),
+        ("stopped", "resize_prep", "RESIZE"),
         ("resized", None, "VERIFY_RESIZE"),
+        ("resized", "resize_confirming", "VERIFY_RESIZE"),
+        ("resized", "resize_reverting", "REVERT_RESIZE"),
     ],
 )
 def test_a_server_is_shown_with_novas_status_and_found_by_it(client, region, vm_state, task_state, status):
     server = server_in(client, region, vm_state, task_state=task_state)
     assert client.get(f"/v2.1/servers/{server}").body["server"]["status"] == status
-    asked = "ACTIVE" if vm_state == "active" else status
-    assert [found["id"] for found in client.get(f"/v2.1/servers?status={asked}").body["servers"]] == [server]
+    server_in(client, region, "suspended" if vm_state != "suspended" else "paused")
+    client.created()
+    assert listed(client, f"status={status}") == [server]
+
+
+def listed(client, query):
+    return [found["id"] for found in client.get(f"/v2.1/servers?{query}").body["servers"]]
+
+
+def test_a_list_by_the_status_of_a_vm_state_has_what_is_under_way_there_as_in_nova(client, region):
+    rests = server_in(client, region, "active")
+    reboots = server_in(client, region, "active", task_state="rebooting")
+    assert set(listed(client, "status=ACTIVE")) == {rests, reboots}
+    assert set(listed(client, "status=REBOOT&status=SHUTOFF")) == {rests, reboots}
+    assert set(listed(client, "status=REBOOT&status=RESIZE")) == {reboots}
+    assert listed(client, "status=PASSWORD") == listed(client, "status=NO_SUCH") == []
+
+
+def test_soft_deleted_servers_are_in_no_list_but_that_of_administrators_who_ask(client, admin, region):
+    kept, gone = server_in(client, region, "active"), server_in(client, region, "soft-delete")
+    assert client.get(f"/v2.1/servers/{gone}").body["server"]["status"] == "SOFT_DELETED"
+    assert listed(client, "") == listed(client, "soft_deleted=1") == [kept]
+    assert listed(client, "status=SOFT_DELETED") == []
+    every = "all_tenants=1"
+    assert listed(admin, every) == [kept]
+    assert listed(admin, f"{every}&deleted=1&status=SOFT_DELETED") == listed(admin, f"{every}&deleted=1") == [gone]
+    assert listed(admin, f"{every}&deleted=1&soft_deleted=0") == []
+    assert set(listed(admin, f"{every}&soft_deleted=1")) == {kept, gone}
+    assert admin.get("/v2.1/servers?soft_deleted=perhaps").fault[1] == 400

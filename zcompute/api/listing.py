@@ -36,7 +36,7 @@ from zcompute.objects.messages.instances import (
 from zcompute.objects.messages.region import PendingReply
 from zcompute.objects.methods import INSTANCE_BRIEFS, INSTANCE_COUNT, INSTANCE_GET, INSTANCE_LIST, SERVERS_PENDING
 from zcompute.objects.server_list import Order, order_of
-from zcompute.objects.server_status import vm_states_of
+from zcompute.objects.server_status import states_of
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,8 @@ class Listing:
         """The root's part of a list; None when it does not answer."""
         states = set(query.vm_states or PENDING_STATES)
         if query.statuses:
-            states &= vm_states_of(query.statuses)
+            asked = states_of(query.statuses)
+            states &= asked.vm_states if asked.task_states is None else set()
         if query.host is not None or query.deleted is True or PENDING_STATES.isdisjoint(states):
             return PendingReply(build_requests=[])  # a build request is on no host, and nothing but in BUILD or ERROR
         try:

@@ -34,7 +34,7 @@ _NOT_SERVED = frozenset(
     {
         "access_ip_v4", "access_ip_v6", "auto_disk_config", "availability_zone", "config_drive", "created_at",
         "description", "display_description", "hostname", "ip", "ip6", "kernel_id", "key_name", "launch_index",
-        "launched_at", "locked", "locked_by", "progress", "ramdisk_id", "root_device_name", "soft_deleted",
+        "launched_at", "locked", "locked_by", "progress", "ramdisk_id", "root_device_name",
         "terminated_at",
     }
 )  # fmt: skip
@@ -102,6 +102,7 @@ def server_list(query: Query, caller: Caller, limit_max: int) -> ServerList:
         changes_since_us=since_us,
         changes_before_us=before_us,
         deleted=deleted,
+        soft_deleted=_soft_deleted(values, deleted),
     )
     nothing = (
         bool(asked and not statuses)
@@ -184,6 +185,14 @@ def _deleted(values: Mapping[str, str], statuses: Iterable[str], caller: Caller,
     if "deleted" in values:
         return values["deleted"].strip().lower() in ("1", "t", "true", "on", "y", "yes")  # Nova: anything else is no
     return None if by_change else False
+
+
+def _soft_deleted(values: Mapping[str, str], deleted: bool | None) -> bool:
+    """Whether servers that wait to be reclaimed are listed, too. As Nova: where nothing is said of deleted ones they
+    are left out, even of a list by their status; administrators say ``deleted`` or ``soft_deleted``."""
+    if "soft_deleted" not in values:
+        return deleted is not False
+    return boolean(values["soft_deleted"] or "1", "soft_deleted")
 
 
 def _time_of(values: Mapping[str, str], field: str) -> int | None:

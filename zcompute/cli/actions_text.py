@@ -37,7 +37,8 @@ away (403).
 _TAIL = """
 ## Deletes that can be taken back
 With `[conductor] reclaim_interval_s` set, `DELETE` is soft (Nova's reclaim_instance_interval): the server is stopped,
-keeps its room and its place in the quota, and has the status SOFT_DELETED, also in lists. For that long `restore`
+keeps its room and its place in the quota, and has the status SOFT_DELETED. Lists leave it out, as Nova's do, unless an
+administrator asks with `deleted=true` or `soft_deleted=true`. For that long `restore`
 starts it again; then it is deleted for good, by the owner of the server, looking once a minute for the oldest 100 of
 each partition. `forceDelete` does not wait. What was never active, is on no host, or waits for a silent host is deleted
 at once; while another action is under way a soft delete is refused (409) after the API has tried for its deadline.

@@ -17,11 +17,11 @@ from zcompute.db.store import SCAN_ROWS_MAX
 from zcompute.db.tables import BUILD_REQUESTS, INSTANCES, Projection, RowForm
 from zcompute.db.where import Where
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest
-from zcompute.objects.instance import VM_BUILDING, VM_DELETED, VM_ERROR, Instance
+from zcompute.objects.instance import VM_BUILDING, VM_DELETED, VM_ERROR, VM_SOFT_DELETED, Instance
 from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.name_pattern import ESCAPE, plain_part
 from zcompute.objects.server_list import NULLABLE, Order, instance_of, order_of, page_of
-from zcompute.objects.server_status import vm_states_of
+from zcompute.objects.server_status import states_of
 
 PENDING_PAGE = 1_000
 PENDING_ROWS_MAX = 20_000  # read for a list whose order or filters are of no column of theirs
@@ -80,8 +80,9 @@ def _index(query: InstanceQuery, order: Order) -> str:
     if indexes is None or len(directions) > 1:
         return ""
     plain = InstanceQuery(
-        project_id=query.project_id, limit=query.limit, sort=query.sort, after=query.after, deleted=query.deleted
-    )
+        project_id=query.project_id, limit=query.limit, sort=query.sort, after=query.after, deleted=query.deleted,
+        soft_deleted=query.soft_deleted,
+    )  # fmt: skip
     if query.deleted or query != plain:
         return ""
     return indexes[query.project_id is not None]
@@ -151,7 +152,10 @@ def _instances(query: InstanceQuery) -> Where:
     _add_common(where, query)
     _add_ident(where, "host", query.host)
     if query.statuses:
-        where.equals("vm_state", sorted(vm_states_of(query.statuses)))
+        states = states_of(query.statuses)
+        where.equals("vm_state", sorted(states.vm_states))
+        if states.task_states is not None:
+            where.equals("task_state", sorted(states.task_states))
     if query.vm_states:
         where.equals("vm_state", query.vm_states)
     if query.task_states:
@@ -162,9 +166,18 @@ def _instances(query: InstanceQuery) -> Where:
         where.add(f"updated_at_us >= :{where.name(query.changes_since_us)}")
     if query.changes_before_us is not None:
         where.add(f"updated_at_us <= :{where.name(query.changes_before_us)}")
-    if query.deleted is not None:
-        where.add("vm_state = :deleted" if query.deleted else "vm_state <> :deleted", deleted=VM_DELETED)
+    _add_deleted(where, query)
     return where
+
+
+def _add_deleted(where: Where, query: InstanceQuery) -> None:
+    if query.deleted:
+        where.equals("vm_state", [VM_DELETED, VM_SOFT_DELETED] if query.soft_deleted else VM_DELETED)
+        return
+    left_out = [] if query.deleted is None else [VM_DELETED]
+    left_out += [] if query.soft_deleted else [VM_SOFT_DELETED]
+    for vm_state in left_out:
+        where.add(f"vm_state <> :{where.name(vm_state)}")
 
 
 def _build_requests(query: InstanceQuery) -> Where:
@@ -172,12 +185,18 @@ def _build_requests(query: InstanceQuery) -> Where:
     _add_common(where, query)
     wanted = []
     if query.statuses:
-        wanted.append(vm_states_of(query.statuses))
+        wanted.append(set(_at_rest(query)))
     if query.vm_states:
         wanted.append(set(query.vm_states))
     for states in wanted:
         where.equals("state", sorted(_BUILD_STATES[state] for state in states if state in _BUILD_STATES))
     return where
+
+
+def _at_rest(query: InstanceQuery) -> frozenset[str]:
+    """The vm_states that the statuses ask for where no task is under way: a build request has none but scheduling."""
+    states = states_of(query.statuses)
+    return states.vm_states if states.task_states is None else frozenset()
 
 
 def _add_common(where: Where, query: InstanceQuery) -> None:

@@ -19,11 +19,12 @@ from zcompute.objects.instance import (
     VM_BUILDING,
     VM_DELETED,
     VM_ERROR,
+    VM_SOFT_DELETED,
     Instance,
 )
 from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery, SortBy
 from zcompute.objects.name_pattern import matches as name_matches
-from zcompute.objects.server_status import vm_states_of
+from zcompute.objects.server_status import states_of
 
 # Nova's sort keys that are columns, and the attribute of each.
 SORT_KEYS: dict[str, str] = {
@@ -148,9 +149,9 @@ def is_after(order: Order, values: list[int | str | None], instance: Instance) -
 
 def matches(query: InstanceQuery, instance: Instance) -> bool:
     """Whether the filters let an instance through; order, marker and limit aside."""
-    if query.deleted is not None and query.deleted != (instance.vm_state == VM_DELETED):
+    if not _of_deleted(query, instance.vm_state):
         return False
-    if query.statuses and instance.vm_state not in vm_states_of(query.statuses):
+    if query.statuses and not states_of(query.statuses).hold(instance.vm_state, instance.task_state):
         return False
     for wanted, found in (
         (query.project_id, instance.project_id),
@@ -176,6 +177,12 @@ def matches(query: InstanceQuery, instance: Instance) -> bool:
     return (since_us is None or instance.updated_at_us >= since_us) and (
         before_us is None or instance.updated_at_us <= before_us
     )
+
+
+def _of_deleted(query: InstanceQuery, vm_state: str) -> bool:
+    if vm_state == VM_SOFT_DELETED:
+        return query.soft_deleted
+    return query.deleted is None or query.deleted == (vm_state == VM_DELETED)
 
 
 def page_of(query: InstanceQuery, instances: Iterable[Instance]) -> list[Instance]:

@@ -28,10 +28,11 @@ PATTERNS = (
 LARGE = msgspec.structs.replace(TINY, flavorid="2", name="m1.large")
 NAMED_AS_TINY = msgspec.structs.replace(TINY, flavorid="12", extra_specs={"flavorid": "1"})
 
+BY_TASK_STATE = (["REBOOT"], ["REBUILD", "RESIZE"], ["REBOOT", "ERROR"])
 # Each by itself, so that a filter is tried against every value; many together below.
 VALUES: dict[str, tuple[Any, ...]] = {
     "project_id": (None, "p1", "p2", "p9", "projét"),
-    "statuses": ([], ["ACTIVE"], ["ERROR", "BUILD"], ["DELETED"], ["NONSENSE"]),
+    "statuses": ([], ["ACTIVE"], ["ERROR", "BUILD"], ["DELETED"], ["NONSENSE"], *BY_TASK_STATE, ["SOFT_DELETED"]),
     "vm_states": ([], ["active"], ["error", "building"]),
     "task_states": ([], ["spawning"], ["deleting", "scheduling"]),
     "power_state": (None, 0, 1),
@@ -44,6 +45,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "changes_since_us": (None, 3, 100),
     "changes_before_us": (None, 3, 100),
     "deleted": (False, True, None),
+    "soft_deleted": (True, False),
     "uuids": ([], [new_uuid(3), new_uuid(4), "x", "ü"]),
 }
 
@@ -53,9 +55,10 @@ def rows() -> list[Instance]:
     found = []
     mixture = zip(
         itertools.cycle(NAMES), itertools.cycle(["p1", "p2", "p1"]),
-        itertools.cycle(["active", "building", "error", "deleted", "active"]),
+        itertools.cycle(["active", "building", "error", "deleted", "active", "soft-delete", "stopped"]),
         itertools.cycle([None, "h1", "h2", "h1", None, "h2", "h3"]), itertools.cycle([TINY, LARGE, NAMED_AS_TINY]),
-        itertools.cycle([None, "spawning", "deleting", "scheduling"]), range(90), strict=False,
+        itertools.cycle([None, "spawning", "deleting", "scheduling", "rebooting", "rebuilding"]),
+        range(90), strict=False,
     )  # fmt: skip
     for name, project, vm_state, host, flavor, task_state, number in mixture:
         spec = ServerSpec(

@@ -43,7 +43,8 @@ class InstanceQuery(msgspec.Struct, kw_only=True):
     ``after`` has the values of the sort keys and then the uuid of the row behind which the page begins.
     ``project_id`` None = all projects (administrators). ``name_like`` is a LIKE pattern (objects.name_pattern).
     ``statuses`` are Nova's (ACTIVE, BUILD, ERROR, ...), like all lists of this kind empty for any. ``deleted`` None:
-    the deleted ones too. Changes are told by ``updated_at_us``, both ends included.
+    the deleted ones too, True: only them. ``soft_deleted``: with those that wait to be reclaimed, whatever ``deleted``
+    says. Changes are told by ``updated_at_us``, both ends included.
     """
 
     project_id: str | None
@@ -64,6 +65,7 @@ class InstanceQuery(msgspec.Struct, kw_only=True):
     changes_since_us: int | None = None
     changes_before_us: int | None = None
     deleted: bool | None = False
+    soft_deleted: bool = True
 
 
 class InstanceListReply(msgspec.Struct, kw_only=True):
