@@ -8,16 +8,16 @@ import click
 from zcompute.bus import register_error
 from zcompute.cli.cell_commands import ask, dial_cells, open_operator, operator_options
 from zcompute.cli.cell_verify import hosts_of
-from zcompute.cli.exits import CommandError, UsageRefused
+from zcompute.cli.exits import UsageRefused
+from zcompute.cli.host_find import find_host
 from zcompute.cli.operator import Operator, operator_config
 from zcompute.cli.tables import print_rows
 from zcompute.cli.token_commands import add_host_commands
 from zcompute.objects.cell import ROOT_CELL
-from zcompute.objects.errors import SERVICE_ERRORS, HostNotFound
+from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.host import Host
 from zcompute.objects.messages.hosts import HostForceDownReply, HostForceDownRequest
-from zcompute.objects.messages.topology import HostListReply, HostListRequest
-from zcompute.objects.methods import HOST_FORCE_DOWN, HOST_LIST
+from zcompute.objects.methods import HOST_FORCE_DOWN
 
 TIMEOUT_MS = 10_000
 FENCE_TIMEOUT_MS = 40_000  # beyond [fencing] timeout_s, whose limit is 25
@@ -63,10 +63,9 @@ def force_down(
         register_error(error)
     with Operator(operator_config(config_path, state_dir), FENCE_TIMEOUT_MS if fence else TIMEOUT_MS) as operator:
         operator.wait_links(LINK_WAIT_MS)
-        home, reply = _find(operator, name, cell, not off)
-        if not dry_run:
-            request = HostForceDownRequest(host=name, forced_down=not off, fence=fence)
-            reply = ask(operator, home, HOST_FORCE_DOWN, request)
+        home, _ = find_host(operator, name, cell)
+        request = HostForceDownRequest(host=name, forced_down=not off, fence=fence, dry_run=dry_run)
+        reply: HostForceDownReply = ask(operator, home, HOST_FORCE_DOWN, request)
     _show(home, reply, dry_run, form)
 
 
@@ -93,23 +92,11 @@ def list_hosts(cells: tuple[str, ...], config_path: str | None, state_dir: str, 
 def show(name: str, cell: str | None, config_path: str | None, state_dir: str, form: str) -> None:
     """One host."""
     with open_operator(config_path, state_dir) as operator:
-        dial_cells(operator)
-        cells = [cell] if cell else [linked for linked in operator.cells() if linked != ROOT_CELL]
-        found = []
-        for asked in cells:
-            try:
-                reply: HostListReply = operator.ask_cell(asked, HOST_LIST, HostListRequest(name=name))
-            except HostNotFound:
-                continue
-            found += [host_document(asked, row) for row in reply.hosts]
-    if not found:
-        raise CommandError(f"host {name} is not known in cells {', '.join(cells) or '(none is linked)'}")
-    if len(found) > 1:
-        raise CommandError(f"cells {', '.join(row['cell'] for row in found)} have a host {name}: name one with --cell")
+        document = host_document(*find_host(operator, name, cell))
     if form == "json":
-        click.echo(json.dumps(found[0], indent=2))
+        click.echo(json.dumps(document, indent=2))
         return
-    for key, value in found[0].items():
+    for key, value in document.items():
         click.echo(f"{key}: {value}")
 
 
@@ -121,23 +108,6 @@ def host_document(cell: str, row: Host) -> dict[str, Any]:
         "vcpus": f"{row.used.vcpus}/{row.total.vcpus}", "memory_mb": f"{row.used.memory_mb}/{row.total.memory_mb}",
         "disk_gb": f"{row.used.disk_gb}/{row.total.disk_gb}", "agent": row.service_id, "epoch": row.agent_epoch,
     }  # fmt: skip
-
-
-def _find(operator: Operator, name: str, cell: str | None, forced_down: bool) -> tuple[str, HostForceDownReply]:
-    """The host's cell, and what would change. Raises CommandError for none, or more than one."""
-    request = HostForceDownRequest(host=name, forced_down=forced_down, dry_run=True)
-    cells = [cell] if cell else [linked for linked in operator.cells() if linked != ROOT_CELL]
-    found: list[tuple[str, HostForceDownReply]] = []
-    for asked in cells:
-        try:
-            found.append((asked, operator.ask_cell(asked, HOST_FORCE_DOWN, request)))
-        except HostNotFound:
-            continue
-    if len(found) > 1:
-        raise CommandError(f"cells {', '.join(asked for asked, _ in found)} have a host {name}: name one with --cell")
-    if not found:
-        raise CommandError(f"host {name} is not known in cells {', '.join(cells) or '(none is linked)'}")
-    return found[0]
 
 
 def _show(cell: str, reply: HostForceDownReply, dry_run: bool, form: str) -> None:

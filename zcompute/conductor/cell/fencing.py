@@ -25,6 +25,7 @@ AT_ONCE_MAX = 8
 BUSY_RETRY_MS = 2000
 OUTPUT_BYTES_MAX = 2000
 READ_BYTES = 4096
+FENCE_MS_MAX = 25_000  # of any conductor's [fencing] timeout_s: whoever hands a fence on knows only its own
 END_S_MAX = 2.0  # for its output to end, once it was killed
 HOST_FIELD = "{host}"
 
@@ -32,20 +33,20 @@ HOST_FIELD = "{host}"
 class Fencing:
     """Runs the command, AT_ONCE_MAX at once, one a host: who asks again meanwhile waits for the same outcome."""
 
-    def __init__(self, config: FencingConfig, cell: str) -> None:
+    def __init__(self, config: FencingConfig, cell: str, conductor: str = "") -> None:
         self._config = config
         self._cell = cell
+        self._conductor = conductor
         self._under_way: dict[str, AsyncResult] = {}
-
-    @property
-    def lasts_ms(self) -> int:
-        """What a fence may take."""
-        return int(self._config.timeout_s * 1000)
 
     def fence(self, host: str) -> None:
         """Returning: the host is off. Raises FenceFailed, Busy."""
         if not self._config.command:
-            raise FenceFailed("no fence command is configured: expected [fencing] command", host=host)
+            raise FenceFailed(
+                f"host {host} is not fenced: no fence command is configured at its owner, conductor {self._conductor}: "
+                "expected [fencing] command in each conductor of the cell",
+                host=host,
+            )
         running = self._under_way.get(host)
         if running is None:
             if len(self._under_way) >= AT_ONCE_MAX:

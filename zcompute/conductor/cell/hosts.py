@@ -11,7 +11,7 @@ import msgspec
 
 from zcompute.bus import CallContext, Link
 from zcompute.bus.errors import Forbidden, InvalidRequest, NotOwner
-from zcompute.conductor.cell.fencing import Fencing
+from zcompute.conductor.cell.fencing import FENCE_MS_MAX, Fencing
 from zcompute.conductor.cell.host_news import HostNews, news_of
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.liveness import Liveness
@@ -329,7 +329,7 @@ class Hosts:
                 "expected fence with forced_down only: no command says that a host may work", field="fence"
             )
         if self._forwarding.needed(request.host, context):
-            lasts_ms = self._fencing.lasts_ms if request.fence else 0
+            lasts_ms = FENCE_MS_MAX if request.fence else 0
             reply: HostForceDownReply = self._forwarding.call(
                 request.host, HOST_FORCE_DOWN, request, context, lasts_ms=lasts_ms
             )

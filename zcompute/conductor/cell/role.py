@@ -93,7 +93,7 @@ class CellRole:
                 settings=task_settings,
             )
         )
-        fencing = Fencing(env.config.fencing, env.cell)
+        fencing = Fencing(env.config.fencing, env.cell, env.service_id)
         self._quarantine = Quarantine(env, self._table, self._commands, self.engine.ghosts)
         self._hosts = Hosts(
             env,
