@@ -1,12 +1,20 @@
 """POST /servers/ID/action: what reaches the cell, what is answered, and what is refused before anybody is asked."""
 
+import msgspec
 import pytest
 
 from tests.api.test_servers import NOWHERE, called
 from zcompute.api.action_bodies import KEYS
 from zcompute.objects import methods as m
 from zcompute.objects.actions import ACTIONS
-from zcompute.objects.errors import ActionForbidden, InstanceLocked, InstanceNotFound, OperationConflict
+from zcompute.objects.errors import (
+    ActionForbidden,
+    ActionInvalid,
+    InstanceLocked,
+    InstanceNotFound,
+    OperationConflict,
+    QuotaExceeded,
+)
 
 # A body of each key, the action that it asks for, and a state in which that is allowed.
 BODIES = [
@@ -22,6 +30,7 @@ BODIES = [
     ("unrescue", None, "unrescue", "rescued"),
     ("rebuild", {"imageRef": "i2"}, "rebuild", "stopped"),
     ("restore", None, "restore", "soft-delete"),
+    ("resize", {"flavorRef": "2", "OS-DCF:diskConfig": "MANUAL"}, "resize", "active"),
     ("lock", None, "lock", "error"),
     ("unlock", None, "unlock", "error"),
     ("os-resetState", {"state": "error"}, "reset_state", "active"),
@@ -182,6 +191,43 @@ def test_a_rebuild_answers_with_the_server_and_its_password(client, region):
     assert (request.arguments.image_ref, request.name, request.metadata) == ("i2", "new", {"a": "b"})
 
 
+def test_a_resize_takes_the_whole_flavor_along(client, region):
+    server = server_in(client, region)
+    assert act(client, server, {"resize": {"flavorRef": "http://any/flavors/2"}}).status == 202
+    (request,) = called(region.c2, m.INSTANCE_ACTION)
+    assert request.arguments.flavor == region.root.flavors["2"]
+
+
+def test_a_flavor_that_a_server_may_not_become_is_as_one_that_is_not_there(client, admin, region, monkeypatch):
+    server = server_in(client, region)
+    (secret,) = [flavor.flavorid for flavor in region.root.flavors.values() if not flavor.is_public]
+    fault = act(client, server, {"resize": {"flavorRef": secret}}).fault
+    assert fault == ("badRequest", 400, f"Flavor {secret} could not be found.")
+    assert act(admin, server, {"resize": {"flavorRef": secret}}).status == 202
+    monkeypatch.setitem(region.root.flavors, "2", msgspec.structs.replace(region.root.flavors["2"], disabled=True))
+    assert act(admin, server, {"resize": {"flavorRef": "2"}}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (QuotaExceeded("Quota exceeded for cores"), ("forbidden", 403, "Quota exceeded for cores")),
+        (
+            ActionInvalid("When resizing, instances must change flavor!"),
+            ("badRequest", 400, "When resizing, instances must change flavor!"),
+        ),
+    ],
+)
+def test_what_the_cell_says_of_a_resize_is_answered_in_novas_words(client, region, error, fault):
+    server = server_in(client, region)
+
+    def refused():
+        raise error
+
+    region.c2.before[m.INSTANCE_ACTION] = refused
+    assert act(client, server, {"resize": {"flavorRef": "2"}}).fault == fault
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -206,6 +252,12 @@ def test_a_rebuild_answers_with_the_server_and_its_password(client, region):
         ({"rebuild": {"imageRef": "i", "metadata": {"a": 1}}}, "attribute metadata"),
         ({"rebuild": {"imageRef": "i", "personality": []}}, "personality"),
         ({"rebuild": {"imageRef": "i", "preserve_ephemeral": True}}, "preserve_ephemeral"),
+        ({"resize": {}}, "'flavorRef' is a required property"),
+        ({"resize": {"flavorRef": ""}}, "attribute flavorRef"),
+        ({"resize": {"flavorRef": "2", "OS-DCF:diskConfig": "AUTO"}}, "attribute OS-DCF:diskConfig"),
+        ({"resize": {"flavorRef": "2", "host": "h"}}, "'host' was unexpected"),
+        ({"resize": {"flavorRef": "no such"}}, "Flavor no such could not be found."),
+        ({"resize": {"flavorRef": "f" * 256}}, "attribute flavorRef"),
         ({"os-resetState": {"state": "deleted"}}, "attribute state"),
         ({"os-resetState": {}}, "'state' is a required property"),
     ],

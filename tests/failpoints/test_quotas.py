@@ -17,9 +17,11 @@ from gevent.pool import Pool
 
 from tests.cluster.conftest import require_mariadb
 from tests.cluster.region import delete_all, started, wait_until
+from tests.cluster.test_actions import Clients
 from tests.cluster.test_faults import owners, store_of
+from tests.cluster.test_moves import comes_to
 from tests.cluster.test_quotas import counted, create, demo_project, quota
-from tests.unit.test_failpoints import OF_QUOTAS, places
+from tests.unit.test_failpoints import OF_QUOTAS, OF_RESIZES, places
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region
@@ -44,6 +46,13 @@ PLACES = {
     "outbox.before_send": OF_CELL,
     "outbox.after_send": OF_CELL,
     "outbox.after_delete": OF_CELL,
+}
+
+PLACES_OF_RESIZES = {
+    "resize.before_raise": OF_CELL,
+    "resize.after_raise": OF_CELL,
+    "quota.before_raise": OF_ROOT,
+    "quota.after_raise": OF_ROOT,
 }
 
 
@@ -138,6 +147,7 @@ def handed_over(region: Region) -> bool:
 
 def test_every_place_of_the_books_is_tried() -> None:
     assert sorted(PLACES) == sorted(place for place in places() if place.startswith(OF_QUOTAS))
+    assert sorted(PLACES_OF_RESIZES) == sorted(place for place in places() if place.startswith(OF_RESIZES))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -157,3 +167,43 @@ def test_killed_between_two_steps(
     report = quota(region, "reconcile")
     assert report["found"] == []
     assert report["silent_cells"] == []
+
+
+def used(region: Region, project: str) -> int:
+    cores: int = quota(region, "show", project)["used"]["cores"]
+    return cores
+
+
+@pytest.mark.parametrize("place", PLACES_OF_RESIZES)
+def test_killed_while_a_resize_is_charged(
+    region: Region, project: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client asks again until it has an answer: charged once, begun once, and given back with the revert."""
+    gate = tmp_path / "gate"
+    with armed(region, PLACES_OF_RESIZES[place], place, gate, monkeypatch):
+        server = Clients(region, create_one(region))
+        comes_to(server, "ACTIVE")
+        gate.touch()
+        key = {"Idempotency-Key": str(uuid.uuid4())}
+        body, deadline = {"resize": {"flavorRef": "3"}}, time.monotonic() + 60
+        status, answer = server.client.repeated("POST", f"{server.path}/action", body, deadline=deadline, headers=key)
+        assert status == 202, answer
+        comes_to(server, "VERIFY_RESIZE")
+        assert used(region, project) == 2
+    assert server.act({"revertResize": None})[0] == 202
+    comes_to(server, "ACTIVE")
+    wait_until(lambda: used(region, project) == 1, "given back")
+    assert quota(region, "reconcile")["found"] == []
+    delete_all(region, [server.path.rpartition("/")[2]])
+    wait_until(lambda: left(region) == 0, "nothing is left of it", found=lambda: left(region))
+
+
+def create_one(region: Region) -> str:
+    client = region.client()
+    try:
+        status, answer = create(client, time.monotonic() + 60)
+    finally:
+        client.close()
+    assert status == 202, answer
+    created: str = answer["server"]["id"]
+    return created

@@ -21,7 +21,7 @@ ACCEPTED = "202 Accepted"
 class Asked:
     """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
     none (then ``status`` is the response's); ``shown_with``: the response is the server, with this password;
-    ``deletes``: it is a delete, at once."""
+    ``deletes``: it is a delete, at once; ``flavorid``: its arguments want that flavor."""
 
     action: str
     arguments: StepArguments = field(default_factory=StepArguments)
@@ -33,6 +33,7 @@ class Asked:
     shown_with: str | None = None
     deletes: bool = False
     status: str = ACCEPTED
+    flavorid: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class ResetState(msgspec.Struct, forbid_unknown_fields=True):
     state: Annotated[str, Meta(pattern="^(active|error)$")]
 
 
+class Resize(msgspec.Struct, forbid_unknown_fields=True):
+    """``resize``"""
+
+    flavor_ref: Name | int = msgspec.field(name="flavorRef")
+    disk_config: Annotated[str, Meta(pattern="^MANUAL$")] = msgspec.field(name="OS-DCF:diskConfig", default="MANUAL")
+
+
 class MigrateLive(msgspec.Struct, forbid_unknown_fields=True):
     """``os-migrateLive``; host null: the scheduler chooses. Without shared storage block_migration says so."""
 
@@ -131,6 +139,10 @@ def _rebuild(body: Rebuild, caller: Caller, operation_id: str) -> Asked:
     return Asked(actions.REBUILD.key, arguments, name=body.name, metadata=body.metadata, shown_with=password)
 
 
+def _resize(body: Resize, _caller: Caller, _operation_id: str) -> Asked:
+    return Asked(actions.RESIZE.key, flavorid=last_part(str(body.flavor_ref)))
+
+
 def _migrate_live(body: MigrateLive, _caller: Caller, _operation_id: str) -> Asked:
     block = boolean(body.block_migration, "block_migration")
     if boolean(body.disk_over_commit, "disk_over_commit"):
@@ -173,6 +185,7 @@ KEYS: dict[str, Key] = {
         msgspec.json.Decoder(Nothing | None), lambda *_: Asked(actions.DELETE.key, deletes=True), (actions.DELETE,)
     ),
     "migrate": _plain(actions.MIGRATE),
+    "resize": Key(msgspec.json.Decoder(Resize), _resize, (actions.RESIZE,), "flavorRef, OS-DCF:diskConfig?: MANUAL"),
     "os-migrateLive": Key(
         msgspec.json.Decoder(MigrateLive),
         _migrate_live,

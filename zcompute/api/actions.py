@@ -2,18 +2,26 @@
 
 import logging
 import uuid
+from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from zcompute.api import action_bodies, context
+from zcompute.api.action_bodies import Asked
+from zcompute.api.auth import Caller
 from zcompute.api.creation import operation_id_of
-from zcompute.api.errors import Forbidden, ItemNotFound
+from zcompute.api.deadline import Deadline
+from zcompute.api.errors import BadRequest, Forbidden, ItemNotFound
+from zcompute.api.flavors import usable_flavor
 from zcompute.api.links import resource_links
 from zcompute.api.locate import Servers
 from zcompute.api.queries import canonical_uuid
+from zcompute.api.region import Region
 from zcompute.api.views import server_view
 from zcompute.config import ApiConfig
 from zcompute.objects.actions import ACTIONS, DELETE
-from zcompute.objects.errors import InstanceNotFound
+from zcompute.objects.errors import FlavorNotFound, InstanceNotFound
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +29,9 @@ log = logging.getLogger(__name__)
 class ServerActions:
     """Every action of one server: accepted once a commit says that it will be done."""
 
-    def __init__(self, servers: Servers, config: ApiConfig) -> None:
+    def __init__(self, servers: Servers, region: Region, config: ApiConfig) -> None:
         self._servers = servers
+        self._region = region
         self._config = config
 
     def on_post(self, req: Any, resp: Any, server_id: str) -> None:
@@ -38,6 +47,8 @@ class ServerActions:
             raise Forbidden(f"Policy doesn't allow {action.name} to be performed.")
         if wanted is None:
             raise ItemNotFound(f"Instance {server_id[:80]} could not be found.")
+        if asked.flavorid:
+            asked = self._with_flavor(asked, caller, context.deadline_of(req))
         try:
             if asked.deletes:
                 self._servers.delete(wanted, caller, operation_id, context.deadline_of(req), force=True)
@@ -52,6 +63,13 @@ class ServerActions:
             context.answer(resp, asked.answer)
         else:
             resp.status = asked.status
+
+    def _with_flavor(self, asked: Asked, caller: Caller, deadline: Deadline) -> Asked:
+        try:
+            flavor = usable_flavor(self._region, asked.flavorid, caller, deadline)
+        except FlavorNotFound:
+            raise BadRequest(f"Flavor {asked.flavorid[:80]} could not be found.") from None
+        return replace(asked, arguments=msgspec.structs.replace(asked.arguments, flavor=flavor))
 
     def _show(self, req: Any, resp: Any, server: str, password: str) -> None:
         """The server as it is now, with its password."""

@@ -107,7 +107,7 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/servers": ServerCollection(region, listing, config),
         "/v2.1/servers/detail": ServerDetails(listing, config),
         "/v2.1/servers/{server_id}": ServerItem(servers),
-        "/v2.1/servers/{server_id}/action": ServerActions(servers, config),
+        "/v2.1/servers/{server_id}/action": ServerActions(servers, region, config),
         "/v2.1/servers/{server_id}/os-instance-actions": InstanceActions(servers),
         "/v2.1/servers/{server_id}/os-instance-actions/{request_id}": InstanceActionItem(servers),
         "/v2.1/flavors": FlavorCollection(region, config, with_details=False),

@@ -162,6 +162,8 @@ def _of_service_error(error: service_errors.ServiceError) -> ApiError:
         return ConflictingRequest(error.message)
     if isinstance(error, service_errors.ActionForbidden):
         return Forbidden(error.message)
+    if isinstance(error, service_errors.ActionInvalid):
+        return BadRequest(error.message)
     if isinstance(error, service_errors.QuotaExceeded):
         return Forbidden(error.message, headers={"Retry-After": "0"})  # as Nova's: waiting changes nothing
     return ComputeFault(f"Unexpected API Error. [{type(error).__name__}]")

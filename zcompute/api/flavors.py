@@ -7,6 +7,7 @@ import msgspec
 from zcompute.api import context
 from zcompute.api.auth import Caller
 from zcompute.api.creation import boolean
+from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, ItemNotFound
 from zcompute.api.links import Link, next_link, resource_links
 from zcompute.api.queries import Query, first_values, limit_of, whole_number
@@ -117,6 +118,17 @@ class FlavorCollection:
         if is_full and page:
             body["flavors_links"] = [next_link(base_url, req.path, query, page[-1].flavorid)]
         context.answer(resp, body)
+
+
+def usable_flavor(region: Region, flavorid: str, caller: Caller, deadline: Deadline) -> Flavor:
+    """The flavor that a server of this caller may become. Raises FlavorNotFound: as Nova's, for a disabled one too."""
+    if len(flavorid) > FLAVOR_ID_CHARS_MAX:
+        raise FlavorNotFound("no flavor has so long an id", flavor=flavorid[:FLAVOR_ID_CHARS_MAX])
+    request = FlavorGetRequest(flavorid=flavorid)
+    reply = cast(FlavorReply, region.ask(ROOT_CELL, FLAVOR_GET, request, deadline.left_at_most(LIMITS.read_ms_max)))
+    if reply.flavor.disabled or not (reply.flavor.is_public or caller.is_admin):
+        raise FlavorNotFound("not for this caller", flavor=flavorid)
+    return reply.flavor
 
 
 class FlavorItem:

@@ -31,6 +31,7 @@ from zcompute.cli.audit_kinds import (
 from zcompute.cli.audit_motion import leaked_claims, moving, overdue
 from zcompute.cli.audit_records import wrong_records
 from zcompute.cli.audit_snapshot import ApiServer, CellRows, Snapshot
+from zcompute.conductor.tasks.charge import charged, largest
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_BUILDING, Instance
@@ -174,18 +175,19 @@ def compare_mappings(snapshot: Snapshot) -> Iterator[Finding]:
 
 def _usages(snapshot: Snapshot) -> Iterator[Finding]:
     usages = {usage.uuid: usage for usage in snapshot.root.usages}
-    flavors = {request.uuid: request.flavor for request in snapshot.root.build_requests}
+    amounts = {request.uuid: largest([request.flavor]) for request in snapshot.root.build_requests}
+    tasks = {task.instance_uuid: task for cell in snapshot.cells.values() for task in cell.tasks}
     for uuid, places in _living(snapshot).items():
-        flavors[uuid] = places[0][1].flavor
-    known = set(flavors) | {mapping.uuid for mapping in snapshot.root.mappings}
+        amounts[uuid] = charged(places[0][1], tasks.get(uuid))
+    known = set(amounts) | {mapping.uuid for mapping in snapshot.root.mappings}
     for uuid in set(usages) - known:
         yield Finding(USAGE_WITHOUT_SERVER, uuid, f"project {usages[uuid].project_id}")
     for uuid in known - set(usages):
         yield Finding(SERVER_WITHOUT_USAGE, uuid)
     for uuid, usage in usages.items():
-        flavor = flavors.get(uuid)
-        if flavor is not None and (usage.cores, usage.ram_mb) != (flavor.vcpus, flavor.memory_mb):
-            detail = f"{usage.cores} cores {usage.ram_mb} MiB, the flavor has {flavor.vcpus} and {flavor.memory_mb}"
+        amount = amounts.get(uuid)
+        if amount is not None and (usage.cores, usage.ram_mb) != (amount.cores, amount.ram_mb):
+            detail = f"{usage.cores} cores {usage.ram_mb} MiB, should be {amount.cores} and {amount.ram_mb}"
             yield Finding(USAGE_WRONG, uuid, detail)
 
 

@@ -36,7 +36,7 @@ KINDS: dict[str, str] = {
     SERVER_WITHOUT_MAPPING: "a cell has a server, or the root a build request, that is mapped elsewhere or nowhere",
     USAGE_WITHOUT_SERVER: "a project pays for a server that is not there",
     SERVER_WITHOUT_USAGE: "a server that no project pays for",
-    USAGE_WRONG: "a usage row differs from the server's flavor",
+    USAGE_WRONG: "a usage row differs from what the server's flavors come to",
     QUOTA_TOTAL_WRONG: "what a project is told that it uses differs from its usage rows",
     CLAIM_LEAKED: "a claim that neither a server nor its task names",
     CLAIM_MISSING: "a server without the claim that its row names",

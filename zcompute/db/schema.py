@@ -360,6 +360,8 @@ _table(
     _need("project_id", ident(255)),
     _need("cores", sa.Integer),
     _need("ram_mb", sa.BigInteger),
+    _since("decided", sa.BigInteger),
+    _since("raised_at_us", sa.BigInteger),
     _revision(),
     sa.Index("ix_usages_project", "project_id"),
     sa.Index("ix_usages_partition", "partition_id"),

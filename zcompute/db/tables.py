@@ -315,7 +315,7 @@ USAGES: TableCodec[Usage] = TableCodec(
     "usages",
     Usage,
     ("uuid",),
-    plain("uuid", "project_id", "cores", "ram_mb", "revision"),
+    plain("uuid", "project_id", "cores", "ram_mb", "decided", "raised_at_us", "revision"),
     attrgetter("project_id"),
 )
 

@@ -48,6 +48,7 @@ from zcompute.objects.task import (
     TASK_EVACUATE,
     TASK_LIVE_MIGRATE,
     TASK_MIGRATE,
+    TASK_RESIZE,
     TASK_REVERT_RESIZE,
 )
 
@@ -109,6 +110,7 @@ RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administ
 MIGRATE = Action(
     "migrate", "migrate", _of(VM_ACTIVE, VM_STOPPED), vm_state=VM_RESIZED, administrators=True, kind=TASK_MIGRATE
 )
+RESIZE = Action("resize", "resize", _of(VM_ACTIVE, VM_STOPPED), vm_state=VM_RESIZED, kind=TASK_RESIZE)
 CONFIRM_RESIZE = Action("confirm_resize", "confirmResize", _of(VM_RESIZED), kind=TASK_CONFIRM_RESIZE)
 REVERT_RESIZE = Action("revert_resize", "revertResize", _of(VM_RESIZED), kind=TASK_REVERT_RESIZE)
 LIVE_MIGRATE = Action("live_migrate", "live-migration", _of(VM_ACTIVE), administrators=True, kind=TASK_LIVE_MIGRATE)
@@ -124,7 +126,7 @@ ACTIONS: dict[str, Action] = {
     action.key: action
     for action in (
         START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, LOCK, UNLOCK,
-        RESET_STATE, SOFT_DELETE, RESTORE, MIGRATE, CONFIRM_RESIZE, REVERT_RESIZE, LIVE_MIGRATE, EVACUATE,
+        RESET_STATE, SOFT_DELETE, RESTORE, MIGRATE, RESIZE, CONFIRM_RESIZE, REVERT_RESIZE, LIVE_MIGRATE, EVACUATE,
     )
 }  # fmt: skip
 

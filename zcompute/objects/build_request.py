@@ -48,12 +48,18 @@ class InstanceMapping(VersionedObject):
 
 
 class Usage(VersionedObject):
-    """What one server counts against its project's quota: a row per server, so nothing is counted twice."""
+    """What one server counts against its project's quota: a row per server, so nothing is counted twice.
+
+    ``decided`` is the instance's count of decisions of which its cell spoke last; an older word changes nothing.
+    ``raised_at_us``: when a resize raised it that has not ended, or not begun, as far as the root knows; else 0.
+    """
 
     uuid: str
     project_id: str
     cores: int
     ram_mb: int
+    decided: int = 0
+    raised_at_us: int = 0
     revision: int = 1
 
 

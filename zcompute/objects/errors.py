@@ -112,6 +112,12 @@ class ActionForbidden(ServiceError):
     wire_name = "ActionForbidden"
 
 
+class ActionInvalid(ServiceError):
+    """What was asked for makes no sense for this server, in Nova's words. details: uuid, action."""
+
+    wire_name = "ActionInvalid"
+
+
 class QuotaExceeded(ServiceError):
     """The project's quota does not allow this. details: resource, limit, used, requested."""
 
@@ -168,6 +174,7 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     InstanceBusy,
     InstanceLocked,
     ActionForbidden,
+    ActionInvalid,
     QuotaExceeded,
     NoValidHost,
     SchedulerStale,

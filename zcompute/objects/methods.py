@@ -66,6 +66,7 @@ from zcompute.objects.messages.quotas import (
     QuotaSetRequest,
     QuotaUsageReply,
     QuotaUsageRequest,
+    ServerAmount,
     StandingReply,
     StandingRequest,
 )
@@ -278,6 +279,8 @@ QUOTA_SET_DEFAULT = QUOTA_INTERFACE.method(
 )
 QUOTA_USAGE = QUOTA_INTERFACE.method("usage", QuotaUsageRequest, QuotaUsageReply, _API_OPERATOR_OR_CONDUCTOR, "reads")
 QUOTA_RECONCILE = QUOTA_INTERFACE.method("reconcile", QuotaReconcileRequest, QuotaReconcileReply, _OPERATOR)
+QUOTA_RAISE = QUOTA_INTERFACE.method("raise", ServerAmount, Empty, _CONDUCTOR)
+QUOTA_SETTLE = QUOTA_INTERFACE.method("settle", ServerAmount, Empty, _CONDUCTOR)
 QUOTA_STANDING = QUOTA_INTERFACE.method("standing", StandingRequest, StandingReply, _CONDUCTOR, "reads")
 
 TASK_LIST = TASK_INTERFACE.method("list", TaskListRequest, TaskListReply, _OPERATOR, "reads")

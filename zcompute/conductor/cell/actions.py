@@ -6,6 +6,7 @@ from typing import Any
 
 from zcompute.bus.errors import Busy, InvalidRequest
 from zcompute.conductor.cell.instances import Unasked, new_task_id
+from zcompute.conductor.cell.resizing import Raising, amount_with
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
@@ -14,7 +15,7 @@ from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
-from zcompute.objects.actions import ACTIONS, CONFIRM_RESIZE, EVACUATE, RESET_STATE, Action, check_state
+from zcompute.objects.actions import ACTIONS, CONFIRM_RESIZE, EVACUATE, RESET_STATE, RESIZE, Action, check_state
 from zcompute.objects.errors import InstanceNotFound, OperationConflict
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -23,8 +24,9 @@ from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.instances import InstanceActionRequest
 from zcompute.objects.methods import INSTANCE_ACTION
 from zcompute.objects.partition import partition_of
+from zcompute.objects.quota import Amount
 
-HOSTS_ASKED_MAX = 3
+QUESTIONS_MAX = 3
 
 
 def was_accepted(former: InstanceAction | None, action: Action, request: InstanceActionRequest) -> bool:
@@ -55,6 +57,14 @@ class _AskHost:
     host: str
 
 
+@dataclass(frozen=True)
+class _AskRoot:
+    """The same: when the root has agreed to charge the server so much."""
+
+    instance: Instance
+    amount: Amount
+
+
 class Actions:
     """The handler of ``instance.action``."""
 
@@ -65,6 +75,7 @@ class Actions:
         settings: CellSettings,
         task_settings: TaskSettings,
         forced_down: Callable[[Sequence[str]], set[str]],
+        raising: Raising,
         make_task_id: Callable[[], str] = new_task_id,
     ) -> None:
         self._ledger = env.ledger
@@ -73,6 +84,7 @@ class Actions:
         self._settings = settings
         self._task_settings = task_settings
         self._forced_down = forced_down
+        self._raising = raising
         self._make_task_id = make_task_id
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -82,7 +94,8 @@ class Actions:
     def act(self, request: InstanceActionRequest, context: Any) -> Empty:
         """Acknowledged after the commit that makes the action sure to happen; repeated, it changes nothing.
 
-        Raises InstanceNotFound, InstanceBusy (its state, its lock), OperationConflict, InvalidRequest, Busy, NotOwner.
+        Raises InstanceNotFound, InstanceBusy (its state, its lock), OperationConflict, ActionInvalid, QuotaExceeded,
+        InvalidRequest, Busy, NotOwner, and Unavailable where the root must be asked and does not answer.
         """
         if self._forwarding.needed(request.uuid, context):
             reply: Empty = self._forwarding.call(request.uuid, INSTANCE_ACTION, request, context)
@@ -118,8 +131,9 @@ class Actions:
         request_id = getattr(context, "request_id", "")
 
         forced: dict[str, bool] = {}  # by the host that the instance was on when its state was asked for
+        raised: list[Instance] = []  # what the root has agreed to, of the row as it was then
 
-        def decide(change: Change) -> Snapshot | _AskHost | None:
+        def decide(change: Change) -> Snapshot | _AskHost | _AskRoot | None:
             if was_accepted(change.get(*operation), action, request):
                 return None
             instance = found(change.get(INSTANCES, (request.uuid,)), request)
@@ -136,20 +150,33 @@ class Actions:
                     forced.get(host, False),
                 )
             )  # fmt: skip
+            flavor = request.arguments.flavor if action is RESIZE else None
+            amount = None if flavor is None else amount_with(instance, flavor)
+            if amount is not None and [one.decided for one in raised[-1:]] != [instance.decided]:
+                return _AskRoot(instance, amount)
             snapshot = apply(change, Snapshot(instance, None), decision)
             if decision.task is None:
                 change.put(INSTANCE_ACTIONS, _over(action, instance, operation[1][1], request_id, change.now_us))
             return snapshot
 
         keys: Keys = [(INSTANCES, (request.uuid,)), (TASKS, (task_id,)), operation]
-        for _ in range(HOSTS_ASKED_MAX):
-            ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
-            ticket.on_done(self._committed)
-            result = ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
-            if not isinstance(result, _AskHost):
-                return
-            forced[result.host] = result.host in self._forced_down([result.host])
-        raise Busy(f"instance {request.uuid} keeps changing its host: try again", retry_after_ms=100)
+        try:
+            for _ in range(QUESTIONS_MAX):
+                ticket = self._ledger.submit(partition_of(request.uuid), keys, decide)
+                ticket.on_done(self._committed)
+                result = ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
+                if isinstance(result, _AskHost):
+                    forced[result.host] = result.host in self._forced_down([result.host])
+                elif isinstance(result, _AskRoot):
+                    raised.append(result.instance)
+                    self._raising.ask(result.instance, result.amount, context)
+                else:
+                    return
+            raise Busy(f"instance {request.uuid} keeps changing: try again", retry_after_ms=100)
+        except Exception:
+            if raised:
+                self._raising.give_back(raised[-1], request_id)
+            raise
 
     def _committed(self, ticket: Ticket) -> None:
         """Runs at the commit even when the caller's deadline is over by then: what was committed must be carried on."""

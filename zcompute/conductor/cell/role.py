@@ -25,6 +25,7 @@ from zcompute.conductor.cell.reclaim import Reclaim
 from zcompute.conductor.cell.registration import Registration
 from zcompute.conductor.cell.relay import Relay
 from zcompute.conductor.cell.reports import Reports
+from zcompute.conductor.cell.resizing import Raising
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.cell.standings import Standings
@@ -114,7 +115,8 @@ class CellRole:
             env, self.engine, self._outbox, self._settings, task_settings, reclaims=reclaim_s > 0
         )
         self._reclaim = Reclaim(env.ledger, env.store, reclaim_s, self._settings, self._instances.reclaim)
-        self._actions = Actions(env, self.engine, self._settings, task_settings, self._forced_down)
+        raising = Raising(env, env.root_router, self._outbox.owed, self._settings)
+        self._actions = Actions(env, self.engine, self._settings, task_settings, self._forced_down, raising)
         self._auto_confirm = AutoConfirm(
             env.ledger, env.store, env.config.conductor.resize_confirm_window_s, self._settings, self._actions.confirm
         )

@@ -11,10 +11,12 @@ import msgspec
 from zcompute.bus.context import request_id
 from zcompute.bus.errors import BusError, Busy, NotOwner
 from zcompute.cells.router import PartitionRouter
+from zcompute.conductor.cell.resizing import Settling
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
+from zcompute.conductor.tasks.charge import OUTBOX_RESIZED
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.failpoints import failpoint
@@ -62,6 +64,7 @@ class RootOutbox:
         self._env = env
         self._root_router = root_router
         self._settings = settings
+        self._settling = Settling(env.ledger, root_router, env.cell, settings)
         self._known: dict[EntryKey, OutboxEntry] = {}
         self._queue: deque[EntryKey] = deque()
         self._left: set[int] = set()  # partitions of which rows did not fit
@@ -138,11 +141,9 @@ class RootOutbox:
                 continue
             request_id.set(entry.request_id or "-")
             try:
-                failpoint("outbox.before_send")
-                self._send(entry)
-                failpoint("outbox.after_send")
-                self._delete(entry)
-                failpoint("outbox.after_delete")
+                if not self._tell(key, entry):
+                    self._queue.append(key)
+                    continue
             except NotOwner:
                 pass  # the new owner sends it again; should it be us, the gain brings it back
             except Exception as error:  # noqa: BLE001  # the row is durable: whatever went wrong, it is sent again
@@ -160,6 +161,19 @@ class RootOutbox:
                 del self._known[key]
             if self._left and len(self._known) <= self._settings.outbox_rows_max // 2:
                 self._take_up_left()
+
+    def _tell(self, key: EntryKey, entry: OutboxEntry) -> bool:
+        """Until the root has committed it; False when there is another word of it by now. Raises what goes wrong."""
+        failpoint("outbox.before_send")
+        word = self._settling.send(entry) if entry.kind == OUTBOX_RESIZED else None
+        if word is None:
+            self._send(entry)
+        failpoint("outbox.after_send")
+        told = word is None or self._settling.forget(entry, key, word)
+        if word is None:
+            self._delete(entry)
+        failpoint("outbox.after_delete")
+        return told
 
     def _take_up_left(self) -> None:
         """There is room again for what was left at outbox_rows_max: read it from the database."""

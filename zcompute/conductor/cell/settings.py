@@ -30,6 +30,8 @@ class CellSettings:
     outbox_retry_ms_max: int = 5000
     outbox_rows_max: int = 100_000  # as configured: [conductor] root_outbox_rows_max
     outbox_busy_ms: int = 1000
+    raise_ms_max: int = 5000
+    raises_max: int = 64
     reclaim_look_s: float = 60.0
     reclaim_rows_max: int = 100  # of a partition, at each look
     confirm_look_s: float = 60.0

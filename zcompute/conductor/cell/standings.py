@@ -5,6 +5,7 @@ from typing import Any
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.cell.reads import unavailable_without_database
 from zcompute.conductor.env import ConductorEnv, Handler
+from zcompute.conductor.tasks.charge import charged
 from zcompute.db.replicas.need import PRIMARY
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.db.view import View
@@ -59,8 +60,9 @@ class Standings:
                         owed=instance.uuid in owed,
                         busy=instance.task_id is not None,
                         confirmed=confirmed(instance),
-                        cores=instance.flavor.vcpus,
-                        ram_mb=instance.flavor.memory_mb,
+                        cores=(amount := charged(instance, None)).cores,
+                        ram_mb=amount.ram_mb,
+                        decided=instance.decided,
                     )
                     for instance in instances.values()
                 ]

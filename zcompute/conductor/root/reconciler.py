@@ -206,7 +206,8 @@ class Reconciler:
                     if cell not in reply.silent:
                         reply.silent.append(cell)
                     continue
-            found = [judge(books, said.get(books.uuid)) for books in of_cell]
+            now_us = self._env.ledger.now_us()
+            found = [judge(books, said.get(books.uuid), now_us) for books in of_cell]
             doubts += [doubt for doubt in found if doubt is not None]
         return doubts
 

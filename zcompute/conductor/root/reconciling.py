@@ -24,6 +24,8 @@ USAGE_WRONG = "usage_wrong"
 SERVER_GONE = "server_gone"
 SERVER_ABSENT = "server_absent"
 TOTAL_WRONG = "total_wrong"
+RAISE_US_MAX = 60_000_000
+"""A resize that raised the usage begins within this time, or does not begin."""
 KINDS: dict[str, str] = {
     USAGE_WITHOUT_SERVER: "rows of a server that is neither in a cell nor on its way to one: let go",
     SERVER_WITHOUT_USAGE: "a server that no project pays for: charged",
@@ -70,16 +72,16 @@ class Doubt(msgspec.Struct, frozen=True):
     usage: Usage | None = None  # as it should be
 
 
-def judge(books: Books, standing: Standing | None) -> Doubt | None:
+def judge(books: Books, standing: Standing | None, now_us: int) -> Doubt | None:
     """``standing`` is the word of the books' cell, None when the cell has no row; not looked at where it has no say."""
-    found = _judged(books, standing)
+    found = _judged(books, standing, now_us)
     if found is None:
         return None
     kind, detail, usage = found
     return Doubt(kind, books.uuid, books.project_id, books.revisions, detail, usage)
 
 
-def _judged(books: Books, standing: Standing | None) -> tuple[str, str, Usage | None] | None:
+def _judged(books: Books, standing: Standing | None, now_us: int) -> tuple[str, str, Usage | None] | None:
     mapping = books.mapping
     if books.build_request is not None:
         return _against(books, usage_of(books.build_request))
@@ -92,10 +94,30 @@ def _judged(books: Books, standing: Standing | None) -> tuple[str, str, Usage | 
         return SERVER_ABSENT, f"mapped to {place}, the cell has generation {standing.generation}", None
     if standing.deleted:
         return None if standing.owed else (SERVER_GONE, f"deleted in {place}", None)
-    if standing.busy:
+    if standing.busy or _is_raised(books.usage, standing, now_us):
         return None
-    usage = Usage(uuid=books.uuid, project_id=mapping.project_id, cores=standing.cores, ram_mb=standing.ram_mb)
-    return _against(books, usage)
+    return _against(books, replace(usage_by(standing), project_id=mapping.project_id))
+
+
+def usage_by(standing: Standing) -> Usage:
+    """What the server is charged by its cell's word."""
+    return Usage(
+        uuid=standing.uuid,
+        project_id=standing.project_id,
+        cores=standing.cores,
+        ram_mb=standing.ram_mb,
+        decided=standing.decided,
+    )
+
+
+def _is_raised(usage: Usage | None, standing: Standing, now_us: int) -> bool:
+    """Whether a resize may be about to begin: it has raised the usage, and nothing was decided at the cell since."""
+    return (
+        usage is not None
+        and standing.decided <= usage.decided
+        and usage.raised_at_us > 0
+        and now_us - usage.raised_at_us < RAISE_US_MAX
+    )
 
 
 def _against(books: Books, usage: Usage) -> tuple[str, str, Usage] | None:

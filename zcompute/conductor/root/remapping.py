@@ -19,10 +19,10 @@ from zcompute.conductor.root.cell_words import CellSilent, ask_standings
 from zcompute.conductor.root.charging import charge
 from zcompute.conductor.root.intake import server_keys
 from zcompute.conductor.root.placement import mapping_deleted
-from zcompute.conductor.root.reconciling import books_of
+from zcompute.conductor.root.reconciling import books_of, usage_by
 from zcompute.conductor.root.topology import require_operator
 from zcompute.db.tables import CELLS, MAPPINGS
-from zcompute.objects.build_request import InstanceMapping, Usage
+from zcompute.objects.build_request import InstanceMapping
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.quotas import Standing
 from zcompute.objects.messages.region import MappingReleaseRequest
@@ -92,7 +92,7 @@ def put_mapping(change: Change, former: InstanceMapping | None, cell: str, stand
             revision=1 if former is None else former.revision,
         ),
     )
-    charge(change, [Usage(uuid=uuid, project_id=project_id, cores=standing.cores, ram_mb=standing.ram_mb)])
+    charge(change, [usage_by(standing)])
 
 
 class Remapping:

@@ -31,6 +31,7 @@ from zcompute.conductor.root.quotas import Quotas
 from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.reconciler import Reconciler
 from zcompute.conductor.root.remapping import Remapping
+from zcompute.conductor.root.resizing import Resizing
 from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.conductor.root.topology import Topology
 from zcompute.conductor.upkeep.service import Upkeep
@@ -108,6 +109,7 @@ class RootRole:
         self._cells = CellsFeed(env.store, env.endpoint, self._settings)
         self._flavors = Flavors(env.store, self._settings)
         self._quotas = Quotas(env, self._settings)
+        self._resizing = Resizing(env, self._quotas, self._settings, self._require_cell)
         self._reconciler = Reconciler(env)
         self._remapping = Remapping(env)
         self._reads = RootReads(env.reads, self._settings)
@@ -150,6 +152,7 @@ class RootRole:
             (methods.CELL_CAPACITY, self.cell_capacity),
             *self._topology.handlers(),
             *self._quotas.handlers(),
+            *self._resizing.handlers(),
             *self._reconciler.handlers(),
             *self._remapping.handlers(),
         ]

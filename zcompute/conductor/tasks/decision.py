@@ -72,7 +72,7 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
             change.delete(TASKS, (former.task.id,))
         change.put(TASKS, task)
     if decision.outbox is not None:
-        change.put(ROOT_OUTBOX, decision.outbox)
+        owe(change, decision.outbox)
     carried_out = task or former.task
     if instance is not None and carried_out is not None:
         change.request_id = carried_out.request_id
@@ -92,6 +92,12 @@ def _waits_since_us(instance: Instance) -> int | None:
     if instance.move is None or instance.vm_state != VM_RESIZED or instance.task_id is not None:
         return None
     return instance.move.since_us
+
+
+def owe(change: Change, entry: OutboxEntry) -> None:
+    """The root is told, once however often it is owed the same word."""
+    if change.get(ROOT_OUTBOX, (entry.instance_uuid, entry.kind, entry.generation)) is None:
+        change.put(ROOT_OUTBOX, entry)
 
 
 def _facts(task: Task | None) -> EventFacts:

@@ -22,6 +22,7 @@ from zcompute.objects.task import (
     TASK_EVACUATE,
     TASK_LIVE_MIGRATE,
     TASK_MIGRATE,
+    TASK_RESIZE,
     TASK_REVERT_RESIZE,
 )
 
@@ -43,6 +44,7 @@ ACT_DEADLINES_S = {
 """How long a task_state may last: then the task is parked, or ends with a fault."""
 MOVE_DEADLINES_S = {
     TASK_MIGRATE: 3600,  # disks go over the network
+    TASK_RESIZE: 3600,
     TASK_LIVE_MIGRATE: 3600,
     TASK_EVACUATE: 1800,
     TASK_CONFIRM_RESIZE: 600,

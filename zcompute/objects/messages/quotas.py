@@ -58,6 +58,19 @@ class QuotaUsageReply(msgspec.Struct, kw_only=True):
     usages: list[ProjectUsage]
 
 
+class ServerAmount(msgspec.Struct, kw_only=True):
+    """What a server is to be charged from now on, in the words of its cell: (``cell``, ``generation``) as it is mapped;
+    ``decided`` counts the decisions of the row that says so, and orders these words."""
+
+    uuid: str
+    project_id: str
+    cell: str
+    generation: int
+    decided: int
+    cores: int
+    ram_mb: int
+
+
 class Discrepancy(msgspec.Struct, kw_only=True):
     """What is wrong with the books of one server, or of a project's total. ``repaired``: not any more."""
 
@@ -103,7 +116,8 @@ class StandingRequest(msgspec.Struct, kw_only=True):
 class Standing(msgspec.Struct, kw_only=True):
     """One server as its cell has it. ``owed``: the root has not acknowledged all that the cell has to tell of it.
     ``busy``: a task is under way. ``confirmed``: the row did not come back with a restore of the cell, or a host has
-    reported the server's domain since."""
+    reported the server's domain since. ``cores`` and ``ram_mb`` are what it is to be charged, ``decided`` counts the
+    row's decisions."""
 
     uuid: str
     generation: int
@@ -114,6 +128,7 @@ class Standing(msgspec.Struct, kw_only=True):
     confirmed: bool = True
     cores: int = 0
     ram_mb: int = 0
+    decided: int = 0
 
 
 class StandingReply(msgspec.Struct, kw_only=True):

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
+from tests.unit.conductor.cell.root_desk import RootDesk
 from tests.unit.conductor.ledger_fake import FakeDatabase
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import build_request
@@ -18,6 +19,7 @@ from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.instances import Instances
 from zcompute.conductor.cell.reports import Reports
+from zcompute.conductor.cell.resizing import Raising
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.commands import Commands
 from zcompute.conductor.forwarding import Forwarding
@@ -184,7 +186,9 @@ class CellWorld:
         self.reports.start()
         self.outbox: Any = SimpleNamespace(owed=self.owed.append, check_room=lambda under_way: None)
         self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings, reclaims=reclaims)
-        self.actions = Actions(env, self.engine, CellSettings(), settings, self._forced)
+        self.root = RootDesk()
+        raising = Raising(env, self.root, self.owed.append, CellSettings())  # type: ignore[arg-type]  # played here
+        self.actions = Actions(env, self.engine, CellSettings(), settings, self._forced, raising)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():
             self.attach(agent)

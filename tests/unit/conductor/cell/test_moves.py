@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
-from tests.unit.conductor.ledger_world import wait_for
+from tests.unit.conductor.ledger_world import flavor, wait_for
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Ticket
 from zcompute.conductor.tasks.moves.plans import (
@@ -22,6 +22,8 @@ from zcompute.objects.errors import InstanceBusy
 from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_PARKED
+
+BIG = flavor("2", vcpus=4, memory_mb=4096)
 
 
 @pytest.fixture
@@ -40,7 +42,12 @@ def one(world: CellWorld) -> str:
 
 
 def move(world: CellWorld, uuid: str, action: str, host: str = "", operation_id: str = "op-m") -> None:
-    world.act(uuid, action, administrator=True, operation_id=operation_id, arguments=StepArguments(peer_host=host))
+    flavor = None
+    if action == "resize":
+        flavor = BIG
+        world.root.know(world.instance(uuid))
+    arguments = StepArguments(peer_host=host, flavor=flavor)
+    world.act(uuid, action, administrator=True, operation_id=operation_id, arguments=arguments)
 
 
 def migrated(world: CellWorld, uuid: str) -> None:
@@ -277,6 +284,7 @@ def test_a_silent_host_parks_a_move_and_its_return_carries_it_on(world: CellWorl
 # vm_state, the hosts that have the domain, those that run it, those where room is claimed
 FINAL = {
     "migrate": (VM_RESIZED, ["h1", "h2"], ["h2"], ["h1", "h2"]),
+    "resize": (VM_RESIZED, ["h1", "h2"], ["h2"], ["h1", "h2"]),
     "live_migrate": (VM_ACTIVE, ["h2"], ["h2"], ["h2"]),
     "evacuate": (VM_ACTIVE, ["h1", "h2"], ["h2"], ["h2"]),  # what h1 has goes when it comes back
     "confirm_resize": (VM_ACTIVE, ["h2"], ["h2"], ["h2"]),
@@ -369,7 +377,12 @@ def test_the_owner_dies_at_a_step_and_the_next_one_carries_on_to_the_same_end(
 @pytest.mark.parametrize(
     ("kind", "step"),
     [(kind, step) for kind, plan in PLANS.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])]
-    + [("migrate", "rolled_back"), ("live_migrate", "rolled_back"), ("evacuate", "rolled_back")],
+    + [
+        ("migrate", "rolled_back"),
+        ("resize", "rolled_back"),
+        ("live_migrate", "rolled_back"),
+        ("evacuate", "rolled_back"),
+    ],
 )
 def test_the_owner_dies_on_the_way_back_and_the_server_is_what_it_was(kind: str, step: str, before: bool) -> None:
     world = CellWorld("h1", "h2", "h3")

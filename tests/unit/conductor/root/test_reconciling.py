@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from tests.unit.conductor.root.fakes import TINY, UUIDS, Decider
+from tests.unit.conductor.root.fakes import NOW_US, TINY, UUIDS, Decider
 from zcompute.conductor.root import reconciling as kinds
 from zcompute.conductor.root.intake import server_keys
 from zcompute.conductor.root.reconciling import Books, books_of, judge, repair
@@ -52,7 +52,7 @@ def books(usage=USAGE, mapping=MAPPING, build_request=None):
     ],
 )
 def test_books_are_judged(found, standing, kind):
-    doubt = judge(found, standing)
+    doubt = judge(found, standing, NOW_US)
     assert (None if doubt is None else doubt.kind) == kind
 
 
@@ -88,7 +88,7 @@ ONE = Amount(instances=1, cores=1, ram_mb=512)
 
 def test_a_server_that_is_gone_is_let_go_with_all_its_rows(root):
     store(root, (USAGES, USAGE), (MAPPINGS, MAPPING), total=ONE)
-    doubt = judge(books(), DELETED)
+    doubt = judge(books(), DELETED, NOW_US)
     assert on_rows(root, lambda change: repair(change, doubt))
     assert root.ledger.get(USAGES, UUID) is root.ledger.get(MAPPINGS, UUID) is None
     assert total_of(root) == Amount()
@@ -97,7 +97,7 @@ def test_a_server_that_is_gone_is_let_go_with_all_its_rows(root):
 
 def test_a_server_that_nobody_pays_for_is_charged_once(root):
     store(root, (MAPPINGS, MAPPING))
-    doubt = judge(books(usage=None), LIVING)
+    doubt = judge(books(usage=None), LIVING, NOW_US)
     assert on_rows(root, lambda change: repair(change, doubt))
     assert (root.ledger.get(USAGES, UUID).cores, total_of(root)) == (1, ONE)
     assert not on_rows(root, lambda change: repair(change, doubt))
@@ -107,7 +107,7 @@ def test_a_server_that_nobody_pays_for_is_charged_once(root):
 def test_wrong_amounts_are_corrected_with_the_total(root):
     wrong = replace(USAGE, cores=7)
     store(root, (USAGES, wrong), (MAPPINGS, MAPPING), total=Amount(instances=1, cores=7, ram_mb=512))
-    doubt = judge(books(usage=wrong), LIVING)
+    doubt = judge(books(usage=wrong), LIVING, NOW_US)
     assert on_rows(root, lambda change: repair(change, doubt))
     assert total_of(root) == ONE
 
@@ -121,10 +121,29 @@ def test_wrong_amounts_are_corrected_with_the_total(root):
     ],
 )
 def test_what_has_moved_since_it_was_doubted_is_left_alone(root, moved):
-    doubt = judge(books(), DELETED)
+    doubt = judge(books(), DELETED, NOW_US)
     store(root, (USAGES, USAGE), (MAPPINGS, MAPPING), total=ONE)
     store(root, moved)
     before = dict(root.ledger.rows)
     assert not on_rows(root, lambda change: repair(change, doubt))
     assert root.ledger.rows == before
     assert on_rows(root, lambda change: books_of(change, UUID)).mapping is not None
+
+
+RAISED = replace(USAGE, cores=4, decided=7, raised_at_us=NOW_US)
+
+
+@pytest.mark.parametrize(
+    ("decided", "later_us", "kind"),
+    [
+        (7, 59_000_000, None),  # the resize may begin at any moment
+        (7, 61_000_000, kinds.USAGE_WRONG),  # whoever asked is gone
+        (8, 1, kinds.USAGE_WRONG),  # something else was decided: what was raised for that decision is void
+        (6, 1, None),  # the cell was read before
+    ],
+)
+def test_what_a_resize_has_raised_is_doubted_once_it_can_no_longer_begin(decided, later_us, kind):
+    doubt = judge(books(usage=RAISED), replace(LIVING, decided=decided), NOW_US + later_us)
+    assert (None if doubt is None else doubt.kind) == kind
+    if doubt is not None:
+        assert (doubt.usage.cores, doubt.usage.decided, doubt.usage.raised_at_us) == (1, decided, 0)

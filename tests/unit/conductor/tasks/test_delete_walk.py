@@ -79,7 +79,7 @@ def test_a_refusal_on_its_way_and_unknown_kinds_are_busy():
     with pytest.raises(InstanceBusy):
         accept(refused, None)
     with pytest.raises(InstanceBusy):
-        accept(instance, msgspec.structs.replace(task, kind="resize"))
+        accept(instance, msgspec.structs.replace(task, kind="of a later release"))
 
 
 def test_all_hosts_must_answer_before_claims_are_released():

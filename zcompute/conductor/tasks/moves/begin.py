@@ -6,10 +6,10 @@ from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.moves.plans import BEGIN, PLANS
 from zcompute.conductor.tasks.moves.walk import former_claim
-from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.errors import ActionInvalid, InstanceBusy
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
-from zcompute.objects.task import TASK_CONFIRM_RESIZE, TASK_EVACUATE, TASK_REVERT_RESIZE, Task, TaskBody
+from zcompute.objects.task import TASK_CONFIRM_RESIZE, TASK_EVACUATE, TASK_RESIZE, TASK_REVERT_RESIZE, Task, TaskBody
 
 
 def begin_move(
@@ -23,7 +23,7 @@ def begin_move(
     deadline_s: int,
     forced_down: bool = False,
 ) -> Decision:
-    """Take a move in. ``forced_down``: the instance's host is. Raises InvalidRequest, InstanceBusy."""
+    """Take a move in. ``forced_down``: the instance's host is. Raises InvalidRequest, ActionInvalid, InstanceBusy."""
     plan = PLANS[kind]
     if kind in (TASK_CONFIRM_RESIZE, TASK_REVERT_RESIZE):
         body = _back_or_on(kind, instance)
@@ -49,6 +49,21 @@ def begin_move(
     return Decision(instance=moving, task=task, events=plan.events.get(BEGIN, ()))
 
 
+def _check_flavor(instance: Instance, request: InstanceActionRequest) -> None:
+    """As Nova's: a resize changes the flavor, and no disk becomes none."""
+    flavor = request.arguments.flavor
+    if flavor is None:
+        raise InvalidRequest("a resize needs the flavor to become, found none", field="arguments.flavor")
+    if flavor.flavorid == instance.flavor.flavorid:
+        raise ActionInvalid("When resizing, instances must change flavor!", uuid=instance.uuid, action=request.action)
+    if flavor.root_gb == 0 and instance.flavor.root_gb != 0:
+        raise ActionInvalid(
+            "Server disk was unable to be resized because: Resize to zero disk flavor is not allowed.",
+            uuid=instance.uuid,
+            action=request.action,
+        )
+
+
 def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_down: bool) -> TaskBody:
     if instance.move is not None:
         raise InstanceBusy(
@@ -58,6 +73,8 @@ def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_
             vm_state=instance.vm_state,
             task_state="",
         )
+    if kind == TASK_RESIZE:
+        _check_flavor(instance, request)
     destination = request.arguments.peer_host
     if destination and destination == instance.host:
         raise InvalidRequest(

@@ -21,6 +21,7 @@ from zcompute.objects.task import (
     TASK_EVACUATE,
     TASK_LIVE_MIGRATE,
     TASK_MIGRATE,
+    TASK_RESIZE,
     TASK_REVERT_RESIZE,
     Task,
 )
@@ -117,6 +118,7 @@ PLANS: dict[str, Plan] = {
     plan.kind: plan
     for plan in (
         Plan(TASK_MIGRATE, _COLD, _COLD_STATES, _phases("resize", "error"), leaves_copy=True),
+        Plan(TASK_RESIZE, _COLD, _COLD_STATES, _phases("resize", "error"), leaves_copy=True),
         Plan(
             TASK_LIVE_MIGRATE,
             (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_MIGRATE, STEP_SWITCH, STEP_GRANT, STEP_FINISH),

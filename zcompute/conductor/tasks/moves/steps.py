@@ -10,6 +10,7 @@ import msgspec
 
 from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.build_walk import begin_attempt, claim_refused, refusal_reason
+from zcompute.conductor.tasks.charge import OUTBOX_RESIZED
 from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.moves import walk
 from zcompute.conductor.tasks.moves.plans import (
@@ -154,7 +155,7 @@ class End:
 
     def run(self, run: TaskRun) -> None:
         run.release_owed()
-        run.journal(self.decide)
+        run.journal(self.decide, outbox_kind=OUTBOX_RESIZED)
 
 
 Failed = Callable[[Instance, Task, str, int, int], Decision]

@@ -4,6 +4,7 @@ step, and has not heard, is stale when it comes late."""
 import msgspec
 
 from zcompute.conductor.tasks.build_walk import next_attempt
+from zcompute.conductor.tasks.charge import charged, resized
 from zcompute.conductor.tasks.decision import Decision, make_fault
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
@@ -11,6 +12,7 @@ from zcompute.conductor.tasks.moves.plans import (
     STEP_ROLLED_BACK,
     STEP_UNDO_PREPARE,
 )
+from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import (
     VM_ACTIVE,
@@ -23,6 +25,8 @@ from zcompute.objects.report import OUTCOME_DONE, StepResult
 from zcompute.objects.task import (
     TASK_CONFIRM_RESIZE,
     TASK_PARKED,
+    TASK_RESIZE,
+    TASK_REVERT_RESIZE,
     TASK_RUNNING,
     ClaimName,
     Task,
@@ -157,7 +161,15 @@ def rolled_back(instance: Instance, task: Task, now_us: int) -> Decision:
         instance, vm_state=task.body.former_vm_state, task_state=None, task_id=None, fault=task.body.fault
     )
     events = PLANS[task.kind].events.get(STEP_ROLLED_BACK, ())
-    return Decision(instance=former, ended=True, events=events, failed=task.body.result)
+    owed = _owed(instance, former, task, now_us)
+    return Decision(instance=former, ended=True, outbox=owed, events=events, failed=task.body.result)
+
+
+def _owed(before: Instance, after: Instance, task: Task, now_us: int) -> OutboxEntry | None:
+    """The root is to be told what the server is charged from now on. A revert gave its flavor back with the switch."""
+    if task.kind not in (TASK_RESIZE, TASK_REVERT_RESIZE) and charged(before, task) == charged(after, None):
+        return None
+    return resized(after, task.request_id, now_us)
 
 
 # -- the switch ---------------------------------------------------------------------------------------------------
@@ -227,7 +239,9 @@ def finish(instance: Instance, task: Task, now_us: int) -> Decision:
         lost = msgspec.structs.replace(
             instance, vm_state=VM_ERROR, task_state=None, task_id=None, fault=make_fault(body.result, now_us)
         )
-        return Decision(instance=lost, ended=True, events=events.get(STEP_ROLLED_BACK, ()), failed=body.result)
+        owed = _owed(instance, lost, task, now_us)
+        told = events.get(STEP_ROLLED_BACK, ())
+        return Decision(instance=lost, ended=True, outbox=owed, events=told, failed=body.result)
     resized = PLANS[task.kind].leaves_copy
     vm_state = VM_RESIZED if resized else VM_ACTIVE if body.former_vm_state == VM_ERROR else body.former_vm_state
     move = instance.move
@@ -243,7 +257,8 @@ def finish(instance: Instance, task: Task, now_us: int) -> Decision:
         fault=None,
         move=move,
     )
-    return Decision(instance=ended, ended=True, events=events.get(STEP_FINISH, ()))
+    owed = _owed(instance, ended, task, now_us)
+    return Decision(instance=ended, ended=True, outbox=owed, events=events.get(STEP_FINISH, ()))
 
 
 # -- words of agents ----------------------------------------------------------------------------------------------
