@@ -17,6 +17,7 @@ from zcompute.objects.command import (
     VERB_RESIZE,
     VERB_RESUME,
     VERB_SEND,
+    VERB_SNAPSHOT,
     VERB_START,
     VERB_STOP,
     VERB_SUSPEND,
@@ -32,7 +33,7 @@ VERBS = frozenset(
     {
         VERB_START, VERB_STOP, VERB_REBOOT, VERB_PAUSE, VERB_UNPAUSE, VERB_SUSPEND, VERB_RESUME, VERB_RESCUE,
         VERB_UNRESCUE, VERB_REBUILD, VERB_RESIZE, VERB_PREPARE, VERB_SEND, VERB_ACTIVATE, VERB_REOPEN, VERB_MIGRATE,
-        VERB_ABORT,
+        VERB_SNAPSHOT, VERB_ABORT,
     }
 )  # fmt: skip
 """Those that this agent knows, whatever its driver can do."""

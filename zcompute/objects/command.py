@@ -122,7 +122,7 @@ VERB_SUSPEND = "suspend"
 VERB_RESUME = "resume"
 VERB_RESCUE = "rescue"
 VERB_UNRESCUE = "unrescue"
-VERB_SNAPSHOT = "snapshot"
+VERB_SNAPSHOT = "snapshot"  # answers SIZE_BYTES and CHECKSUM of the image
 VERB_REBUILD = "rebuild"
 VERB_RESIZE = "resize"  # on the same host: the domain takes another flavor
 # Of a move, in the order of a cold one: the destination makes room and answers where it awaits the data; the source
@@ -136,3 +136,7 @@ VERB_REOPEN = "reopen"
 VERB_MIGRATE = "migrate"
 VERB_ABORT = "abort"
 VERB_COMPLETE = "complete"
+
+# What a snapshot answers.
+SIZE_BYTES = "size_bytes"
+CHECKSUM = "checksum"

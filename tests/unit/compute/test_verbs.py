@@ -12,6 +12,8 @@ from zcompute.compute.verbs import VERBS
 from zcompute.compute.virt.driver import Capabilities
 from zcompute.compute.virt.fake_log import domain_log_path, parse_lines
 from zcompute.objects.command import (
+    CHECKSUM,
+    SIZE_BYTES,
     VERB_ABORT,
     VERB_ACTIVATE,
     VERB_MIGRATE,
@@ -24,6 +26,7 @@ from zcompute.objects.command import (
     VERB_RESIZE,
     VERB_RESUME,
     VERB_SEND,
+    VERB_SNAPSHOT,
     VERB_START,
     VERB_STOP,
     VERB_SUSPEND,
@@ -52,6 +55,7 @@ CHANGES = {
     VERB_RESIZE: POWER_RUNNING,
     VERB_SEND: POWER_SHUTDOWN,
     VERB_REOPEN: POWER_RUNNING,
+    VERB_SNAPSHOT: POWER_RUNNING,
 }
 MOVING = {VERB_PREPARE, VERB_ACTIVATE, VERB_MIGRATE, VERB_ABORT}
 
@@ -120,6 +124,16 @@ def test_a_verb_that_comes_again_is_answered_and_not_done_again(agent: Agent, on
     assert (reply.last_step, reply.last_outcome) == (VERB_PREPARE, OUTCOME_DONE)
     assert agent.outbox.results()[-1].answer == answer == {"address": "fake://node2"}
     assert done_on(agent, "node2") == [VERB_PREPARE]
+
+
+def test_a_snapshot_leaves_the_domain_as_it_is_and_of_the_same_image_answers_the_same(agent: Agent, one: str) -> None:
+    do(agent, ordered(one, VERB_STOP), VERB_STOP)
+    image = StepArguments(image_ref=fresh())
+    first = do(agent, ordered(one, VERB_SNAPSHOT, generation=3), VERB_SNAPSHOT, image)
+    assert agent.driver.domains("node1")[one].power_state == POWER_SHUTDOWN
+    assert (int(first[SIZE_BYTES]) >= 0, len(first[CHECKSUM])) == (True, 32)
+    assert do(agent, ordered(one, VERB_SNAPSHOT, generation=4), VERB_SNAPSHOT, image) == first
+    assert done_on(agent, "node1") == ["spawn", VERB_STOP, VERB_SNAPSHOT, VERB_SNAPSHOT]
 
 
 def test_a_stale_generation_does_nothing(agent: Agent, one: str) -> None:

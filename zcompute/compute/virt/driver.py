@@ -101,6 +101,10 @@ class Driver(Protocol):
     def rebuild(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         """Make the disk anew from ``arguments.image_ref``; ends in ``arguments.power``."""
 
+    def snapshot(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Make the image ``arguments.image_ref`` of the instance's disk, which goes on as it was; one that is there
+        under this id is replaced. Answers SIZE_BYTES (decimal) and CHECKSUM (MD5, in hex) of it."""
+
     def resize(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         """On the same host: the domain takes the instance's flavor; ends in ``arguments.power``."""
 

@@ -1,5 +1,6 @@
 """A hypervisor of files: hosts of a given size whose domains live outside the agent's memory (fake_host)."""
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from zcompute.compute.virt.fake_host import FakeHost
 from zcompute.compute.virt.fake_log import OP_ARRIVE, OP_DESTROY, OP_SPAWN, DomainLine, domain_log_path
 from zcompute.config import FakeHostConfig
 from zcompute.objects.command import (
+    CHECKSUM,
+    SIZE_BYTES,
     VERB_ACTIVATE,
     VERB_MIGRATE,
     VERB_PAUSE,
@@ -25,6 +28,7 @@ from zcompute.objects.command import (
     VERB_RESIZE,
     VERB_RESUME,
     VERB_SEND,
+    VERB_SNAPSHOT,
     VERB_START,
     VERB_STOP,
     VERB_SUSPEND,
@@ -144,6 +148,18 @@ class FakeDriver:
 
     def rebuild(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         return self._change(host, VERB_REBUILD, instance, order, arguments.power or POWER_RUNNING)
+
+    def snapshot(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        fake = self._host(host)
+        self._take_a_step()
+        with fake.locked():
+            domain = fake.domains().get(instance.uuid)
+            if domain is None:
+                raise DomainMissing(f"expected domain {instance.uuid} on host {host} to snapshot, found none")
+            fake.append(_line(VERB_SNAPSHOT, instance, order, domain.power_state))
+        made_of = f"{instance.uuid} {arguments.image_ref}".encode()
+        checksum = hashlib.md5(made_of, usedforsecurity=False).hexdigest()
+        return Done(domain, {SIZE_BYTES: str(instance.flavor.root_gb << 30), CHECKSUM: checksum})
 
     def resize(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         return self._change(host, VERB_RESIZE, instance, order, arguments.power or POWER_RUNNING)

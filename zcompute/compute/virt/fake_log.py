@@ -19,6 +19,7 @@ from zcompute.objects.command import (
     VERB_RESIZE,
     VERB_RESUME,
     VERB_SEND,
+    VERB_SNAPSHOT,
     VERB_START,
     VERB_STOP,
     VERB_SUSPEND,
@@ -35,7 +36,7 @@ OP_ARRIVE = "arrive"  # of a live move, written by the source's driver
 COMES = frozenset({OP_SPAWN, OP_ARRIVE, VERB_ACTIVATE})
 """A domain begins to be here."""
 GOES = frozenset({OP_DESTROY, VERB_MIGRATE})
-ELSEWHERE = frozenset({VERB_PREPARE})
+ELSEWHERE = frozenset({VERB_PREPARE, VERB_SNAPSHOT})
 """What leaves the domains as they are."""
 CHANGES = frozenset(
     {
