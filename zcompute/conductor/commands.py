@@ -73,6 +73,10 @@ class Commands:
             for callback in self._on_forced_down:
                 callback(host)
 
+    def is_forced_down(self, host: str) -> bool:
+        """Whether it is known here that the host is forced down. The rows at the primary may say more."""
+        return host in self._forced_down
+
     def reaches(self, host: str, method: Method) -> bool:
         """Whether this can be sent to the host now: there is a way, and the host may be told this."""
         return not self._quarantined(host, method) and self.has_way(host)

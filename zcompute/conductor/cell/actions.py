@@ -15,7 +15,16 @@ from zcompute.conductor.tasks.decision import Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
-from zcompute.objects.actions import ACTIONS, CONFIRM_RESIZE, EVACUATE, RESET_STATE, RESIZE, Action, check_state
+from zcompute.objects.actions import (
+    ACTIONS,
+    CONFIRM_RESIZE,
+    EVACUATE,
+    RESET_STATE,
+    RESIZE,
+    REVERT_RESIZE,
+    Action,
+    check_state,
+)
 from zcompute.objects.errors import InstanceNotFound, OperationConflict
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -140,8 +149,8 @@ class Actions:
             if since_us is not None and (instance.move is None or instance.move.since_us != since_us):
                 return None
             check_state(action, instance, administrator=request.administrator)
-            host = instance.host or ""
-            if action is EVACUATE and host not in forced:
+            host = _host_in_question(action, instance)
+            if host and host not in forced:
                 return _AskHost(host)
             change.request_id = request_id
             decision = begin(
@@ -183,6 +192,13 @@ class Actions:
         snapshot = ticket.result if ticket.error is None else None
         if isinstance(snapshot, Snapshot) and snapshot.instance is not None and snapshot.task is not None:
             self._engine.begin(snapshot.instance, snapshot.task)
+
+
+def _host_in_question(action: Action, instance: Instance) -> str:
+    """The host of which it matters whether it is forced down, "" where none does."""
+    if action is REVERT_RESIZE:
+        return instance.move.former_host if instance.move is not None else ""
+    return instance.host or "" if action is EVACUATE else ""
 
 
 def _over(action: Action, instance: Instance, operation_id: str, request_id: str, now_us: int) -> InstanceAction:

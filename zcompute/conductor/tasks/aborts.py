@@ -7,7 +7,15 @@ from msgspec.structs import replace
 
 from zcompute.conductor.tasks.build_walk import STEP_ABANDON, STEP_CANCEL, STEP_SPAWN, abort_build
 from zcompute.conductor.tasks.decision import Decision
-from zcompute.conductor.tasks.moves.plans import PLANS, STEP_CLAIM, STEP_MIGRATE, STEP_PREPARE, STEP_SCHEDULE, STEP_SEND
+from zcompute.conductor.tasks.moves.plans import (
+    PLANS,
+    STEP_CLAIM,
+    STEP_MIGRATE,
+    STEP_PREPARE,
+    STEP_REACH,
+    STEP_SCHEDULE,
+    STEP_SEND,
+)
 from zcompute.conductor.tasks.moves.walk import roll_back
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.actions import ACTIONS
@@ -125,7 +133,7 @@ def _retry_move(word: Word) -> Retrial:
 
 
 ABORTED_MOVE = "the move was aborted by an operator"
-ABORTABLE_STEPS = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND, STEP_MIGRATE)
+ABORTABLE_STEPS = (STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_PREPARE, STEP_SEND, STEP_MIGRATE)
 
 ABORTS: dict[str, Abort] = {
     TASK_BUILD: _abort_build,

@@ -22,11 +22,15 @@ def adopt(run: TaskRun) -> None:
         return
     task = run.now_task()
     pending = [host for host in task.body.named_hosts if host not in task.body.destroyed]
+    silent: set[str] = set()  # linked, and did not answer: forced down, they are not waited for either
     while pending and run.is_at(task):
         run.changed.clear()
-        away = [host for host in pending if not run.env.commands.has_way(host)]
-        forced = run.env.forced_down(away) if away else set()
-        adopted = run.at_hosts((host for host in pending if host not in away), lambda host: _adopt_at(run, host))
+        linked = [host for host in pending if run.env.commands.has_way(host)]
+        asked = [host for host in pending if host in silent or host not in linked]
+        forced = run.env.forced_down(asked) if asked else set()
+        linked = [host for host in linked if host not in forced]
+        adopted = run.at_hosts(linked, lambda host: _adopt_at(run, host))
+        silent = set(linked) - adopted
         pending = [host for host in pending if host not in forced and host not in adopted]
         if pending:
             run.wait(run.settings.resend_ms)

@@ -28,7 +28,7 @@ RESET_STATES = (VM_ACTIVE, VM_ERROR)
 
 @dataclass(frozen=True)
 class Beginning:
-    """An action that is to begin. ``forced_down``: the instance's host is (asked for where it matters only)."""
+    """An action that is to begin. ``forced_down``: the host is to which it matters (of an evacuation, of a revert)."""
 
     action: Action
     instance: Instance

@@ -28,7 +28,7 @@ from zcompute.conductor.tasks.steps import STEP_NAMES, step_of
 from zcompute.db.tables import TASKS
 from zcompute.measure import Measure, Spread
 from zcompute.objects.instance import Instance
-from zcompute.objects.task import Task
+from zcompute.objects.task import TASK_BUILD, TASK_DELETE, Task
 
 log = logging.getLogger(__name__)
 
@@ -317,8 +317,8 @@ def _is_done_late(run: TaskRun, step: Step | None) -> bool:
 
 
 def _silence(task: Task) -> str:
-    """What the fault of a parked task says."""
-    if task.body.fault is not None:
+    """What the fault of a parked task says. An act, or a move, keeps the fault that the server had before it."""
+    if task.body.fault is not None and task.kind in (TASK_BUILD, TASK_DELETE):
         return task.body.fault.message
     silent = [] if no_host_told(task) else [host for host in task.body.named_hosts if host not in task.body.destroyed]
     where = f": no answer from {', '.join(silent)}" if silent else ""

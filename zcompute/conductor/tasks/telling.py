@@ -1,6 +1,7 @@
 """A command to one host: sent until its agent has recorded it, the result waited for as a report."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,19 +45,28 @@ class Telling:
 
 def tell(run: TaskRun, host: str, telling: Telling) -> None:
     """Until the task has moved on. It is sent again after a while and when the host's agent is back: the agent
-    recognises a repeat. Raises the bus' errors, DeadlinePassed, TaskLost."""
+    recognises a repeat. A host that is forced down and was told without an answer is lost even while it is linked.
+    Raises the bus' errors, DeadlinePassed, TaskLost."""
     task = run.now_task()
     give_up_at = time.monotonic() + telling.link_wait_ms / 1000
+    told_at = math.inf
     while run.is_at(task):
         run.changed.clear()
-        if run.env.commands.reaches(host, telling.method):
+        silent = time.monotonic() - told_at >= run.settings.resend_ms / 1000
+        lost = silent and run.env.commands.is_forced_down(host)
+        if not lost and run.env.commands.reaches(host, telling.method):
             if telling.beside is not None:
                 telling.beside(run)
-            if _send(run, task, host, telling):
-                run.wait(run.settings.resend_ms)
-            continue
+            try:
+                if _send(run, task, host, telling):
+                    told_at = min(told_at, time.monotonic())
+                    run.wait(run.settings.resend_ms)
+                continue
+            except BusError:
+                if host not in run.env.forced_down([host]):
+                    raise
         untold = telling.untold if host not in run.commanded and not run.parked else None
-        if host in run.env.forced_down([host]):
+        if lost or host in run.env.forced_down([host]):
             log.warning("host is forced down uuid=%s host=%s kind=%s step=%s", run.uuid, host, task.kind, task.step)
             _give_up(run, untold, f"host {host} is forced down", telling.lost)
             return

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
 from tests.unit.conductor.ledger_world import flavor, wait_for
+from tests.unit.conductor.tasks.samples import build_request
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Ticket
+from zcompute.conductor.tasks.decision import make_fault
+from zcompute.conductor.tasks.expiry import expire
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_CLAIM,
@@ -21,7 +25,8 @@ from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import InstanceBusy
 from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED
 from zcompute.objects.partition import partition_of
-from zcompute.objects.task import TASK_PARKED
+from zcompute.objects.server_list import instance_of
+from zcompute.objects.task import TASK_PARKED, Task, TaskBody
 
 BIG = flavor("2", vcpus=4, memory_mb=4096)
 
@@ -212,6 +217,161 @@ def test_a_destination_that_is_not_linked_was_told_nothing_and_the_next_is_tried
     assert held(world) == ["h1", "h3"]
 
 
+@pytest.mark.parametrize("how", ["mute", "not linked", "forced down"])
+def test_a_destination_that_does_not_answer_gives_way_before_an_evacuation_is_switched(
+    world: CellWorld, one: str, how: str
+) -> None:
+    force_down(world, "h1")
+    there = world.agents["h2"]
+    if how == "mute":
+        there.mute = True
+    elif how == "not linked":
+        world.commands.detach("h2", there)
+    else:
+        force_down(world, "h2")
+    move(world, one, "evacuate")
+    ended(world, one)
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, where(world, one)[0], held(world)) == ("h3", ["h1", "h3"], ["h3"])
+    assert (there.named("spawn"), there.named("step")) == ([], [])
+
+
+def test_an_evacuation_without_any_destination_that_answers_changes_nothing(world: CellWorld, one: str) -> None:
+    before = world.instance(one)
+    force_down(world, "h1")
+    world.agents["h2"].mute = world.agents["h3"].mute = True
+    move(world, one, "evacuate")
+    found, row = ended(world, one), world.instance(one)
+    assert (found.result, found.message[:25]) == ("Error", "No valid host was found. ")
+    assert "h2: host h2 does not answer" in found.message
+    assert (row.host, row.claim, row.vm_state, row.generation) == ("h1", before.claim, VM_ACTIVE, before.generation)
+    assert held(world) == ["h1"]
+
+
+@pytest.mark.parametrize(
+    ("how", "news", "linked"),
+    [
+        (how, news, linked)
+        for how in ("silent", "mute")
+        for news in (True, False)
+        for linked in (True, False)
+        if how == "mute" or news or not linked  # the row of one that has taken the command is not looked at till then
+    ],
+)
+def test_a_destination_of_an_evacuation_that_hangs_and_is_forced_down_ends_it_and_another_follows(
+    world: CellWorld, one: str, how: str, news: bool, linked: bool
+) -> None:
+    """``news``: the owner hears of it, else it finds it in the host's row."""
+    force_down(world, "h1")
+    there = world.agents["h2"]
+    there.silent = True
+    move(world, one, "evacuate")
+    wait_for(lambda: there.named("spawn"))
+    there.mute = how == "mute"
+    world.forced.add("h2")
+    if not linked:
+        world.commands.detach("h2", there)
+    if news:
+        world.commands.force_down("h2", True)
+    found = ended(world, one)
+    row = world.wait_state(one, VM_ERROR)
+    assert (found.result, found.message) == ("Error", "host h2 was forced down while it took the instance")
+    assert (row.host, row.task_id, row.fault.message, held(world)) == ("h2", None, found.message, ["h2"])
+    move(world, one, "evacuate", operation_id="op-again")
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, row.fault, held(world)) == ("h3", None, ["h3"])
+
+
+def test_an_evacuation_that_its_destination_never_ends_is_parked_with_its_name(world: CellWorld, one: str) -> None:
+    world.put(one, vm_state=VM_ERROR, fault=make_fault("an old grief", 1))
+    force_down(world, "h1")
+    world.agents["h2"].silent = True
+    move(world, one, "evacuate")
+    wait_for(lambda: world.agents["h2"].named("spawn"))
+    pass_deadline(world, one)
+    wait_for(lambda: (task := world.task(one)) is not None and task.state == TASK_PARKED)
+    message = "evacuate did not end before its deadline, in step spawn: no answer from h2"
+    assert world.instance(one).fault.message == message
+    force_down(world, "h2")
+    assert ended(world, one).result == "Error"
+    assert world.wait_state(one, VM_ERROR).task_id is None
+
+
+@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in PLANS.items() for step in plan.all_steps])
+def test_at_its_deadline_a_move_that_has_begun_nothing_goes_back_and_any_other_is_parked(kind: str, step: str) -> None:
+    instance = msgspec.structs.replace(instance_of(build_request()), vm_state=VM_ACTIVE, host="h1")
+    task = Task(id="t", instance_uuid=instance.uuid, kind=kind, step=step, body=TaskBody(former_vm_state=VM_ACTIVE))
+    decision = expire(instance, task, "too late", 1000, 60)
+    if step in ("schedule", "claim", "reach", "check_fence"):
+        assert (decision.task.step, decision.task.body.result) == ("rolled_back", "too late")
+        assert (decision.task.deadline_at_us, decision.instance.vm_state) == (60_001_000, VM_ACTIVE)
+    else:
+        assert (decision.task.step, decision.task.state) == (step, TASK_PARKED)
+        assert (decision.instance.vm_state, decision.instance.fault.message) == (VM_ERROR, "too late")
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "unlinked"])
+def test_a_copy_on_a_host_that_is_forced_down_is_waited_for_no_longer(
+    world: CellWorld, one: str, linked: bool
+) -> None:
+    """A linked one is told to destroy it first: that is what a host in quarantine is for."""
+    migrated(world, one)
+    world.agents["h1"].silent = True
+    move(world, one, "confirm_resize")
+    wait_for(lambda: world.agents["h1"].named("destroy") != [])
+    world.forced.add("h1")
+    if not linked:
+        world.commands.detach("h1", world.agents["h1"])
+    world.commands.force_down("h1", True)
+    assert ended(world, one).result == "Success"
+    assert (world.wait_state(one, VM_ACTIVE).host, held(world)) == ("h2", ["h2"])
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "meanwhile"])
+def test_a_confirmation_is_done_whether_the_present_host_is_forced_down_or_not(
+    world: CellWorld, one: str, before: bool
+) -> None:
+    """As Nova's: the source is cleaned, and the server stays where it is; it can be evacuated then."""
+    migrated(world, one)
+    world.agents["h1"].silent = not before
+    if before:
+        force_down(world, "h2")
+    move(world, one, "confirm_resize")
+    if not before:
+        wait_for(lambda: world.agents["h1"].named("destroy") != [])
+        force_down(world, "h2")
+        world.agents["h1"].finish("destroy", world.agents["h1"].named("destroy")[-1])
+    assert ended(world, one).result == "Success"
+    row = world.wait_state(one, VM_ACTIVE)
+    assert (row.host, row.move, row.fault, held(world)) == ("h2", None, None, ["h2"])
+    assert where(world, one)[0] == ["h2"]
+    world.agents["h1"].silent = False
+    move(world, one, "evacuate", "h1", operation_id="op-e")
+    assert world.wait_state(one, VM_ACTIVE).host == "h1"
+
+
+@pytest.mark.parametrize("host", ["h1", "h2"])
+def test_a_revert_goes_back_to_no_host_that_is_forced_down_and_waits_for_none(
+    world: CellWorld, one: str, host: str
+) -> None:
+    migrated(world, one)
+    before = world.instance(one)
+    force_down(world, host)
+    if host == "h1":
+        with pytest.raises(InstanceBusy, match="its former host h1 is forced down"):
+            move(world, one, "revert_resize")
+        assert (world.instance(one), where(world, one)[1], held(world)) == (before, ["h2"], ["h1", "h2"])
+    else:
+        move(world, one, "revert_resize")
+        assert world.wait_state(one, VM_ACTIVE).host == "h1"
+        assert ("h1" in where(world, one)[1], held(world)) == (True, ["h1"])
+
+
+def pass_deadline(world: CellWorld, uuid: str) -> None:
+    world.engine._runs[uuid].deadline = 0.0
+    world.engine._runs[uuid].changed.set()
+
+
 @pytest.mark.parametrize(("action", "verb"), [("migrate", "send"), ("live_migrate", "migrate")])
 def test_a_source_that_cannot_send_has_its_server_back(world: CellWorld, one: str, action: str, verb: str) -> None:
     world.agents["h1"].cannot.add(verb)
@@ -271,8 +431,7 @@ def test_a_silent_host_parks_a_move_and_its_return_carries_it_on(world: CellWorl
     agent.silent = True
     move(world, one, "migrate")
     wait_for(lambda: agent.named("step"))
-    world.engine._runs[one].deadline = 0.0
-    world.engine._runs[one].changed.set()
+    pass_deadline(world, one)
     wait_for(lambda: (task := world.task(one)) is not None and task.state == TASK_PARKED)
     assert (world.instance(one).vm_state, world.instance(one).task_state) == (VM_ERROR, None)
     agent.silent = False

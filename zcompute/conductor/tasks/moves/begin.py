@@ -23,10 +23,13 @@ def begin_move(
     deadline_s: int,
     forced_down: bool = False,
 ) -> Decision:
-    """Take a move in. ``forced_down``: the instance's host is. Raises InvalidRequest, ActionInvalid, InstanceBusy."""
+    """Take a move in. ``forced_down``: the host is that an evacuation leaves, or to which a revert goes.
+
+    Raises InvalidRequest, ActionInvalid, InstanceBusy.
+    """
     plan = PLANS[kind]
     if kind in (TASK_CONFIRM_RESIZE, TASK_REVERT_RESIZE):
-        body = _back_or_on(kind, instance)
+        body = _back_or_on(kind, instance, forced_down)
     else:
         body = _away(kind, instance, request, forced_down)
     task = Task(
@@ -94,14 +97,22 @@ def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_
     )
 
 
-def _back_or_on(kind: str, instance: Instance) -> TaskBody:
-    """Of a move that has ended and waits to be confirmed or reverted."""
+def _back_or_on(kind: str, instance: Instance, forced_down: bool) -> TaskBody:
+    """Of a move that has ended and waits to be confirmed or reverted. A revert destroys the present copy first: never
+    where the other is on a host that is down."""
     move = instance.move
     if move is None:
         raise InstanceBusy(
             f"Instance {instance.uuid} has not been resized.", uuid=instance.uuid, vm_state=instance.vm_state,
             task_state="",
         )  # fmt: skip
+    if kind == TASK_REVERT_RESIZE and forced_down:
+        raise InstanceBusy(
+            f"Cannot 'revertResize' instance {instance.uuid}: its former host {move.former_host} is forced down",
+            uuid=instance.uuid,
+            vm_state=instance.vm_state,
+            task_state="",
+        )
     body = TaskBody(source=move.former_host, named_hosts=[move.former_host], former_vm_state=move.former_vm_state)
     if kind == TASK_CONFIRM_RESIZE:
         return msgspec.structs.replace(body, release=[former_claim(move)])

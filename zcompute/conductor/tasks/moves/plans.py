@@ -31,6 +31,7 @@ STEP_CLAIM = "claim"
 STEP_PREPARE = "prepare"
 STEP_SEND = "send"
 STEP_MIGRATE = "migrate"
+STEP_REACH = "reach"
 STEP_CHECK_FENCE = "check_fence"
 STEP_SWITCH = "switch"
 STEP_SWITCH_BACK = "switch_back"
@@ -48,6 +49,8 @@ STEP_ROLLED_BACK = "rolled_back"
 
 UNDO = {STEP_SEND: STEP_UNDO_SEND, STEP_PREPARE: STEP_UNDO_PREPARE}
 """What undoes a step. A live migration that has failed has changed nothing at its source."""
+NOTHING_BEGUN = frozenset({STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_CHECK_FENCE})
+"""Steps before which, and in which, no host has been told to do anything."""
 AT_SOURCE = frozenset({STEP_SEND, STEP_MIGRATE, STEP_CLEAN_SOURCE, STEP_REOPEN, STEP_UNDO_SEND})
 """Steps at the host that the move leaves; all others that command a host are at the one it goes to."""
 
@@ -136,6 +139,7 @@ PLANS: dict[str, Plan] = {
             (
                 STEP_SCHEDULE,
                 STEP_CLAIM,
+                STEP_REACH,
                 STEP_CHECK_FENCE,
                 STEP_SWITCH,
                 STEP_SPAWN,

@@ -36,6 +36,7 @@ from zcompute.conductor.tasks.moves.plans import (
     STEP_UNDO_SEND,
     host_of_step,
 )
+from zcompute.conductor.tasks.moves.reach import Reach
 from zcompute.conductor.tasks.placing import claim_present, select_hosts
 from zcompute.conductor.tasks.run import Step, TaskRun
 from zcompute.conductor.tasks.telling import Refuse, Telling, tell
@@ -339,6 +340,7 @@ STEPS: dict[str, Step] = {
         Command(STEP_PREPARE, STEP, _prepare, _destination_lost, walk.prepare_failed, untold=walk.next_destination),
         Command(STEP_SEND, STEP, _send, _source_lost, walk.roll_back),
         Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back, beside=_abort_where_asked),
+        Reach(),
         CheckFence(),
         Commit(STEP_SWITCH, walk.switch),
         Commit(STEP_SWITCH_BACK, walk.switch_back),
