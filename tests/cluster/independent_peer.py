@@ -19,6 +19,8 @@ WAIT_S = 30.0
 BEAT_S = 1.0
 QUIET_MS = 300
 GRANTED = 1000
+POWER_AFTER = {"compute.spawn": 1, "compute.destroy": 0, "stop": 4, "start": 1}
+RESULT_NAMES = ("instance_uuid", "host", "generation", "task_id", "step", "attempt")
 
 
 def partition_of(key):
@@ -126,8 +128,7 @@ class Peer:
     def hello(self, changed=None):
         """Say hello; ``changed`` puts other values in the places of its elements."""
         self.link_number += 1
-        protocol = [1, 0, self.link_number]
-        own = self.setting
+        own, protocol = self.setting, [1, 0, self.link_number]
         who = [own["service_id"], self.incarnation, "compute", own["cell"], "independent", [self.host]]
         hello = [HELLO, *protocol, *who, {"compute": [[1, 0], [1, 0]]}, ["map"], msgpack.packb({}), GRANTED]
         for place, value in (changed or {}).items():
@@ -153,15 +154,16 @@ class Peer:
         return {"error": answer[2], "message": answer[3], "details": answer[4] if len(answer) > 4 else {}}
 
     def report(self, key, body):
-        self.report_seq += 1
-        self.unacked[(key, self.report_seq)] = msgpack.packb(body)
-        self.send_reports([(key, self.report_seq)])
+        self.send_reports([self.queue(key, body)])
 
     def observe(self, key, power_state):
         """An observation, not sent yet: its name."""
         body = {"type": "observation", "instance_uuid": key, "host": self.host, "power_state": power_state}
+        return self.queue(key, {**body, "generation": self.grants[key]})
+
+    def queue(self, key, body):
         self.report_seq += 1
-        self.unacked[(key, self.report_seq)] = msgpack.packb({**body, "generation": self.grants[key]})
+        self.unacked[(key, self.report_seq)] = msgpack.packb(body)
         return key, self.report_seq
 
     def send_reports(self, names):
@@ -171,19 +173,17 @@ class Peer:
         self.next_sequence += len(names)
 
     def serve(self, call_id, method, major, minor, remaining_ms, request_id, payload):
-        """The conductor's calls: build, destroy, adopt, forget."""
-        order = msgpack.unpackb(payload)["order"]
-        self.grants[order["instance_uuid"]] = order.get("reporter_generation", 0)
+        """The conductor's calls: build, destroy, a step's verb, adopt, forget."""
+        request = msgpack.unpackb(payload)
+        order, did = request["order"], request.get("verb", method)
+        named = {name: order[name] for name in RESULT_NAMES}
+        key = order["instance_uuid"]
+        self.grants[key] = order.get("reporter_generation") or self.grants.get(key, 0)
         self.send([REPLY, call_id, msgpack.packb({"running": False, "power_state": 0})])
-        self.done.append(method)
-        say("called", method=method, version=[major, minor], remaining_ms=remaining_ms, request_id=request_id)
-        if method not in ("compute.spawn", "compute.destroy"):
-            return
-        named = {name: order[name] for name in ("instance_uuid", "host", "generation", "task_id", "step", "attempt")}
-        power_state = 1 if method == "compute.spawn" else 0
-        self.report(
-            order["instance_uuid"], {"type": "step_result", "outcome": "done", "power_state": power_state, **named}
-        )
+        self.done.append(did)
+        say("called", method=method, version=[major, minor], remaining_ms=remaining_ms, request_id=request_id, did=did)
+        if did in POWER_AFTER:
+            self.report(key, {**named, "type": "step_result", "outcome": "done", "power_state": POWER_AFTER[did]})
 
     def quiet(self):
         """Nothing of a kind is expected: a while in which it would have come."""
@@ -207,6 +207,8 @@ class Peer:
         self.expired()
         self.reconnect()
         say("again", link_number=self.link_number)
+        for verb in ("stop", "start"):
+            self.until(lambda verb=verb: verb in self.done and not self.unacked, verb)
         self.until(lambda: "compute.destroy" in self.done and not self.unacked, "a destroy")
         say("destroyed", limit=self.limit, acks=self.acks)
         self.retired()
@@ -241,11 +243,8 @@ class Peer:
         say("invalid", **self.call("host.attach", {"epochs": [1]}))
 
     def take_up(self):
-        total = {"vcpus": 8, "memory_mb": 8192, "disk_gb": 100}
-        begun = self.call(
-            "host.begin",
-            {"inventory": {"name": self.host, "total": total}, "service_id": self.setting["service_id"]},
-        )
+        inventory = {"name": self.host, "total": {"vcpus": 8, "memory_mb": 8192, "disk_gb": 100}}
+        begun = self.call("host.begin", {"inventory": inventory, "service_id": self.setting["service_id"]})
         self.epoch = begun["agent_epoch"]
         self.call("host.attach", {"epochs": {self.host: self.epoch}})
 

@@ -144,6 +144,12 @@ def test_a_peer_written_from_the_document_completes_every_dialog(region: Region)
         assert peer.wait("resent")["verdict"] in ("applied", "already_there")
         assert peer.wait("again")["link_number"] > 1
 
+        for verb, status in (("stop", "SHUTOFF"), ("start", "ACTIVE")):
+            assert request(region, "POST", f"/v2.1/servers/{server_id}/action", {f"os-{verb}": None})[0] == 202
+            wait_until(lambda status=status: status_of(region, server_id) == status, status, WAIT_S)
+        called = [(line["method"], line["did"]) for line in peer.said if line["what"] == "called"]
+        assert [did for method, did in called if method == "compute.step"] == ["stop", "start"]
+
         assert request(region, "DELETE", f"/v2.1/servers/{server_id}")[0] == 204
         peer.wait("destroyed")
         wait_until(lambda: status_of(region, server_id) == "404", "gone", WAIT_S)
