@@ -150,6 +150,12 @@ class QuotaConfig(Section, frozen=True):
     ] = 10
     cores: Annotated[int, msgspec.Meta(description="their virtual cores; -1: any", ge=-1, le=2147483647)] = 20
     ram_mb: Annotated[int, msgspec.Meta(description="their memory in MiB; -1: any", ge=-1, le=2147483647)] = 51200
+    server_groups: Annotated[
+        int, msgspec.Meta(description="server groups of a project; -1: any", ge=-1, le=2147483647)
+    ] = 10
+    server_group_members: Annotated[
+        int, msgspec.Meta(description="servers of a server group; -1: any", ge=-1, le=2147483647)
+    ] = 10
     reconcile_s: Annotated[
         int, msgspec.Meta(description="between two looks through all usage rows; 0: none is made", ge=0)
     ] = 3600

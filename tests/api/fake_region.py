@@ -12,8 +12,15 @@ from zcompute.objects import methods as m
 from zcompute.objects.actions import ACTIONS, check_state
 from zcompute.objects.build_request import BuildRequest, InstanceMapping
 from zcompute.objects.cell import ROOT_CELL, CellInfo, ServiceInfo
-from zcompute.objects.errors import SERVICE_ERRORS, FlavorNotFound, InstanceNotFound, OperationConflict
+from zcompute.objects.errors import (
+    SERVICE_ERRORS,
+    FlavorNotFound,
+    InstanceNotFound,
+    OperationConflict,
+    ServerGroupNotFound,
+)
 from zcompute.objects.flavor import Flavor
+from zcompute.objects.group import ServerGroup
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceBrief
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
@@ -154,6 +161,7 @@ class FakeRoot(FakeConductor):
         self.build_requests: dict[str, BuildRequest] = {}
         self.cells = cells
         self.quotas: dict[str, Limits] = {}
+        self.groups: dict[str, ServerGroup] = {}
         self._clock_us = 1_700_000_000_000_000
         super().__init__(ROOT_CELL)
 
@@ -169,6 +177,10 @@ class FakeRoot(FakeConductor):
             (m.QUOTA_GET, self.quota),
             (m.QUOTA_SET, self.set_quota),
             (m.QUOTA_DEFAULT, lambda _: m.QuotaDefaultReply(limits=NOVAS, own=Limits())),
+            (m.GROUP_CREATE, self.create_group),
+            (m.GROUP_GET, self.group),
+            (m.GROUP_LIST, self.list_groups),
+            (m.GROUP_DELETE, self.delete_group),
             (m.CELL_LIST, lambda _: m.CellListReply(cells=[self.cell_info(cell) for cell in self.cells])),
         ]
 
@@ -188,6 +200,8 @@ class FakeRoot(FakeConductor):
             if digest != request.digest:
                 raise OperationConflict("used before", operation_id=request.operation_id)
             return reply
+        if request.group_uuid and self.groups.get(request.group_uuid) is None:
+            raise ServerGroupNotFound("no such group", group=request.group_uuid)
         flavor = self.flavors.get(request.flavorid)
         if flavor is None:
             raise FlavorNotFound("no such flavor", flavor=request.flavorid)
@@ -195,7 +209,9 @@ class FakeRoot(FakeConductor):
         for _ in range(request.max_count):
             self._clock_us += 1_000_000
             server = str(uuid.uuid4())
-            self.mappings[server] = InstanceMapping(uuid=server, project_id=request.project_id, cell="c1")
+            self.mappings[server] = InstanceMapping(
+                uuid=server, project_id=request.project_id, cell="c1", group_uuid=request.group_uuid or None
+            )
             self.build_requests[server] = BuildRequest(
                 uuid=server, project_id=request.project_id, user_id=request.user_id, name=request.name, flavor=flavor,
                 spec=request.spec, operation_id=request.operation_id, created_at_us=self._clock_us, cell="c1",
@@ -204,6 +220,29 @@ class FakeRoot(FakeConductor):
         reply = m.ServersCreateReply(uuids=uuids, reservation_id="r-12345678")
         self.operations[key] = (request.digest, reply)
         return reply
+
+    def create_group(self, request: m.GroupCreateRequest) -> m.GroupView:
+        group = self.groups[request.uuid] = ServerGroup(
+            uuid=request.uuid, project_id=request.project_id, user_id=request.user_id, name=request.name,
+            policy=request.policy,
+        )  # fmt: skip
+        return m.GroupView(group=group, members=[])
+
+    def group(self, request: m.GroupRequest) -> m.GroupView:
+        group = self.groups.get(request.uuid)
+        if group is None or request.project_id not in (None, group.project_id):
+            raise ServerGroupNotFound("no such group", group=request.uuid)
+        members = [mapping.uuid for mapping in self.mappings.values() if mapping.group_uuid == group.uuid]
+        return m.GroupView(group=group, members=sorted(members))
+
+    def list_groups(self, request: m.GroupListRequest) -> m.GroupListReply:
+        mine = [group for group in self.groups.values() if request.project_id in (None, group.project_id)]
+        page = sorted(mine, key=lambda group: group.uuid)[request.offset :][: request.limit]
+        return m.GroupListReply(groups=[self.group(m.GroupRequest(uuid=group.uuid)) for group in page])
+
+    def delete_group(self, request: m.GroupRequest) -> m.Empty:
+        del self.groups[self.group(request).group.uuid]
+        return m.Empty()
 
     def quota(self, request: m.QuotaRequest) -> m.QuotaReply:
         own = self.quotas.get(request.project_id, Limits())

@@ -16,8 +16,8 @@ from zcompute.api.errors import BadRequest, Forbidden, ItemNotFound
 from zcompute.api.flavors import usable_flavor
 from zcompute.api.links import resource_links
 from zcompute.api.locate import Servers
-from zcompute.api.queries import canonical_uuid
 from zcompute.api.region import Region
+from zcompute.api.uuids import canonical_uuid
 from zcompute.api.views import server_view
 from zcompute.config import ApiConfig
 from zcompute.objects.actions import ACTIONS, DELETE

@@ -15,6 +15,7 @@ from zcompute.api.listing import Listing
 from zcompute.api.locate import Servers
 from zcompute.api.quotas import LimitsItem, QuotaSet, QuotaSetDefaults, QuotaSetDetail
 from zcompute.api.region import Region
+from zcompute.api.server_groups import ServerGroupCollection, ServerGroupItem
 from zcompute.api.servers import ServerCollection, ServerDetails, ServerItem
 from zcompute.api.services import ServiceCollection
 from zcompute.bus.context import request_id
@@ -117,6 +118,8 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/os-quota-sets/{project_id}": QuotaSet(region, config),
         "/v2.1/os-quota-sets/{project_id}/defaults": QuotaSetDefaults(region),
         "/v2.1/os-quota-sets/{project_id}/detail": QuotaSetDetail(region),
+        "/v2.1/os-server-groups": ServerGroupCollection(region, config),
+        "/v2.1/os-server-groups/{group_id}": ServerGroupItem(region),
         "/v2.1/os-services": ServiceCollection(region),
     }
     for path, resource in routes.items():

@@ -5,12 +5,14 @@ import binascii
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 
 import msgspec
 
 from zcompute.api.auth import Caller
 from zcompute.api.errors import BadRequest, Forbidden
 from zcompute.api.schemas import BlockDevice, CreateServer, CreateServerBody, Network
+from zcompute.api.uuids import canonical_uuid
 from zcompute.objects.instance import ServerSpec
 from zcompute.objects.messages.region import ServersCreateRequest
 
@@ -32,14 +34,13 @@ _DEFAULTS = msgspec.structs.asdict(ServerSpec())
 def create_request(body: CreateServerBody, caller: Caller, operation_id: str) -> ServersCreateRequest:
     """The request to the root. Raises BadRequest or Forbidden naming the field."""
     server = body.server
-    if body.scheduler_hints:
-        raise _invalid("os:scheduler_hints", f"{next(iter(body.scheduler_hints))!r} is not supported by this release.")
+    group_uuid = _group_of(body.scheduler_hints)
     check_name(server.name)
     min_count, max_count = _counts(server)
     spec = _spec(server)
     return ServersCreateRequest(
         operation_id=operation_id,
-        digest=_digest(server, spec, max_count),
+        digest=_digest(server, spec, max_count, group_uuid),
         project_id=caller.project_id,
         user_id=caller.user_id,
         name=server.name,
@@ -47,6 +48,7 @@ def create_request(body: CreateServerBody, caller: Caller, operation_id: str) ->
         spec=spec,
         min_count=min_count,
         max_count=max_count,
+        group_uuid=group_uuid,
     )
 
 
@@ -95,11 +97,27 @@ def hostname(name: str) -> str:
     return text.strip(".-")[:63].rstrip(".-")
 
 
-def _digest(server: CreateServer, spec: ServerSpec, max_count: int) -> str:
+def _group_of(hints: Mapping[str, msgspec.Raw]) -> str:
+    """The server group of the hints, "" without any. Raises BadRequest."""
+    for name in hints:
+        if name != "group":
+            raise _invalid("os:scheduler_hints", f"{name[:40]!r} is not supported by this release.")
+    if "group" not in hints:
+        return ""
+    given = msgspec.json.decode(hints["group"])
+    group_uuid = canonical_uuid(given) if isinstance(given, str) else None
+    if group_uuid is None:
+        raise _invalid("group", f"Value: {str(given)[:80]}. {str(given)[:80]!r} is not a 'uuid'")
+    return group_uuid
+
+
+def _digest(server: CreateServer, spec: ServerSpec, max_count: int, group_uuid: str) -> str:
     """Tells two requests apart however their JSON is written. What has its default is left out, so that a field that
     another release adds does not make a repeat look like another request."""
     asked = {key: value for key, value in msgspec.structs.asdict(spec).items() if value != _DEFAULTS[key]}
     groups = [group.name for group in server.security_groups]
+    if group_uuid:
+        asked["group"] = group_uuid
     parts = (server.name, str(server.flavor_ref), int(server.min_count), max_count, asked, server.admin_pass, groups)
     return hashlib.sha256(_canonical(parts)).hexdigest()
 

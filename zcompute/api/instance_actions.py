@@ -5,7 +5,7 @@ from typing import Any
 from zcompute.api import context
 from zcompute.api.errors import ItemNotFound
 from zcompute.api.locate import Servers
-from zcompute.api.queries import canonical_uuid
+from zcompute.api.uuids import canonical_uuid
 from zcompute.api.views import usage_time
 from zcompute.objects.errors import InstanceNotFound
 from zcompute.objects.history import InstanceAction, InstanceActionEvent

@@ -13,9 +13,10 @@ from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, ServiceUnavailable
 from zcompute.api.locate import Servers
 from zcompute.api.merge import Ask, Listed, Merge
-from zcompute.api.queries import ServerList, canonical_uuid
+from zcompute.api.queries import ServerList
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
+from zcompute.api.uuids import canonical_uuid
 from zcompute.bus.errors import BusError, DeadlineExceeded
 from zcompute.cells.gather import Gathered, gather
 from zcompute.cells.room import Room, Share

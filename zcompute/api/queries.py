@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
 
 from zcompute.api.auth import Caller
 from zcompute.api.creation import boolean
 from zcompute.api.errors import BadRequest, Forbidden
 from zcompute.api.settings import LIMITS
 from zcompute.api.sorting import sort_of
+from zcompute.api.uuids import canonical_uuid
 from zcompute.objects.messages.instances import InstanceQuery
 from zcompute.objects.name_pattern import like_of
 from zcompute.objects.server_status import STATUS_DELETED, STATUSES
@@ -126,16 +126,6 @@ def whole_number(text: str, field: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise _invalid(field, f"Value: {text[:40]}. Expected a whole number of 0 or more.")
     return int(text)
-
-
-def canonical_uuid(text: str) -> str | None:
-    """A uuid in canonical lower case; None for what is none."""
-    if len(text) not in (32, 36):
-        return None
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return None
 
 
 def time_us(text: str) -> int | None:

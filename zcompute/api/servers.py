@@ -13,10 +13,11 @@ from zcompute.api.links import next_link, resource_links
 from zcompute.api.listing import Listing, Page, named_in_header
 from zcompute.api.locate import Servers
 from zcompute.api.merge import Listed
-from zcompute.api.queries import canonical_uuid, server_list
+from zcompute.api.queries import server_list
 from zcompute.api.region import Region
 from zcompute.api.schemas import CREATE_SERVER, CreateServerBody, decode
 from zcompute.api.settings import LIMITS
+from zcompute.api.uuids import canonical_uuid
 from zcompute.api.views import server_summaries, server_view
 from zcompute.config import ApiConfig
 from zcompute.failpoints import failpoint

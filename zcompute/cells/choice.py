@@ -9,10 +9,16 @@ from zcompute.objects.flavor import Amounts
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one server needs of a cell. ``zone``: the availability zone asked for, None for any."""
+    """What one server needs of a cell. ``zone``: the availability zone asked for, ``cell``: the only one that will do;
+    None for any."""
 
     amounts: Amounts
     zone: str | None = None
+    cell: str | None = None
+
+    def within(self, cell: str) -> bool:
+        """Whether this cell will do."""
+        return self.cell in (None, cell)
 
 
 def choose_cell(
@@ -26,7 +32,7 @@ def choose_cell(
     best: tuple[int, str] | None = None
     amounts = wanted.amounts
     for name, capacity in sorted(by_cell(capacities).items()):
-        if name in tried or name in closed:
+        if name in tried or name in closed or not wanted.within(name):
             continue
         part = in_zone(capacity, wanted.zone)
         if part is None or not amounts.fits_in(part.largest_free):

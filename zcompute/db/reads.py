@@ -1,14 +1,14 @@
 """Reads of objects by key and by page; the lists that clients see are in zcompute.db.lists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from zcompute.db import usage_sums
+from zcompute.db import group_standings, usage_sums
 from zcompute.db.columns import is_ascii
 from zcompute.db.schema import TABLES
 from zcompute.db.session import Session
 from zcompute.db.store import SCAN_ROWS_MAX, ToldRow
-from zcompute.db.tables import PARTITION_COLUMN, Key, TableCodec
+from zcompute.db.tables import GROUP_STANDINGS, PARTITION_COLUMN, PROJECT_USAGES, Key, TableCodec
 from zcompute.db.where import Where
 from zcompute.objects.base import VersionedObject
 
@@ -16,11 +16,16 @@ T = TypeVar("T", bound=VersionedObject)
 
 FETCH_KEYS_MAX = 500  # a statement; more keys are fetched by several
 
+_DERIVED: Mapping[str, Callable[[Session, Sequence[Key]], Mapping[Key, Any]]] = {
+    PROJECT_USAGES.name: usage_sums.of_projects,
+    GROUP_STANDINGS.name: group_standings.of_groups,
+}
+
 
 def fetch(session: Session, table: TableCodec[T], keys: Sequence[Key]) -> dict[Key, T]:
     """Store.fetch."""
     if table.derived:
-        return cast(dict[Key, T], usage_sums.of_projects(session, keys))
+        return cast(dict[Key, T], _DERIVED[table.name](session, keys))
     found: dict[Key, T] = {}
     wanted = [key for key in dict.fromkeys(keys) if _possible(table, key)]
     for start in range(0, len(wanted), FETCH_KEYS_MAX):

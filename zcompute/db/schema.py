@@ -194,6 +194,18 @@ _table(
 )
 _table(
     cell_only,
+    "group_placements",
+    _key("group_uuid", ident(36)),
+    _key("instance_uuid", ident(36)),
+    _key("task_id", ident(64)),
+    _key("attempt", sa.Integer()),
+    _partition(),
+    _need("host", ident(255)),
+    _need("created_at_us", sa.BigInteger),
+    sa.Index("ix_group_placements_partition", "partition_id"),
+)
+_table(
+    cell_only,
     "tasks",
     _key("id", ident(64)),
     _partition(),
@@ -347,10 +359,29 @@ _table(
     _may("cell", ident(64)),
     _need("generation", sa.BigInteger),
     _need("tried_cells", blob()),
+    _may("group_uuid", ident(36)),
     _revision(),
     sa.Index("ix_instance_mappings_project", "project_id"),
     sa.Index("ix_instance_mappings_cell", "cell"),
+    sa.Index("ix_instance_mappings_group", "group_uuid"),
     sa.Index("ix_instance_mappings_partition", "partition_id"),
+)
+_table(
+    root_only,
+    "server_groups",
+    _key("uuid", ident(36)),
+    _partition(),
+    _need("project_id", ident(255)),
+    _need("user_id", ident(255)),
+    _need("name", text(255)),
+    _need("policy", ident(32)),
+    _need("max_server_per_host", sa.Integer),
+    _need("metadata", blob()),
+    _may("cell", ident(64)),
+    _need("created_at_us", sa.BigInteger),
+    _revision(),
+    sa.Index("ix_server_groups_project", "project_id"),
+    sa.Index("ix_server_groups_partition", "partition_id"),
 )
 _table(
     root_only,

@@ -27,6 +27,7 @@ from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operat
 from zcompute.objects.cell import CellInfo, OutboxEntry
 from zcompute.objects.enrolment import EnrolledKey, Enrolment
 from zcompute.objects.flavor import Flavor
+from zcompute.objects.group import GroupPlacement, GroupStanding, ServerGroup
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import Fault, Instance, Move, ServerSpec
@@ -257,6 +258,24 @@ CLAIMS: TableCodec[Claim] = TableCodec(
     insert_only=True,
 )
 
+GROUP_PLACEMENTS: TableCodec[GroupPlacement] = TableCodec(
+    "group_placements",
+    GroupPlacement,
+    ("group_uuid", "instance_uuid", "task_id", "attempt"),
+    plain("group_uuid", "instance_uuid", "task_id", "attempt", "host", "created_at_us"),
+    attrgetter("group_uuid"),
+    insert_only=True,
+)
+
+GROUP_STANDINGS: TableCodec[GroupStanding] = TableCodec(
+    "group_standings",
+    GroupStanding,
+    ("group_uuid",),
+    (*plain("group_uuid"), *packed_list("placements", GroupPlacement), *plain("revision")),
+    attrgetter("group_uuid"),
+    derived=True,
+)
+
 TASKS: TableCodec[Task] = TableCodec(
     "tasks",
     Task,
@@ -306,7 +325,19 @@ MAPPINGS: TableCodec[InstanceMapping] = TableCodec(
     (
         *plain("uuid", "project_id", "cell", "generation"),
         *blob("tried_cells", STRINGS),
-        *plain("revision"),
+        *plain("group_uuid", "revision"),
+    ),
+    attrgetter("project_id"),
+)
+
+SERVER_GROUPS: TableCodec[ServerGroup] = TableCodec(
+    "server_groups",
+    ServerGroup,
+    ("uuid",),
+    (
+        *plain("uuid", "project_id", "user_id", "name", "policy", "max_server_per_host"),
+        *blob("metadata", STRING_MAP),
+        *plain("cell", "created_at_us", "revision"),
     ),
     attrgetter("project_id"),
 )
@@ -454,10 +485,11 @@ ARCHIVED_ROWS: TableCodec[ArchivedRow] = TableCodec(
 
 # The one order in which a batch touches tables, so that two batches cannot deadlock.
 CELL_TABLES: tuple[TableCodec[Any], ...] = (
-    INSTANCES, HOSTS, CLAIMS, TASKS, ROOT_OUTBOX, INSTANCE_ACTIONS, INSTANCE_ACTION_EVENTS, USAGE_AUDITS,
+    INSTANCES, HOSTS, CLAIMS, GROUP_PLACEMENTS, TASKS, ROOT_OUTBOX, INSTANCE_ACTIONS, INSTANCE_ACTION_EVENTS,
+    USAGE_AUDITS,
 )  # fmt: skip
 ROOT_TABLES: tuple[TableCodec[Any], ...] = (
-    BUILD_REQUESTS, MAPPINGS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES,
+    BUILD_REQUESTS, MAPPINGS, SERVER_GROUPS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES,
 )  # fmt: skip
 SHARED_TABLES: tuple[TableCodec[Any], ...] = (ENROLMENTS, NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
 _ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)

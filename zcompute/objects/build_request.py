@@ -37,13 +37,14 @@ class BuildRequest(VersionedObject):
 
 class InstanceMapping(VersionedObject):
     """The only truth about which cell a server is in. ``generation`` rises with each change of cell,
-    ``tried_cells`` are those that definitely refused to build it."""
+    ``tried_cells`` are those that definitely refused to build it, ``group_uuid`` names the server's group."""
 
     uuid: str
     project_id: str
     cell: str | None = None
     generation: int = 1
     tried_cells: list[str] = msgspec.field(default_factory=list)
+    group_uuid: str | None = None
     revision: int = 1
 
 

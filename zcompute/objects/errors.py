@@ -64,6 +64,12 @@ class FenceFailed(ServiceError):
     wire_name = "FenceFailed"
 
 
+class ServerGroupNotFound(ServiceError):
+    """The project has no such server group. details: group."""
+
+    wire_name = "ServerGroupNotFound"
+
+
 class CellNotFound(ServiceError):
     """The root knows no such cell. details: cell."""
 
@@ -166,6 +172,7 @@ SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     HostNotFound,
     FenceFailed,
     HostNotClean,
+    ServerGroupNotFound,
     CellNotFound,
     CellRefused,
     EnrolmentRefused,

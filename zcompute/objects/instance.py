@@ -6,6 +6,7 @@ import msgspec
 
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.flavor import Flavor
+from zcompute.objects.group import GroupRule
 
 VM_BUILDING = "building"
 VM_ACTIVE = "active"
@@ -65,7 +66,8 @@ class Fault(VersionedObject):
 
 
 class ServerSpec(VersionedObject):
-    """What the client asked for and what does not change afterwards; stored as one column."""
+    """What the client asked for and what does not change afterwards; stored as one column. ``group``: the server group
+    that it is a member of, for its whole life."""
 
     image_ref: str = ""
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
@@ -77,6 +79,7 @@ class ServerSpec(VersionedObject):
     hostname: str = ""
     launch_index: int = 0
     reservation_id: str = ""
+    group: GroupRule | None = None
 
 
 class Move(VersionedObject):

@@ -23,6 +23,18 @@ from zcompute.objects.conductor_stat import ConductorStat, ConductorStatRequest
 from zcompute.objects.host import HostState
 from zcompute.objects.interface import Interface, Method
 from zcompute.objects.messages.cluster import Empty, HostEpoch, MapReply, PartitionSnapshotDone
+from zcompute.objects.messages.groups import (
+    GroupCreateRequest,
+    GroupHostsReply,
+    GroupHostsRequest,
+    GroupListReply,
+    GroupListRequest,
+    GroupRequest,
+    GroupView,
+    PlacementReleaseRequest,
+    ReserveReply,
+    ReserveRequest,
+)
 from zcompute.objects.messages.hosts import (
     ClaimReply,
     ClaimRequest,
@@ -176,6 +188,7 @@ UPKEEP_INTERFACE = Interface("upkeep")
 ENROLMENT_INTERFACE = Interface("enrolment")
 QUOTA_INTERFACE = Interface("quota")
 TASK_INTERFACE = Interface("task")
+GROUP_INTERFACE = Interface("group")
 
 MAP_GET = CLUSTER_INTERFACE.method("map_get", Empty, MapReply, _ANY, "control")
 
@@ -287,6 +300,14 @@ TASK_LIST = TASK_INTERFACE.method("list", TaskListRequest, TaskListReply, _OPERA
 TASK_RETRY = TASK_INTERFACE.method("retry", TaskOrder, TaskReply, _OPERATOR_OR_CONDUCTOR)
 TASK_ABORT = TASK_INTERFACE.method("abort", TaskOrder, TaskReply, _OPERATOR_OR_CONDUCTOR)
 
+GROUP_CREATE = GROUP_INTERFACE.method("create", GroupCreateRequest, GroupView, _API)
+GROUP_GET = GROUP_INTERFACE.method("get", GroupRequest, GroupView, _API, "reads")
+GROUP_LIST = GROUP_INTERFACE.method("list", GroupListRequest, GroupListReply, _API, "reads")
+GROUP_DELETE = GROUP_INTERFACE.method("delete", GroupRequest, Empty, _API)
+GROUP_RESERVE = GROUP_INTERFACE.method("reserve", ReserveRequest, ReserveReply, _CONDUCTOR, "leaf")
+GROUP_RELEASE = GROUP_INTERFACE.method("release", PlacementReleaseRequest, Empty, _CONDUCTOR, "leaf")
+GROUP_HOSTS = GROUP_INTERFACE.method("hosts", GroupHostsRequest, GroupHostsReply, _CONDUCTOR, "leaf")
+
 INTERFACES: tuple[Interface, ...] = (
     CLUSTER_INTERFACE,
     CONDUCTOR_INTERFACE,
@@ -306,4 +327,5 @@ INTERFACES: tuple[Interface, ...] = (
     ENROLMENT_INTERFACE,
     QUOTA_INTERFACE,
     TASK_INTERFACE,
+    GROUP_INTERFACE,
 )

@@ -15,11 +15,13 @@ from zcompute.scheduler.host_states import BoolColumn, View
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an instance needs. ``zone`` is the number of its availability zone, None for any."""
+    """What an instance needs. ``zone`` is the number of its availability zone, ``only_rows`` the hosts of which one it
+    is to be; None for any."""
 
     amounts: Amounts
     zone: int | None = None
     ignore_rows: tuple[int, ...] = ()
+    only_rows: tuple[int, ...] | None = None
 
 
 Filter = Callable[[View, Wanted], BoolColumn]
@@ -29,6 +31,15 @@ def ignore_hosts_filter(view: View, wanted: Wanted) -> BoolColumn:
     """Not one of the hosts that the caller ruled out."""
     passing = np.ones(len(view), dtype=np.bool_)
     passing[list(wanted.ignore_rows)] = False
+    return passing
+
+
+def affinity_filter(view: View, wanted: Wanted) -> BoolColumn:
+    """One of the hosts that the caller named: for now those of a server group."""
+    passing = np.ones(len(view), dtype=np.bool_)
+    if wanted.only_rows is not None:
+        passing[:] = False
+        passing[list(wanted.only_rows)] = True
     return passing
 
 
@@ -66,6 +77,7 @@ def disk_filter(view: View, wanted: Wanted) -> BoolColumn:
 
 FILTERS: tuple[tuple[str, Filter], ...] = (
     ("IgnoreHostsFilter", ignore_hosts_filter),
+    ("ServerGroupAffinityFilter", affinity_filter),
     ("ComputeFilter", compute_filter),
     ("AvailabilityZoneFilter", availability_zone_filter),
     ("RamFilter", ram_filter),

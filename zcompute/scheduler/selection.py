@@ -32,6 +32,7 @@ def select(
         amounts=request.amounts,
         zone=None if request.availability_zone is None else states.zone_id(request.availability_zone),
         ignore_rows=tuple(states.rows(request.ignore_hosts)),
+        only_rows=tuple(states.rows(request.only_hosts)) if request.only_hosts else None,
     )
     hosts: list[list[str]] = []
     reasons: dict[str, int] = {}
@@ -68,6 +69,7 @@ def _check(request: SelectRequest, settings: SelectionSettings) -> None:
         ("instance_uuids", len(request.instance_uuids), settings.instances_per_call_max),
         ("alternates", request.alternates, settings.alternates_max),
         ("ignore_hosts", len(request.ignore_hosts), settings.ignore_hosts_max),
+        ("only_hosts", len(request.only_hosts), settings.ignore_hosts_max),
     )
     for field, found, limit in limits:
         if not 0 <= found <= limit:

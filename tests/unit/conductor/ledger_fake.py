@@ -22,7 +22,8 @@ from zcompute.db.errors import (
     ReceiverDead,
 )
 from zcompute.db.store import ConductorRow, LaneRow, MapRows, PartitionRow
-from zcompute.db.tables import CODECS, PROJECT_USAGES, USAGES, TableCodec
+from zcompute.db.tables import CODECS, GROUP_PLACEMENTS, PROJECT_USAGES, USAGES, TableCodec
+from zcompute.objects.group import GroupStanding
 from zcompute.objects.partition import PARTITIONS
 from zcompute.objects.quota import ProjectUsage
 
@@ -55,7 +56,7 @@ class FakeDatabase:
 
     def row(self, table: TableCodec[Any], key: tuple[Any, ...]) -> Any:
         if table.derived:
-            return self._total(key[0])
+            return self._total(key[0]) if table is PROJECT_USAGES else self._standing(key[0])
         row = self.tables[table.name].get(key)
         return None if row is None else table.from_row(row)
 
@@ -66,6 +67,11 @@ class FakeDatabase:
             return None
         cores, ram_mb = sum(usage.cores for usage in mine), sum(usage.ram_mb for usage in mine)
         return ProjectUsage(project_id=project_id, instances=len(mine), cores=cores, ram_mb=ram_mb)
+
+    def _standing(self, group_uuid: str) -> GroupStanding | None:
+        rows = [GROUP_PLACEMENTS.from_row(row) for row in self.tables[GROUP_PLACEMENTS.name].values()]
+        mine = [placement for placement in rows if placement.group_uuid == group_uuid]
+        return GroupStanding(group_uuid=group_uuid, placements=mine) if mine else None
 
     def seed(self, table: TableCodec[Any], *objects: Any) -> None:
         for stored in objects:

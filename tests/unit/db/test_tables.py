@@ -12,7 +12,15 @@ from zcompute.objects.base import pack, unpack
 from zcompute.objects.partition import GLOBAL_KEY
 
 NAMES = sorted(CODECS)
-INSERT_ONLY = {"archived_rows", "claims", "instance_action_events", "notifications", "operations", "root_outbox"}
+INSERT_ONLY = {
+    "archived_rows",
+    "claims",
+    "group_placements",
+    "instance_action_events",
+    "notifications",
+    "operations",
+    "root_outbox",
+}
 PRIMITIVES = (type(None), int, float, str, bytes, bool)
 
 

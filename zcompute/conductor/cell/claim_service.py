@@ -1,26 +1,24 @@
 """Claims at the owner of the host: leaf calls, and the sweeper of what nobody names any more."""
 
 import logging
-from collections.abc import Iterable
 
 import gevent
 
 from zcompute.bus import CallContext
 from zcompute.bus.errors import BusError
-from zcompute.conductor.cell.claims import decide_claim, decide_release, in_force
+from zcompute.conductor.cell.claims import decide_claim, decide_release
 from zcompute.conductor.cell.host_table import HostTable
+from zcompute.conductor.cell.naming import Naming
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
-from zcompute.db.tables import CLAIMS, HOSTS, INSTANCES, TASKS
+from zcompute.db.tables import CLAIMS, HOSTS
 from zcompute.objects.host import Claim, Host
-from zcompute.objects.instance import Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.hosts import ClaimReply, ClaimRequest, ReleaseRequest
 from zcompute.objects.methods import CLAIM, RELEASE
 from zcompute.objects.partition import partition_of
-from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +33,7 @@ class Claims:
         self._table = table
         self._settings = settings
         self._ratios = env.config.scheduler
+        self._naming = Naming(env.store)
         self._greenlet: gevent.Greenlet | None = None
         self._after: ClaimKey | None = None
 
@@ -109,7 +108,7 @@ class Claims:
         """One page of the owned claims, going round; returns how many were released."""
         claims = self._next_page()
         oldest_us = self._env.ledger.now_us() - int(self._settings.claim_age_s_min * 1e6)
-        leaked = self._unnamed([claim for claim in claims if claim.created_at_us < oldest_us])
+        leaked = self._naming.unnamed([claim for claim in claims if claim.created_at_us < oldest_us])
         released = 0
         for claim in leaked:
             try:
@@ -131,32 +130,3 @@ class Claims:
         last = claims[-1] if len(claims) == rows else None
         self._after = (last.instance_uuid, last.task_id, last.attempt) if last is not None else None
         return claims
-
-    def _unnamed(self, claims: list[Claim]) -> list[Claim]:
-        """Those that neither the instance's row nor its running task names.
-
-        The claim's own task is read first, then the instance, then the instance's task: a task that ends meanwhile
-        has written the claim in force into the instance before, so no order of events hides a claim in force.
-        """
-        if not claims:
-            return []
-        tasks = self._tasks({claim.task_id for claim in claims})
-        unnamed = [claim for claim in claims if not in_force(claim, None, tasks.get(claim.task_id))]
-        instances = self._instances({claim.instance_uuid for claim in unnamed})
-        unnamed = [claim for claim in unnamed if not in_force(claim, instances.get(claim.instance_uuid), None)]
-        present = {claim.instance_uuid: instances.get(claim.instance_uuid) for claim in unnamed}
-        tasks = self._tasks({row.task_id for row in present.values() if row is not None and row.task_id})
-
-        def present_task(claim: Claim) -> Task | None:
-            instance = present[claim.instance_uuid]
-            return None if instance is None or instance.task_id is None else tasks.get(instance.task_id)
-
-        return [claim for claim in unnamed if not in_force(claim, None, present_task(claim))]
-
-    def _tasks(self, ids: Iterable[str]) -> dict[str, Task]:
-        keys = [(task_id,) for task_id in ids]
-        return {key[0]: task for key, task in self._env.store.fetch(TASKS, keys).items()} if keys else {}
-
-    def _instances(self, uuids: Iterable[str]) -> dict[str, Instance]:
-        keys = [(uuid,) for uuid in uuids]
-        return {key[0]: row for key, row in self._env.store.fetch(INSTANCES, keys).items()} if keys else {}

@@ -4,6 +4,7 @@ A host's used amounts change only together with a claim's row, in one commit at 
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -83,7 +84,19 @@ def decide_release(host: Host | None, claim: Claim | None, now_us: int) -> Host 
     )
 
 
-def in_force(claim: Claim, instance: Instance | None, task: Task | None) -> bool:
+class Named(Protocol):
+    """A claim, or the place in a server group that was reserved with it."""
+
+    instance_uuid: str
+    task_id: str
+    attempt: int
+    host: str
+
+    @property
+    def name(self) -> str: ...
+
+
+def in_force(claim: Named, instance: Instance | None, task: Task | None) -> bool:
     """A claim is in force while the instance's row or its running task names it; the row names that of the copy which a
     move has left, too."""
     if instance is not None and instance.claim == claim.name:

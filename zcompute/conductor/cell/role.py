@@ -19,6 +19,7 @@ from zcompute.conductor.cell.host_states import HostStates
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts
 from zcompute.conductor.cell.instances import Instances
+from zcompute.conductor.cell.placement_service import Placements
 from zcompute.conductor.cell.quarantine import Quarantine
 from zcompute.conductor.cell.reads import Reads
 from zcompute.conductor.cell.reclaim import Reclaim
@@ -108,6 +109,7 @@ class CellRole:
         )
         self._grants = Grants(env, self._relay, self._fellows, self._settings)
         self._claims = Claims(env, self._table, self._settings)
+        self._placements = Placements(env, self._settings)
         self._states = HostStates(env.endpoint, env.ledger, self._table)
         self._reports = Reports(env, self.engine, self._hosts, self._relay, task_settings)
         reclaim_s = env.config.conductor.reclaim_interval_s
@@ -132,12 +134,13 @@ class CellRole:
         self._stopped = False
 
     def handlers(self) -> list[tuple[Method, Handler]]:
-        """Interfaces host, relay, claim, instance, task and service."""
+        """Interfaces host, relay, claim, group, instance, task and service."""
         return [
             *self._hosts.handlers(),
             *self._grants.handlers(),
             *self._relay.handlers(),
             *self._claims.handlers(),
+            *self._placements.handlers(),
             *self._instances.handlers(),
             *self._actions.handlers(),
             *self._tasks.handlers(),
@@ -164,6 +167,7 @@ class CellRole:
         self._hosts.start()
         self._quarantine.start()
         self._claims.start()
+        self._placements.start()
         self.engine.start()
         self._registration.start()
         env.ledger.on_decided(tell_of_rows)
@@ -191,6 +195,7 @@ class CellRole:
         self._enrolments.stop()
         self._registration.stop()
         self._claims.stop()
+        self._placements.stop()
         self._quarantine.stop()
         self._hosts.stop()
 

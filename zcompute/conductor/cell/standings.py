@@ -63,6 +63,7 @@ class Standings:
                         cores=(amount := charged(instance, None)).cores,
                         ram_mb=amount.ram_mb,
                         decided=instance.decided,
+                        group_uuid=instance.spec.group.uuid if instance.spec.group is not None else None,
                     )
                     for instance in instances.values()
                 ]

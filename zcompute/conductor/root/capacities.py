@@ -89,7 +89,7 @@ class Capacities:
         known = self.known(now)
         cell = choose_cell(known, wanted, tried, closed)
         if cell is None and not tried:
-            rest = [capacity for capacity in known if capacity.cell not in closed]
+            rest = [capacity for capacity in known if capacity.cell not in closed and wanted.within(capacity.cell)]
             cell = (
                 max(rest, key=lambda c: (has_zone(c, wanted.zone), c.hosts > 0, c.free.memory_mb)).cell
                 if rest

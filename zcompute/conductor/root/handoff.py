@@ -20,8 +20,9 @@ from zcompute.bus.context import request_id
 from zcompute.bus.errors import BusError, Busy, NotOwner, Unavailable
 from zcompute.conductor.change import Change
 from zcompute.conductor.root.charging import Key
+from zcompute.conductor.root.grouping import Chooser, group_keys
 from zcompute.conductor.root.handoff_queue import HandOffQueue, Item
-from zcompute.conductor.root.intake import Chooser, server_keys
+from zcompute.conductor.root.intake import server_keys
 from zcompute.conductor.root.placement import assign_cell, current_request, settle_deleted, settle_handed
 from zcompute.conductor.root.settings import HandOffLimits
 from zcompute.failpoints import failpoint
@@ -295,5 +296,7 @@ class HandOff:
             return True
 
     def _commit(self, item: Item, decide: Callable[[Change], R]) -> R:
-        keys: list[Any] = server_keys(item.build_request.uuid, item.build_request.project_id)
+        build_request = item.build_request
+        keys: list[Any] = server_keys(build_request.uuid, build_request.project_id)
+        keys += group_keys(build_request.spec.group)
         return self._ledger.commit(item.partition, keys, decide, timeout_ms=self._limits.commit_ms_max)

@@ -1,6 +1,6 @@
 """Deciding on what clients ask of the root: create servers, delete one that no cell has yet. Pure."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -18,7 +18,8 @@ from zcompute.conductor.root.charging import (
     total_key,
     total_of,
 )
-from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, QUOTAS, USAGES
+from zcompute.conductor.root.grouping import Chooser, Room, check_members, choose_cell_of, rule_of
+from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, OPERATIONS, QUOTAS, SERVER_GROUPS, USAGES
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.flavor import Flavor
@@ -33,8 +34,7 @@ from zcompute.objects.quota import Limits
 
 KIND_CREATE = "create"
 KIND_DELETE = "delete"
-
-Chooser = Callable[[Wanted, Collection[str]], str | None]  # (what it takes, cells tried) -> cell, counted at once
+ANY_ROOM = Room()
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def create_keys(request: ServersCreateRequest, uuids: Sequence[str]) -> list[Key
     """The rows that `create_servers` touches."""
     project_id = request.project_id
     keys: list[Key] = [(OPERATIONS, (project_id, request.operation_id)), (QUOTAS, (project_id,)), total_key(project_id)]
+    if request.group_uuid:
+        keys.append((SERVER_GROUPS, (request.group_uuid,)))
     for uuid in uuids:
         keys.extend(_rows_of(uuid))
     return keys
@@ -115,21 +117,25 @@ def create_servers(
     choose: Chooser,
     request_id: str,
     default: Limits,
+    room: Room = ANY_ROOM,
 ) -> Created:
     """One operation, and per server its usage, mapping and build request; or what the same operation gave before.
 
     ``uuids`` are as many as were asked for at most: the first are used, as far as the quota goes (``default`` where
-    the project has no limit of its own). Raises OperationConflict for an operation id that was used for another
-    request, FlavorNotFound without a flavor (a repeat needs none: it may be gone by now), QuotaExceeded.
+    the project has no limit of its own). ``room``: of the server group that is asked for. Raises OperationConflict for
+    an operation id that was used for another request, FlavorNotFound without a flavor (a repeat needs none: it may be
+    gone by now), ServerGroupNotFound, QuotaExceeded.
     """
     former = _former(change, request.project_id, request.operation_id, KIND_CREATE, request.digest)
     if former is not None:
         return Created(ServersCreateReply(uuids=list(former.uuids), reservation_id=former.reservation_id))
     if flavor is None:
         raise FlavorNotFound(f"Flavor {request.flavorid} could not be found.", flavor=request.flavorid)
+    rule = rule_of(change, request.group_uuid, request.project_id)
     limits = limits_of(change, request.project_id, default)
     used = total_of(change, request.project_id).used
     uuids = uuids[: allowed_count(limits, used, amount_of(flavor), request.min_count, len(uuids))]
+    check_members(room, rule, len(uuids))
     change.put(
         OPERATIONS,
         Operation(
@@ -143,11 +149,12 @@ def create_servers(
         ),
     )
     names = server_names(request.name, len(uuids))
-    specs = _specs(request.spec, len(uuids), reservation_id)
+    specs = _specs(replace(request.spec, group=rule), len(uuids), reservation_id)
     wanted = Wanted(flavor.amounts(), request.spec.availability_zone)
+    group = None if rule is None else rule.uuid
     build_requests = []
     for uuid, name, spec in zip(uuids, names, specs, strict=True):
-        cell = choose(wanted, ())
+        cell = choose_cell_of(change, rule, wanted, (), choose, room.seen)
         build_request = BuildRequest(
             uuid=uuid,
             project_id=request.project_id,
@@ -160,7 +167,7 @@ def create_servers(
             created_at_us=change.now_us,
             cell=cell,
         )
-        change.put(MAPPINGS, InstanceMapping(uuid=uuid, project_id=request.project_id, cell=cell))
+        change.put(MAPPINGS, InstanceMapping(uuid=uuid, project_id=request.project_id, cell=cell, group_uuid=group))
         change.put(BUILD_REQUESTS, build_request)
         build_requests.append(build_request)
     charge(change, [usage_of(build_request) for build_request in build_requests])

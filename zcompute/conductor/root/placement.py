@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Change
-from zcompute.conductor.root.intake import Chooser, delete_server_rows, delete_unbuilt, wanted_of
+from zcompute.conductor.root.grouping import Chooser, Seen, choose_cell_of
+from zcompute.conductor.root.intake import delete_server_rows, delete_unbuilt, wanted_of
 from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest, InstanceMapping
 from zcompute.objects.instance import Fault
@@ -62,7 +63,8 @@ def assign_cell(
         delete_unbuilt(change, build_request, build_request.request_id)
         return None
     tried = list(mapping.tried_cells)
-    cell = choose(wanted_of(build_request), tried if unsent_to is None else [*tried, unsent_to])
+    tried = tried if unsent_to is None else [*tried, unsent_to]
+    cell = choose_cell_of(change, build_request.spec.group, wanted_of(build_request), tried, choose)
     if cell is None:
         if not nobody and (build_request.cell is not None or change.now_us < give_up_at_us):
             return build_request
@@ -99,6 +101,11 @@ def not_of_project(request: MappingReleaseRequest) -> InvalidRequest:
     return InvalidRequest(f"server {request.uuid} is not of project {request.project_id}", field="project_id")
 
 
+def needs_request(request: MappingReleaseRequest) -> InvalidRequest:
+    """A refusal hands the server back: without its build request nobody could build it."""
+    return InvalidRequest(f"a refusal of {request.uuid} needs its build request", field="build_request")
+
+
 def _mapping_named(change: Change, request: MappingReleaseRequest) -> InstanceMapping | None:
     """The mapping, if the cell speaks of its present place; None for a repeat or an older generation."""
     mapping = change.get(MAPPINGS, (request.uuid,))
@@ -117,8 +124,11 @@ def mapping_deleted(change: Change, request: MappingReleaseRequest) -> bool:
     return True
 
 
-def mapping_refused(change: Change, request: MappingReleaseRequest, choose: Chooser) -> BuildRequest | None:
+def mapping_refused(
+    change: Change, request: MappingReleaseRequest, choose: Chooser, seen: Seen | None = None
+) -> BuildRequest | None:
     """The cell has definitely not built it. The build request for the next cell, None when there is none to hand off.
+    ``seen``: the members of its server group.
 
     Raises InvalidRequest when the cell sends no build request, or another server's.
     """
@@ -127,12 +137,15 @@ def mapping_refused(change: Change, request: MappingReleaseRequest, choose: Choo
         return None
     build_request = change.get(BUILD_REQUESTS, (request.uuid,)) or request.build_request
     if build_request is None or build_request.uuid != mapping.uuid or build_request.project_id != mapping.project_id:
-        raise InvalidRequest(f"a refusal of {request.uuid} needs its build request", field="build_request")
+        raise needs_request(request)
+    if build_request.spec.group is not None and request.build_request is None:
+        raise needs_request(request)
     if build_request.delete_requested:
         delete_unbuilt(change, build_request, build_request.request_id)
         return None
     tried = [*mapping.tried_cells, request.cell]
-    cell = choose(wanted_of(build_request), tried)
+    rule, wanted = build_request.spec.group, wanted_of(build_request)
+    cell = choose_cell_of(change, rule, wanted, tried, choose, seen, [request.uuid])
     if cell is None:
         change.put(MAPPINGS, replace(mapping, cell=None, tried_cells=tried))
         change.put(BUILD_REQUESTS, _in_error(build_request, request.reason, change.now_us))

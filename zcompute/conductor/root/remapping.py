@@ -89,6 +89,7 @@ def put_mapping(change: Change, former: InstanceMapping | None, cell: str, stand
             cell=cell,
             generation=standing.generation,
             tried_cells=tried,
+            group_uuid=standing.group_uuid,
             revision=1 if former is None else former.revision,
         ),
     )

@@ -26,6 +26,8 @@ from zcompute.conductor.root.cell_states import register_cell
 from zcompute.conductor.root.cells import CellsFeed
 from zcompute.conductor.root.charging import Key
 from zcompute.conductor.root.flavors import Flavors
+from zcompute.conductor.root.grouping import Room, Seen, group_keys, group_not_found
+from zcompute.conductor.root.groups import Groups
 from zcompute.conductor.root.handoff import HandOff
 from zcompute.conductor.root.quotas import Quotas
 from zcompute.conductor.root.reads import RootReads
@@ -108,6 +110,7 @@ class RootRole:
         self._capacities = Capacities(self._settings)
         self._cells = CellsFeed(env.store, env.endpoint, self._settings)
         self._flavors = Flavors(env.store, self._settings)
+        self._groups = Groups(env, self._settings)
         self._quotas = Quotas(env, self._settings)
         self._resizing = Resizing(env, self._quotas, self._settings, self._require_cell)
         self._reconciler = Reconciler(env)
@@ -151,6 +154,7 @@ class RootRole:
             (methods.CELL_REGISTER, self.cell_register),
             (methods.CELL_CAPACITY, self.cell_capacity),
             *self._topology.handlers(),
+            *self._groups.handlers(),
             *self._quotas.handlers(),
             *self._resizing.handlers(),
             *self._reconciler.handlers(),
@@ -195,7 +199,8 @@ class RootRole:
         return [*self._notifications.measures(), *self._quotas.measures(), *self._reconciler.measures()]
 
     def servers_create(self, request: ServersCreateRequest, context: Any) -> ServersCreateReply:
-        """At the project's owner. Raises OperationConflict, FlavorNotFound, InvalidRequest, Busy, NotOwner."""
+        """At the project's owner. Raises OperationConflict, FlavorNotFound, ServerGroupNotFound, InvalidRequest, Busy,
+        NotOwner."""
         count = request.max_count
         if not 1 <= request.min_count <= count <= self._settings.servers_max:
             raise InvalidRequest(
@@ -210,6 +215,7 @@ class RootRole:
             )
         flavor = self._flavors.for_new_server(request.flavorid)
         default = self._quotas.default()
+        group = Room(self._groups.seen(request.group_uuid), self._groups.members_max)
         uuids = [self._make_uuid() for _ in range(count)]
         reservation_id, request_name = new_reservation_id(), request_id.get()
         failpoint("intake.before_create")
@@ -218,7 +224,7 @@ class RootRole:
                 request.project_id,
                 intake.create_keys(request, uuids),
                 lambda change: intake.create_servers(
-                    change, request, flavor, uuids, reservation_id, self._choose, request_name, default
+                    change, request, flavor, uuids, reservation_id, self._choose, request_name, default, group
                 ),
                 context,
                 then=lambda done: self._hand_off.put(done.build_requests, decided_here=True),
@@ -226,6 +232,8 @@ class RootRole:
         except QuotaExceeded:
             self._quotas.refused += 1
             raise
+        except WrongPartition as error:  # another project's server group
+            raise group_not_found(request.group_uuid) from error
         failpoint("intake.after_create")
         for build_request in created.build_requests:
             log.info("server accepted uuid=%s cell=%s", build_request.uuid, build_request.cell)
@@ -265,12 +273,16 @@ class RootRole:
     def mapping_refused(self, request: MappingReleaseRequest, context: Any) -> Empty:
         """A cell has definitely not built a server: the next cell, or ERROR."""
         self._require_cell(context, request.cell)
+        rule = None if request.build_request is None else request.build_request.spec.group
+        keys, seen = group_keys(rule), Seen()
+        if keys and rule is not None:
+            seen = self._groups.seen(rule.uuid)
         release = self._hand_off.hold(request.uuid, request.generation)
         try:
             ticket = self._ledger.submit(
                 partition_of(request.project_id),
-                intake.server_keys(request.uuid, request.project_id),
-                lambda change: placement.mapping_refused(change, request, self._choose),
+                [*intake.server_keys(request.uuid, request.project_id), *keys],
+                lambda change: placement.mapping_refused(change, request, self._choose, seen),
             )
         except BaseException:
             release()

@@ -59,7 +59,7 @@ class ClaimHost:
                 run.own_attempt = task.attempt
             return
         log.info("claim refused uuid=%s host=%s reason=%s", run.uuid, task.body.host, reply.reason)
-        run.journal(lambda _, task, __: build_walk.claim_refused(task, reply.reason))
+        run.journal(lambda instance, task, _: build_walk.claim_refused(instance, task, reply.reason))
 
 
 class Spawn:

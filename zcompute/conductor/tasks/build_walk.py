@@ -80,9 +80,10 @@ def begin_attempt(task: Task, hosts: Sequence[str]) -> Decision:
     )
 
 
-def claim_refused(task: Task, reason: str) -> Decision:
-    """The host has no room: the next candidate, or the scheduler once more."""
-    return next_attempt(task, reason, ())
+def claim_refused(instance: Instance, task: Task, reason: str) -> Decision:
+    """The host has no room, or the server group no place there: the next candidate, or the scheduler once more. A
+    member's place may have been reserved before the room was refused: it is owed back."""
+    return next_attempt(task, reason, () if instance.spec.group is None else (_claim_of(task),))
 
 
 def begin_spawn(instance: Instance, task: Task) -> Decision:

@@ -23,8 +23,9 @@ from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.instance import Instance
+from zcompute.objects.messages.groups import PlacementReleaseRequest
 from zcompute.objects.messages.hosts import ReleaseRequest
-from zcompute.objects.methods import RELEASE
+from zcompute.objects.methods import GROUP_RELEASE, RELEASE
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task
 
@@ -193,7 +194,9 @@ class TaskRun:
     # -- what several steps do -------------------------------------------------------------------------------------
 
     def release_owed(self) -> None:
-        """Release the claims that the task owes, each at its host's owner. Raises when one did not answer."""
+        """Release the claims that the task owes, each at its host's owner, and the places that were reserved with them
+        at the owner of the instance's server group. Raises when one did not answer."""
+        rule = self.instance.spec.group
         for name in self.now_task().body.release:
             if name in self._released:
                 continue
@@ -201,6 +204,13 @@ class TaskRun:
                 instance_uuid=self.uuid, task_id=name.task_id, attempt=name.attempt, host=name.host
             )
             self.env.router.call(name.host, RELEASE, request, timeout_ms=self.left_ms(self.settings.claim_ms_max))
+            if rule is not None:
+                place = PlacementReleaseRequest(
+                    group_uuid=rule.uuid, instance_uuid=self.uuid, task_id=name.task_id, attempt=name.attempt
+                )
+                self.env.router.call(
+                    rule.uuid, GROUP_RELEASE, place, timeout_ms=self.left_ms(self.settings.claim_ms_max)
+                )
             self._released.add(name)
 
     def at_hosts(self, hosts: Iterable[str], work: Callable[[str], bool]) -> set[str]:

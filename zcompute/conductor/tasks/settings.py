@@ -81,6 +81,7 @@ class TaskSettings:
     parked_looks_max: int = 64
     ending_s_max: int = 60
     alternates: int = 2
+    group_alternates: int = 16  # of a server group's member: others of its group race it for the same hosts
     reschedules_max: int = 3
     act_deadline_s_max: int = 1800
     act_link_wait_ms_max: int = 30_000

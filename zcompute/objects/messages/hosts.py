@@ -116,13 +116,15 @@ class ReleaseRequest(msgspec.Struct, kw_only=True):
 
 
 class SelectRequest(msgspec.Struct, kw_only=True):
-    """Which hosts for ``count`` instances of this size, with up to ``alternates`` more each."""
+    """Which hosts for ``count`` instances of this size, with up to ``alternates`` more each. ``only_hosts``: none but
+    these, where there are any."""
 
     instance_uuids: list[str]
     amounts: Amounts
     alternates: int = 2
     availability_zone: str | None = None
     ignore_hosts: list[str] = msgspec.field(default_factory=list)
+    only_hosts: list[str] = msgspec.field(default_factory=list)
 
 
 class SelectReply(msgspec.Struct, kw_only=True):

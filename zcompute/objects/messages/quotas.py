@@ -129,6 +129,7 @@ class Standing(msgspec.Struct, kw_only=True):
     cores: int = 0
     ram_mb: int = 0
     decided: int = 0
+    group_uuid: str | None = None
 
 
 class StandingReply(msgspec.Struct, kw_only=True):

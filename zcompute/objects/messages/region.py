@@ -9,7 +9,8 @@ from zcompute.objects.instance import ServerSpec
 
 
 class ServersCreateRequest(msgspec.Struct, kw_only=True):
-    """Create min_count to max_count servers in one operation; the operation id makes a repeat harmless."""
+    """Create min_count to max_count servers in one operation; the operation id makes a repeat harmless.
+    ``group_uuid``: all of them as members of this server group, "" for none."""
 
     operation_id: str
     digest: str
@@ -20,6 +21,7 @@ class ServersCreateRequest(msgspec.Struct, kw_only=True):
     spec: ServerSpec
     min_count: int = 1
     max_count: int = 1
+    group_uuid: str = ""
 
 
 class ServersCreateReply(msgspec.Struct, kw_only=True):

@@ -18,6 +18,7 @@ from zcompute.bus.lanes import ReceiverLanes
 from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.hosts import Attachments
 from zcompute.conductor.cell.instances import Instances
+from zcompute.conductor.cell.placement_service import Placements
 from zcompute.conductor.cell.reports import Reports
 from zcompute.conductor.cell.resizing import Raising
 from zcompute.conductor.cell.settings import CellSettings
@@ -186,6 +187,9 @@ class CellWorld:
         self.reports.start()
         self.outbox: Any = SimpleNamespace(owed=self.owed.append, check_room=lambda under_way: None)
         self.instances = Instances(env, self.engine, self.outbox, CellSettings(), settings, reclaims=reclaims)
+        env.store = self.ledger_world.store
+        self.placements = Placements(env, CellSettings())
+        self.silent_reserves = 0
         self.root = RootDesk()
         raising = Raising(env, self.root, self.owed.append, CellSettings())  # type: ignore[arg-type]  # played here
         self.actions = Actions(env, self.engine, CellSettings(), settings, self._forced, raising)
@@ -205,7 +209,9 @@ class CellWorld:
     # the router and the scheduler
 
     def call(self, key: str, method: Any, request: Any, *, timeout_ms: int) -> Any:
-        self.calls[method.name] += 1
+        self.calls[f"group.{method.name}" if method.interface == "group" else method.name] += 1
+        if method.interface == "group":
+            return self._group(method.name, request)
         name = (request.instance_uuid, request.task_id, request.attempt)
         if method.name == "release":
             if self.silent_releases:
@@ -221,11 +227,20 @@ class CellWorld:
         self.claims[name] = request.host
         return ClaimReply(granted=True)
 
+    def _group(self, name: str, request: Any) -> Any:
+        """The owner of the group's partition; ``silent_reserves`` times its answer is lost after the commit."""
+        reply = getattr(self.placements, name)(request, self.context())
+        if name == "reserve" and self.silent_reserves:
+            self.silent_reserves -= 1
+            raise DeadlineExceeded("silence")
+        return reply
+
     def select(self, request: Any, *, timeout_ms: int, one_ms_max: int) -> SelectReply:
         self.selections.append(request)
         if not self.hosts:
             raise LinkDown("none is linked")
         left = [host for host in self.hosts if host not in request.ignore_hosts]
+        left = [host for host in left if not request.only_hosts or host in request.only_hosts]
         return SelectReply(hosts=[left[: request.alternates + 1]], reasons={"RamFilter": 1})
 
     def _forced(self, hosts: Any) -> set[str]:

@@ -58,7 +58,7 @@ def test_a_result_that_comes_behind_a_newer_observation_leaves_what_was_observed
 
 def test_a_refused_claim_goes_to_the_next_candidate_and_releases_nothing():
     instance, task = claiming("h1", "h2")
-    _, after = rows(walk.claim_refused(task, "full"), instance, task)
+    _, after = rows(walk.claim_refused(instance, task, "full"), instance, task)
     assert (after.step, after.attempt, after.body.host) == (walk.STEP_CLAIM, 2, "h2")
     assert after.body.refused == {"h1": "full"}
     assert after.body.named_hosts == ["h2"]
@@ -67,7 +67,7 @@ def test_a_refused_claim_goes_to_the_next_candidate_and_releases_nothing():
 
 def test_the_last_refused_candidate_goes_back_to_the_scheduler():
     instance, task = claiming("h1")
-    _, after = rows(walk.claim_refused(task, "full"), instance, task)
+    _, after = rows(walk.claim_refused(instance, task, "full"), instance, task)
     assert (after.step, after.body.host, after.body.reschedules) == (walk.STEP_SCHEDULE, None, 1)
 
 

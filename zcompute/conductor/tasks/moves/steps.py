@@ -111,7 +111,7 @@ class Claim:
             _journal(run, walk.claimed)
             return
         log.info("claim refused uuid=%s host=%s reason=%s", run.uuid, task.body.host, reply.reason)
-        run.journal(lambda _, task, __: claim_refused(task, reply.reason))
+        run.journal(lambda instance, task, _: claim_refused(instance, task, reply.reason))
 
 
 class CheckFence:
