@@ -7,7 +7,10 @@ from typing import Any
 import msgspec
 
 from zcompute import bus
+from zcompute.conductor.cell.actions import host_in_question
 from zcompute.conductor.page_size import PAGE_BYTES_MAX, fitted
+from zcompute.conductor.tasks.beginnings import Beginning, begin
+from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.objects import methods as m
 from zcompute.objects.actions import ACTIONS, check_state
 from zcompute.objects.build_request import BuildRequest, InstanceMapping
@@ -101,6 +104,7 @@ class FakeCell(FakeConductor):
     def __init__(self, cell: str) -> None:
         self.instances: dict[str, Instance] = {}
         self.histories: dict[str, m.InstanceActionsReply] = {}
+        self.forced_down: set[str] = set()
         super().__init__(cell)
 
     def handlers(self) -> list[tuple[m.Method, Callable[[Any], Any]]]:
@@ -143,11 +147,14 @@ class FakeCell(FakeConductor):
         return m.Empty()
 
     def act(self, request: m.InstanceActionRequest) -> m.Empty:
-        """Takes what the table allows, and does nothing."""
+        """Takes what the table and the action's beginning allow, and does nothing."""
         found = self.instances.get(request.uuid)
         if found is None or found.project_id != request.project_id:
             raise InstanceNotFound("no such instance", uuid=request.uuid)
-        check_state(ACTIONS[request.action], found, administrator=request.administrator)
+        action = ACTIONS[request.action]
+        check_state(action, found, administrator=request.administrator)
+        forced_down = host_in_question(action, found) in self.forced_down
+        begin(Beginning(action, found, request, "task", "req", 1, TaskSettings(), forced_down))
         return m.Empty()
 
 

@@ -81,7 +81,7 @@ def test_an_evacuated_server_is_destroyed_at_its_former_host_before_that_works_a
     server = Clients(region, uuid)
     host = host_of(server)
     agent = agent_of(region, host)
-    assert server.act({"evacuate": {"onSharedStorage": False}})[0] == 409
+    assert server.act({"evacuate": {"onSharedStorage": False}})[0] == 400
     process = region.processes[agent]
     process.send(signal.SIGSTOP)
     try:

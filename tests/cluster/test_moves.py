@@ -48,7 +48,7 @@ def test_servers_move_cold_and_live_are_confirmed_reverted_and_deleted_and_nothi
     assert cold.act({"confirmResize": None})[0] == 409
     here = {"host": host_of(live), "block_migration": True, "disk_over_commit": False}
     assert live.act({"os-migrateLive": here})[0] == 400
-    assert live.act({"evacuate": {"onSharedStorage": False}})[0] == 409
+    assert live.act({"evacuate": {"onSharedStorage": False}})[0] == 400
     assert live.act({"migrate": None})[0] == 202  # deleted on its way, or with its copy
     delete_all(sqlite_region, uuids)
     assert_audit_holds(sqlite_region)

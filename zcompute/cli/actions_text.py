@@ -26,6 +26,7 @@ password; a confirmation: 204) after the commit that makes the action sure to be
 | no cell has it yet | 409, in vm_state building |
 | only administrators may | 403 |
 | the body is none of these | 400, with the field's name |
+| a move to the host where it is; an evacuation of a host that is not forced down | 400, in Nova's words |
 
 An action begins only while nothing else is under way (task_state none): a server has one task at most, so a hard reboot
 does not break a soft one off, as it does in Nova. A delete breaks off every action.
@@ -55,7 +56,7 @@ at once; while another action is under way a soft delete is refused (409) after 
 
 `GET /v2.1/servers/ID/os-instance-actions` lists what was done with a server, newest first, with the reason of what
 failed; `.../os-instance-actions/REQUEST_ID` shows one operation, to administrators with its steps, of which the one
-under way has no end yet.
+under way has no end yet. Of a step that fails again and again the first 20 attempts are told, and how it ended.
 
 `os-resetState` changes what is shown, nothing else. It is refused while a task has not ended: none is ever stuck, and a
 parked one ends as said above. `active` of a server whose move is neither confirmed nor reverted is VERIFY_RESIZE, so

@@ -60,7 +60,8 @@ class Action:
     ``vm_states`` it may begin in, None for any that is not deleted; ``task_state`` while it goes on (empty: it is over
     at once, or the move says so), ``vm_state`` at its end (empty: as it was). ``verb`` is what the agent is told, or
     ``kind`` the kind of a move's task; ``event`` is the name that notifications have. ``unlocked``: a lock keeps all
-    but administrators from it. ``administrators``: nobody else may do it.
+    but administrators from it. ``administrators``: nobody else may do it. ``key_said``: what Nova's refusals call it,
+    where that is not its name in the history.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Action:
     unlocked: bool = True
     administrators: bool = False
     kind: str = ""
+    key_said: str = ""
 
 
 def _of(*vm_states: str) -> frozenset[str]:
@@ -113,7 +115,10 @@ MIGRATE = Action(
 RESIZE = Action("resize", "resize", _of(VM_ACTIVE, VM_STOPPED), vm_state=VM_RESIZED, kind=TASK_RESIZE)
 CONFIRM_RESIZE = Action("confirm_resize", "confirmResize", _of(VM_RESIZED), kind=TASK_CONFIRM_RESIZE)
 REVERT_RESIZE = Action("revert_resize", "revertResize", _of(VM_RESIZED), kind=TASK_REVERT_RESIZE)
-LIVE_MIGRATE = Action("live_migrate", "live-migration", _of(VM_ACTIVE), administrators=True, kind=TASK_LIVE_MIGRATE)
+LIVE_MIGRATE = Action(
+    "live_migrate", "live-migration", _of(VM_ACTIVE), administrators=True, kind=TASK_LIVE_MIGRATE,
+    key_said="os-migrateLive",
+)  # fmt: skip
 EVACUATE = Action("evacuate", "evacuate", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), administrators=True, kind=TASK_EVACUATE)
 
 SOFT_DELETE = Action(  # what a delete does where servers are reclaimed later
@@ -163,7 +168,8 @@ def forbidden(name: str, instance: Instance) -> ActionForbidden:
 
 
 def _while(action: Action, instance: Instance, attribute: str, state: str) -> str:
-    return f"Cannot '{action.name}' instance {instance.uuid} while it is in {attribute} {state}"
+    name = action.key_said or action.name
+    return f"Cannot '{name}' instance {instance.uuid} while it is in {attribute} {state}"
 
 
 def _refused(message: str, instance: Instance) -> InstanceBusy:

@@ -149,7 +149,7 @@ class Actions:
             if since_us is not None and (instance.move is None or instance.move.since_us != since_us):
                 return None
             check_state(action, instance, administrator=request.administrator)
-            host = _host_in_question(action, instance)
+            host = host_in_question(action, instance)
             if host and host not in forced:
                 return _AskHost(host)
             change.request_id = request_id
@@ -194,7 +194,7 @@ class Actions:
             self._engine.begin(snapshot.instance, snapshot.task)
 
 
-def _host_in_question(action: Action, instance: Instance) -> str:
+def host_in_question(action: Action, instance: Instance) -> str:
     """The host of which it matters whether it is forced down, "" where none does."""
     if action is REVERT_RESIZE:
         return instance.move.former_host if instance.move is not None else ""

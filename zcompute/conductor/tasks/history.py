@@ -15,6 +15,7 @@ from zcompute.objects.task import TASK_BUILD, Task
 
 MESSAGE_CHARS_MAX = 255
 ACTION_NAMES = {TASK_BUILD: "create"}  # Nova's, where a task's kind is called otherwise
+ATTEMPTS_TOLD_MAX = 20  # of one step: a host that fails it again and again writes no more rows than that
 REPLACED = "another task has taken its place"
 
 
@@ -49,7 +50,8 @@ def record(change: Change, instance: Instance, former: Task | None, task: Task |
         if replaced:
             failed = failed or REPLACED
         moved = task is None or replaced or (task.step, task.attempt) != (former.step, former.attempt)
-        if moved:
+        tried_again = task is not None and not replaced and task.step == former.step
+        if moved and not (tried_again and former.attempt > ATTEMPTS_TOLD_MAX):
             result = RESULT_ERROR if failed else RESULT_SUCCESS
             change.append(INSTANCE_ACTION_EVENTS, _ended(former, change.now_us, failed, result))
         if task is None or replaced:

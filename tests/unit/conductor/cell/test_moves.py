@@ -1,6 +1,7 @@
 """Moves of a server through the engine: each kind to its end, back, and across the death of its owner at every step."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -8,10 +9,10 @@ import pytest
 from tests.unit.conductor.cell.cell_world import CellWorld
 from tests.unit.conductor.ledger_world import flavor, wait_for
 from tests.unit.conductor.tasks.samples import build_request
-from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Ticket
 from zcompute.conductor.tasks.decision import make_fault
 from zcompute.conductor.tasks.expiry import expire
+from zcompute.conductor.tasks.history import ATTEMPTS_TOLD_MAX, step_under_way
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_CLAIM,
@@ -20,9 +21,10 @@ from zcompute.conductor.tasks.moves.plans import (
     STEP_SEND,
     STEP_SWITCH,
 )
-from zcompute.db.tables import INSTANCE_ACTIONS, TASKS
+from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, TASKS
 from zcompute.objects.command import StepArguments
-from zcompute.objects.errors import InstanceBusy
+from zcompute.objects.errors import ActionInvalid, InstanceBusy
+from zcompute.objects.history import InstanceActionEvent
 from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED
 from zcompute.objects.partition import partition_of
 from zcompute.objects.server_list import instance_of
@@ -133,7 +135,7 @@ def test_a_live_migration_hands_over_grants_the_destination_and_releases_the_sou
 
 
 def test_an_evacuation_builds_it_elsewhere_once_its_host_is_forced_down(world: CellWorld, one: str) -> None:
-    with pytest.raises(InstanceBusy, match="still in use"):
+    with pytest.raises(ActionInvalid, match="still in use"):
         move(world, one, "evacuate")
     force_down(world, "h1")
     move(world, one, "evacuate", operation_id="op-e")
@@ -395,8 +397,47 @@ def test_what_fails_behind_the_switch_is_tried_until_it_is_done(world: CellWorld
     assert held(world) == ["h1", "h2"]
 
 
+@pytest.mark.parametrize("action", ["migrate", "live_migrate"])
+def test_the_steps_of_a_move_are_events_of_its_operation(world: CellWorld, one: str, action: str) -> None:
+    """Nova's start_time, finish_time and result of each; the one under way has no end yet."""
+    world.agents["h2"].cannot.add("prepare")
+    world.agents["h1"].silent = True
+    move(world, one, action)
+    source = "send" if action == "migrate" else "migrate"
+    wait_for(lambda: source in world.agents["h1"].verbs)
+    under_way = step_under_way(world.task(one))
+    assert (under_way.event, under_way.finished_at_us, under_way.result) == (f"{action}_{source}", 0, "")
+    world.agents["h1"].finish(source, world.agents["h1"].named("step")[-1])
+    ended(world, one)
+    events = events_of(world, one)
+    assert [event.event.removeprefix(f"{action}_") for event in events] == [
+        "schedule", "claim", "prepare", "undo_prepare", *PLANS[action].steps[1:],
+    ]  # fmt: skip
+    assert [event.message for event in events if event.result == "Error"] == ["broken", "broken"]
+    assert {event.host for event in events[4:]} == {"h3"}
+    assert all(0 < event.started_at_us <= event.finished_at_us for event in events)
+    assert all(earlier.finished_at_us <= later.started_at_us for earlier, later in pairwise(events))
+
+
+def test_a_step_that_fails_without_end_has_few_events(world: CellWorld, one: str) -> None:
+    world.agents["h2"].cannot.add("activate")
+    move(world, one, "migrate")
+    wait_for(lambda: world.agents["h2"].verbs.count("activate") > ATTEMPTS_TOLD_MAX + 10)
+    world.agents["h2"].cannot.clear()
+    world.wait_state(one, VM_RESIZED)
+    told = [event for event in events_of(world, one) if event.event == "migrate_activate"]
+    assert [event.result for event in told] == ["Error"] * ATTEMPTS_TOLD_MAX + ["Success"]
+
+
+def events_of(world: CellWorld, uuid: str, operation_id: str = "op-m") -> list[InstanceActionEvent]:
+    """Those of an operation, in the order in which they ended."""
+    rows = [INSTANCE_ACTION_EVENTS.from_row(row) for row in world.database.tables["instance_action_events"].values()]
+    mine = [row for row in rows if (row.instance_uuid, row.operation_id) == (uuid, operation_id)]
+    return sorted(mine, key=lambda row: row.finished_at_us)
+
+
 def test_a_host_asked_for_by_name_is_the_only_one_tried_and_never_the_present_one(world: CellWorld, one: str) -> None:
-    with pytest.raises(InvalidRequest, match="it is there"):
+    with pytest.raises(ActionInvalid, match="the host where the server exists"):
         move(world, one, "migrate", "h1")
     world.full.add("h3")
     move(world, one, "migrate", "h3")

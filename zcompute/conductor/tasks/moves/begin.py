@@ -9,7 +9,23 @@ from zcompute.conductor.tasks.moves.walk import former_claim
 from zcompute.objects.errors import ActionInvalid, InstanceBusy
 from zcompute.objects.instance import Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
-from zcompute.objects.task import TASK_CONFIRM_RESIZE, TASK_EVACUATE, TASK_RESIZE, TASK_REVERT_RESIZE, Task, TaskBody
+from zcompute.objects.task import (
+    TASK_CONFIRM_RESIZE,
+    TASK_EVACUATE,
+    TASK_LIVE_MIGRATE,
+    TASK_MIGRATE,
+    TASK_RESIZE,
+    TASK_REVERT_RESIZE,
+    Task,
+    TaskBody,
+)
+
+_TO_ITSELF = {
+    **dict.fromkeys((TASK_MIGRATE, TASK_RESIZE), "Cannot migrate to the host where the server exists."),
+    TASK_LIVE_MIGRATE: "Unable to migrate instance ({uuid}) to current host ({host}).",
+    TASK_EVACUATE: "The target host can't be the same one.",
+}
+"""Nova's words for a destination that is the present host."""
 
 
 def begin_move(
@@ -80,15 +96,12 @@ def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_
         _check_flavor(instance, request)
     destination = request.arguments.peer_host
     if destination and destination == instance.host:
-        raise InvalidRequest(
-            f"Cannot move instance {instance.uuid} to host {destination}: it is there", field="arguments.peer_host"
+        raise ActionInvalid(
+            _TO_ITSELF[kind].format(uuid=instance.uuid, host=destination), uuid=instance.uuid, action=request.action
         )
     if kind == TASK_EVACUATE and not forced_down:
-        raise InstanceBusy(
-            f"Compute service of {instance.host} is still in use: it is not forced down",
-            uuid=instance.uuid,
-            vm_state=instance.vm_state,
-            task_state="",
+        raise ActionInvalid(
+            f"Compute service of {instance.host} is still in use.", uuid=instance.uuid, action=request.action
         )
     source = instance.host or ""
     named = [] if kind == TASK_EVACUATE else [source]
