@@ -124,3 +124,24 @@ def test_a_task_or_a_cell_that_nobody_knows_is_one_sentence(sqlite_region: Regio
     done = command("task", "list", "--cell", "c9", *where)
     assert done.returncode == exits.FAILED
     assert "cell c9 is not known, those known are c1, c2" in done.stderr
+
+
+def test_a_disabled_host_gets_no_new_server_and_keeps_those_that_it_has(sqlite_region: Region) -> None:
+    region = sqlite_region
+    where = ("--format", "json", "--state-dir", str(region.paths.state_dir))
+    first = boot(region, 8)
+    host = first.boots[0].host
+    done = command("host", "disable", host, "--reason", "disks", *where)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(command("host", "show", host, *where).stdout)
+    assert (shown["disabled"], shown["disabled_reason"]) == (True, "disks")
+    later = boot(region, 12)
+    assert_all_active(later)
+    assert host not in {item.host for item in later.boots}
+    server = Clients(region, first.boots[0].uuid)
+    assert server.act({"reboot": {"type": "HARD"}})[0] == 202
+    comes_to(server, "ACTIVE")
+    assert json.loads(command("host", "enable", host, *where).stdout)["changed"]
+    assert not json.loads(command("host", "enable", host, *where).stdout)["changed"]
+    delete_all(region, [item.uuid for item in (*first.boots, *later.boots)])
+    assert_audit_holds(region)

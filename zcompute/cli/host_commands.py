@@ -1,4 +1,5 @@
-"""``zcompute host list|show|force-down``: the hosts of cells, and the operator's word that one is down for certain."""
+"""``zcompute host list|show|disable|enable|force-down``: the hosts of cells, and the operator's word that one takes no
+new servers, or is down for certain."""
 
 import json
 from typing import Any
@@ -16,8 +17,13 @@ from zcompute.cli.token_commands import add_host_commands
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import SERVICE_ERRORS
 from zcompute.objects.host import Host
-from zcompute.objects.messages.hosts import HostForceDownReply, HostForceDownRequest
-from zcompute.objects.methods import HOST_FORCE_DOWN
+from zcompute.objects.messages.hosts import (
+    HostEnableReply,
+    HostEnableRequest,
+    HostForceDownReply,
+    HostForceDownRequest,
+)
+from zcompute.objects.methods import HOST_ENABLE, HOST_FORCE_DOWN
 
 TIMEOUT_MS = 10_000
 FENCE_TIMEOUT_MS = 40_000  # beyond [fencing] timeout_s, whose limit is 25
@@ -26,7 +32,7 @@ LINK_WAIT_MS = 1_000
 
 @click.group()
 def host() -> None:
-    """List hosts; force them down, and let them work again."""
+    """List hosts; take them out, force them down, and let them work again."""
 
 
 add_host_commands(host)
@@ -66,7 +72,45 @@ def force_down(
         home, _ = find_host(operator, name, cell)
         request = HostForceDownRequest(host=name, forced_down=not off, fence=fence, dry_run=dry_run)
         reply: HostForceDownReply = ask(operator, home, HOST_FORCE_DOWN, request)
-    _show(home, reply, dry_run, form)
+    what = "is forced down" if reply.host.forced_down else "is not forced down"
+    _print_change(home, reply, dry_run, form, what, {"forced_down": reply.host.forced_down})
+
+
+@host.command()
+@click.argument("name")
+@click.option("--reason", help="Why; shown with the host.")
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@click.option("--cell", help="The host's cell, where several have one of this name.")
+@operator_options
+def disable(
+    name: str, reason: str | None, dry_run: bool, cell: str | None, config_path: str | None, state_dir: str, form: str
+) -> None:
+    """Host NAME takes no new servers. Those that it has go on."""
+    set_enabled(name, HostEnableRequest(host=name, enabled=False, reason=reason, dry_run=dry_run), cell,
+                config_path, state_dir, form)  # fmt: skip
+
+
+@host.command()
+@click.argument("name")
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@click.option("--cell", help="The host's cell, where several have one of this name.")
+@operator_options
+def enable(name: str, dry_run: bool, cell: str | None, config_path: str | None, state_dir: str, form: str) -> None:
+    """Host NAME takes new servers again."""
+    set_enabled(name, HostEnableRequest(host=name, enabled=True, dry_run=dry_run), cell, config_path, state_dir, form)
+
+
+def set_enabled(
+    name: str, request: HostEnableRequest, cell: str | None, config_path: str | None, state_dir: str, form: str
+) -> None:
+    """Ask the host's cell, and print what it says."""
+    with open_operator(config_path, state_dir) as operator:
+        home, _ = find_host(operator, name, cell)
+        reply: HostEnableReply = ask(operator, home, HOST_ENABLE, request)
+    what = "is disabled" if reply.host.disabled else "is enabled"
+    _print_change(home, reply, request.dry_run, form, what, {
+        "disabled": reply.host.disabled, "disabled_reason": reply.host.disabled_reason,
+    })  # fmt: skip
 
 
 @host.command("list")
@@ -104,21 +148,28 @@ def host_document(cell: str, row: Host) -> dict[str, Any]:
     """A host as ``--format json`` prints it."""
     return {
         "name": row.name, "cell": cell, "state": row.state, "zone": row.availability_zone,
-        "forced_down": row.forced_down, "disabled": row.disabled, "instances": row.instances,
+        "forced_down": row.forced_down, "disabled": row.disabled, "disabled_reason": row.disabled_reason,
+        "instances": row.instances,
         "vcpus": f"{row.used.vcpus}/{row.total.vcpus}", "memory_mb": f"{row.used.memory_mb}/{row.total.memory_mb}",
         "disk_gb": f"{row.used.disk_gb}/{row.total.disk_gb}", "agent": row.service_id, "epoch": row.agent_epoch,
     }  # fmt: skip
 
 
-def _show(cell: str, reply: HostForceDownReply, dry_run: bool, form: str) -> None:
+def _print_change(
+    cell: str,
+    reply: HostForceDownReply | HostEnableReply,
+    dry_run: bool,
+    form: str,
+    what: str,
+    fields: dict[str, Any],
+) -> None:
     row = reply.host
     if form == "json":
-        fields = {
-            "cell": cell, "host": row.name, "forced_down": row.forced_down, "state": row.state,
-            "instances": row.instances, "changed": reply.changed, "dry_run": dry_run,
+        document = {
+            "cell": cell, "host": row.name, **fields, "state": row.state, "instances": row.instances,
+            "changed": reply.changed, "dry_run": dry_run,
         }  # fmt: skip
-        click.echo(json.dumps(fields, indent=2))
+        click.echo(json.dumps(document, indent=2))
         return
-    what = "is forced down" if row.forced_down else "is not forced down"
     news = "would change" if dry_run and reply.changed else "changed" if reply.changed else "was so already"
     click.echo(f"host {row.name} of cell {cell} {what} ({news}): state {row.state}, {row.instances} instances claimed")

@@ -42,6 +42,8 @@ from zcompute.objects.messages.hosts import (
     HostBeat,
     HostBeginReply,
     HostBeginRequest,
+    HostEnableReply,
+    HostEnableRequest,
     HostForceDownReply,
     HostForceDownRequest,
     HostGrantsReply,
@@ -200,6 +202,7 @@ HOST_ATTACH = HOST_INTERFACE.method("attach", HostAttachRequest, Empty, _COMPUTE
 HOST_FORCE_DOWN = HOST_INTERFACE.method(
     "force_down", HostForceDownRequest, HostForceDownReply, _OPERATOR_OR_CONDUCTOR, "calls"
 )
+HOST_ENABLE = HOST_INTERFACE.method("enable", HostEnableRequest, HostEnableReply, _OPERATOR_OR_CONDUCTOR, "calls")
 HOST_LIST = HOST_INTERFACE.method("list", HostListRequest, HostListReply, _OPERATOR, "reads")
 HOST_BEAT = HOST_INTERFACE.method("beat", HostBeat, None, _COMPUTE, "control")
 

@@ -15,6 +15,7 @@ from zcompute.conductor.cell.claim_service import Claims
 from zcompute.conductor.cell.fencing import Fencing
 from zcompute.conductor.cell.grants import Grants
 from zcompute.conductor.cell.history_purge import history_purge
+from zcompute.conductor.cell.host_enabling import HostEnabling
 from zcompute.conductor.cell.host_states import HostStates
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.hosts import Hosts
@@ -107,6 +108,7 @@ class CellRole:
             fencing,
             self._quarantine.check,
         )
+        self._enabling = HostEnabling(env, self._table, self._settings)
         self._grants = Grants(env, self._relay, self._fellows, self._settings)
         self._claims = Claims(env, self._table, self._settings)
         self._placements = Placements(env, self._settings)
@@ -137,6 +139,7 @@ class CellRole:
         """Interfaces host, relay, claim, group, instance, task and service."""
         return [
             *self._hosts.handlers(),
+            *self._enabling.handlers(),
             *self._grants.handlers(),
             *self._relay.handlers(),
             *self._claims.handlers(),

@@ -84,6 +84,22 @@ class HostForceDownReply(msgspec.Struct, kw_only=True):
     changed: bool
 
 
+class HostEnableRequest(msgspec.Struct, kw_only=True):
+    """Whether the host takes new servers; ``reason`` of one that does not. With ``dry_run`` nothing is changed."""
+
+    host: str
+    enabled: bool
+    reason: str | None = None
+    dry_run: bool = False
+
+
+class HostEnableReply(msgspec.Struct, kw_only=True):
+    """As HostForceDownReply."""
+
+    host: Host
+    changed: bool
+
+
 class LeftBehindRequest(msgspec.Struct, kw_only=True):
     """From a host's owner to an instance's: the host, which is in quarantine, has a domain of it."""
 

@@ -313,9 +313,7 @@ def test_at_its_deadline_a_move_that_has_begun_nothing_goes_back_and_any_other_i
 
 
 @pytest.mark.parametrize("linked", [True, False], ids=["linked", "unlinked"])
-def test_a_copy_on_a_host_that_is_forced_down_is_waited_for_no_longer(
-    world: CellWorld, one: str, linked: bool
-) -> None:
+def test_a_copy_on_a_host_that_is_forced_down_is_waited_for_no_longer(world: CellWorld, one: str, linked: bool) -> None:
     """A linked one is told to destroy it first: that is what a host in quarantine is for."""
     migrated(world, one)
     world.agents["h1"].silent = True
