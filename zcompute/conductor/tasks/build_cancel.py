@@ -6,7 +6,7 @@ import gevent
 
 from zcompute.conductor.tasks import build_walk
 from zcompute.conductor.tasks.decision import raise_generation
-from zcompute.conductor.tasks.destroying import pause_ms, send_destroy
+from zcompute.conductor.tasks.destroying import Told, pause_ms, send_destroy
 from zcompute.conductor.tasks.run import TaskRun
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,10 @@ class Cancel:
         task = run.now_task()
         host = task.body.host or ""
         gevent.sleep(pause_ms(run, task.attempt) / 1000)
+        told = Told()
         while run.is_at(task):
             run.changed.clear()
-            if run.env.commands.has_way(host):
+            if told.answers(run, host):
                 if send_destroy(run, task, host):
                     run.journal(raise_generation)
                     continue

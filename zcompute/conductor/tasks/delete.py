@@ -6,7 +6,7 @@ import gevent
 
 from zcompute.conductor.tasks import delete_walk
 from zcompute.conductor.tasks.decision import Decision, raise_generation
-from zcompute.conductor.tasks.destroying import pause_ms, send_destroy
+from zcompute.conductor.tasks.destroying import Told, pause_ms, send_destroy
 from zcompute.conductor.tasks.run import TaskRun
 from zcompute.objects.instance import Instance
 from zcompute.objects.task import Task
@@ -24,10 +24,11 @@ class Destroy:
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
         gevent.sleep(pause_ms(run, task.attempt) / 1000)
+        told = Told()
         while run.is_at(task):
             run.changed.clear()
             pending = _pending(run)
-            away = [host for host in pending if not run.env.commands.has_way(host)]
+            away = [host for host in pending if not told.answers(run, host)]
             forced = run.env.forced_down(away) if away else set()
             if forced:
                 _count_clean(run, sorted(forced))

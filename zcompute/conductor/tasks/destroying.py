@@ -1,6 +1,7 @@
 """Telling one host to destroy an instance, for the steps of whatever task."""
 
 import logging
+import time
 
 from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.run import TaskRun
@@ -11,6 +12,23 @@ from zcompute.objects.methods import DESTROY
 from zcompute.objects.task import Task
 
 log = logging.getLogger(__name__)
+
+
+class Told:
+    """Since when hosts have been told to destroy. One that is forced down and silent is waited for no longer, even
+    while it is linked: its process may hang. What it still has goes before it works again."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def answers(self, run: TaskRun, host: str) -> bool:
+        """Whether the host is worth telling, which counts as told from then on."""
+        commands = run.env.commands
+        if not commands.has_way(host):
+            return False
+        now = time.monotonic()
+        told_s = now - self._since.setdefault(host, now)
+        return told_s < run.settings.resend_ms / 1000 or not commands.is_forced_down(host)
 
 
 def send_destroy(run: TaskRun, task: Task, host: str) -> bool:

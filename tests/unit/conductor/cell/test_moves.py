@@ -350,6 +350,36 @@ def test_a_confirmation_is_done_whether_the_present_host_is_forced_down_or_not(
     assert world.wait_state(one, VM_ACTIVE).host == "h1"
 
 
+@pytest.mark.parametrize("news", [True, False], ids=["told", "read"])
+def test_a_destination_that_hangs_is_given_up_when_it_is_forced_down(world: CellWorld, one: str, news: bool) -> None:
+    """While it is not, it may have heard: the move waits for its word, and goes to no other host."""
+    there = world.agents["h2"]
+    there.mute = True
+    move(world, one, "migrate")
+    wait_for(lambda: (task := world.task(one)) is not None and task.step == STEP_PREPARE)
+    world.forced.add("h2")
+    if news:
+        world.commands.force_down("h2", True)
+    row = world.wait_state(one, VM_RESIZED)
+    assert (row.host, where(world, one)[0], held(world)) == ("h3", ["h1", "h3"], ["h1", "h3"])
+
+
+@pytest.mark.parametrize("how", ["mute", "silent"])
+def test_a_delete_does_not_wait_for_a_linked_host_that_hangs_and_is_forced_down(
+    world: CellWorld, one: str, how: str
+) -> None:
+    migrated(world, one)
+    there = world.agents["h1"]
+    there.mute, there.silent = how == "mute", how == "silent"
+    world.delete(one)
+    wait_for(lambda: one not in world.agents["h2"].domains)
+    assert world.instance(one).vm_state == VM_RESIZED
+    world.forced.add("h1")
+    world.commands.force_down("h1", True)
+    world.wait_state(one, VM_DELETED)
+    assert held(world) == []
+
+
 @pytest.mark.parametrize("host", ["h1", "h2"])
 def test_a_revert_goes_back_to_no_host_that_is_forced_down_and_waits_for_none(
     world: CellWorld, one: str, host: str
