@@ -36,7 +36,7 @@ PAGE_ROWS = 5000
 PAGES_MAX = 2000
 READ_S_MAX = 60.0
 PROJECTS_MAX = 200  # whose totals are compared
-SERVERS_PATH = "/v2.1/servers/detail?all_tenants=1"
+SERVERS_PATH = "/v2.1/servers/detail?all_tenants=1&soft_deleted=1"
 
 T = TypeVar("T")
 R = TypeVar("R")

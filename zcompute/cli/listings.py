@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import click
 from rich.console import Console
@@ -9,6 +10,8 @@ from rich.table import Table
 
 from zcompute.cli.client import ApiClient, pages
 from zcompute.cli.exits import UsageRefused
+from zcompute.objects.instance import VM_SOFT_DELETED
+from zcompute.objects.server_status import OF_VM_STATE
 
 SERVER_COLUMNS = {
     "id": "id",
@@ -66,11 +69,12 @@ def server() -> None:
 
 @server.command("list")
 @_options
-@click.option("--status", help="Only servers of this status (ACTIVE, BUILD, ERROR).")
+@click.option("--status", help="Only servers of this status (ACTIVE, BUILD, ERROR, SOFT_DELETED, ...).")
 def server_list(status: str | None, form: str, token: str | None, url: str | None, state_dir: str) -> None:
     """List the servers of all projects, newest first."""
     client = _client(state_dir, url, token)
-    path = "/v2.1/servers/detail?all_tenants=1" + (f"&status={status}" if status else "")
+    path = "/v2.1/servers/detail?all_tenants=1" + (f"&status={quote(status)}" if status else "")
+    path += "&soft_deleted=1" if status and status.upper() == OF_VM_STATE[VM_SOFT_DELETED] else ""
     _print(pages(client, path, "servers"), SERVER_COLUMNS, form)
 
 

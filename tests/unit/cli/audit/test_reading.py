@@ -32,7 +32,7 @@ def test_every_page_of_all_projects_servers_is_read():
     servers = read_api(client)
     assert len(servers) == 1100
     assert servers["0000"] == ApiServer("0000", "ACTIVE", "h1")
-    assert all("all_tenants=1" in path for path in client.paths)
+    assert all("all_tenants=1" in path and "soft_deleted=1" in path for path in client.paths)
 
 
 @pytest.fixture
