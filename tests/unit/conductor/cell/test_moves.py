@@ -219,7 +219,7 @@ def test_a_destination_that_is_not_linked_was_told_nothing_and_the_next_is_tried
     assert held(world) == ["h1", "h3"]
 
 
-@pytest.mark.parametrize("how", ["mute", "not linked", "forced down"])
+@pytest.mark.parametrize("how", ["mute", "not linked", "forced down", "in quarantine"])
 def test_a_destination_that_does_not_answer_gives_way_before_an_evacuation_is_switched(
     world: CellWorld, one: str, how: str
 ) -> None:
@@ -229,6 +229,9 @@ def test_a_destination_that_does_not_answer_gives_way_before_an_evacuation_is_sw
         there.mute = True
     elif how == "not linked":
         world.commands.detach("h2", there)
+    elif how == "in quarantine":
+        world.forced.add("h2")
+        world.commands.force_down("h2", True)
     else:
         force_down(world, "h2")
     move(world, one, "evacuate")

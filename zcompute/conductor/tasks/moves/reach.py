@@ -47,7 +47,9 @@ class Reach:
 
 
 def _silence(run: TaskRun, task: Task, host: str) -> str:
-    """Why it did not answer; "" when it did."""
+    """Why it did not answer; "" when it did. One in quarantine would answer, and take nothing else."""
+    if run.env.commands.is_forced_down(host):
+        return f"host {host} is forced down"
     if not run.env.commands.has_way(host):
         return f"host {host} is not linked"
     order = run.env.commands.order(run.instance, task, host)
