@@ -193,6 +193,24 @@ def test_without_room_anywhere_nothing_changes_and_the_history_says_why(
     assert held(world) == ["h1"]
 
 
+@pytest.mark.parametrize("wrong", ["full", "old", "unknown"])
+@pytest.mark.parametrize("action", ["migrate", "live_migrate"])
+def test_a_named_destination_that_cannot_take_it_leaves_the_server_where_and_how_it_is(
+    world: CellWorld, one: str, action: str, wrong: str
+) -> None:
+    before = world.instance(one)
+    world.agents["h2"].old = wrong == "old"
+    world.full |= {"nowhere"} | ({"h2"} if wrong == "full" else set())
+    move(world, one, action, "nowhere" if wrong == "unknown" else "h2")
+    found, row = ended(world, one), world.instance(one)
+    assert found.result == "Error"
+    assert found.message.startswith("No valid host was found. ")
+    assert ("of an older release: it knows no step" in found.message) == (wrong == "old")
+    assert (row.host, row.claim, row.generation, row.move) == ("h1", before.claim, before.generation, None)
+    assert (row.vm_state, row.task_state, row.fault) == (VM_ACTIVE, None, None)
+    assert (where(world, one), held(world)) == ((["h1"], ["h1"]), ["h1"])
+
+
 def test_a_destination_without_room_gives_way_to_the_next(world: CellWorld, one: str) -> None:
     world.full.add("h2")
     migrated(world, one)
