@@ -11,12 +11,13 @@ import msgspec
 from tests.simulation.cell.database import Rows
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S
+from tests.simulation.cell.rest import AtRest
 from zcompute.bus import Ack, Report
-from zcompute.conductor.tasks.delete_walk import STEP_DESTROY
+from zcompute.conductor.tasks.build_walk import STEP_SPAWN
 from zcompute.db.batch import Batch, Delete
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, NOTIFICATIONS, TASKS
 from zcompute.objects.command import Order
-from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_PAUSED, VM_STOPPED, Instance
+from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.report import (
     VERDICT_ALREADY_THERE,
     VERDICT_APPLIED,
@@ -24,6 +25,7 @@ from zcompute.objects.report import (
     ReportBody,
     StepResult,
 )
+from zcompute.objects.task import TaskBody
 
 _decode = msgspec.msgpack.Decoder(ReportBody).decode
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ CLAIMED = slice(CLAIMS.columns.index("vcpus"), CLAIMS.columns.index("disk_gb") +
 USED = slice(HOSTS.columns.index("used_vcpus"), HOSTS.columns.index("used_disk_gb") + 1)
 
 
-class Checker:
+class Checker(AtRest):
     """Collects violations, and a digest of all that happened, by which two runs of a seed are known to be the same."""
 
     def __init__(self, rows: Rows, hypervisors: Hypervisors, now_s: Callable[[], float]) -> None:
@@ -245,18 +247,28 @@ class Checker:
     def began(self, host: str, name: str, order: Order) -> None:
         """A hypervisor begins to carry a command out; what a failed spawn clears away is no command."""
         newest = self._generations.get((host, order.instance_uuid), 0)
-        if order.generation < newest and (name == "spawn" or order.step == STEP_DESTROY):
+        clears = name == "destroy" and order.step == STEP_SPAWN
+        if order.generation < newest and not clears:
             self.violated("old command", f"{host} begins a {name} of generation {order.generation} after {newest}")
 
     def made(self, host: str, uuid: str) -> None:
-        """A machine has come to be on a host."""
+        """A machine has come to be on a host, or runs again where its copy stood still."""
         self.note("made", host, uuid)
-        where = self._hypervisors.running(uuid)
+        where = self._hypervisors.live(uuid)
         if where != [host]:
             self.violated("two copies", f"{uuid} runs on {where}")
         row = self._rows.tables[INSTANCES.name].get((uuid,))
         if row is None or INSTANCES.from_row(row).vm_state == VM_DELETED:
             self.violated("resurrected", f"{uuid} was made on {host}, it is deleted")
+        else:
+            self._made_where_it_belongs(host, INSTANCES.from_row(row))
+
+    def _made_where_it_belongs(self, host: str, instance: Instance) -> None:
+        """Its row's host, or one of the task that it has."""
+        row = None if instance.task_id is None else self._rows.tables[TASKS.name].get((instance.task_id,))
+        body = TaskBody() if row is None else TASKS.from_row(row).body
+        if host not in {instance.host, body.host, body.source, *body.named_hosts}:
+            self.violated("astray", f"{instance.uuid} was made on {host}, it is on {instance.host}, on its way {body}")
 
     # -- clients ------------------------------------------------------------------------------------------------
 
@@ -284,85 +296,6 @@ class Checker:
         if (uuid, operation_id) not in self._rows.tables[INSTANCE_ACTIONS.name]:
             self.violated("lost", f"{operation_id} of {uuid} acknowledged, its history does not know it")
 
-    # -- at rest ------------------------------------------------------------------------------------------------
-
-    def unrest(self) -> list[str]:
-        """What is not as it must be when nothing fails any more and all work is done."""
-        found = [f"task {key[0]} is left" for key in self._rows.tables[TASKS.name]]
-        if found:
-            return found
-        told = self._told_and_entered()
-        for uuid in sorted(self._created):
-            row = self._rows.tables[INSTANCES.name].get((uuid,))
-            if row is None:
-                found.append(f"instance {uuid} is lost")
-                continue
-            instance = self._instance(row)
-            found += self._instance_unrest(instance) or self._untold(instance, told)
-        return found or [*self._acts_left(), *self._claims_left(), *self._machines_left()]
-
-    def _acts_left(self) -> list[str]:
-        """Actions that have not ended, though no task is left."""
-        actions = self._rows.tables[INSTANCE_ACTIONS.name]
-        rows = ((name, uuid, actions.get((uuid, name))) for name, uuid in sorted(self._acted.items()))
-        return [
-            f"{name} of {uuid} is not over"
-            for name, uuid, row in rows
-            if row is None or INSTANCE_ACTIONS.from_row(row).finished_at_us is None
-        ]
-
-    def _claims_left(self) -> list[str]:
-        """Claims that no instance is known by: no task is left that could name them."""
-        instances = self._rows.tables[INSTANCES.name]
-        named = {(key[0], str(row[INSTANCE_CLAIM])) for key, row in instances.items()}
-        claims = [(uuid, f"{task_id}/{attempt}") for uuid, task_id, attempt in self._rows.tables[CLAIMS.name]]
-        return [f"claim {name} of {uuid} is left" for uuid, name in claims if (uuid, name) not in named]
-
-    def _machines_left(self) -> list[str]:
-        """Machines of which the cell knows nothing, or that they are elsewhere."""
-        instances = self._rows.tables[INSTANCES.name]
-        return [
-            f"{uuid} is left on {host}"
-            for host, domains in self._hypervisors.domains.items()
-            for uuid in domains
-            if (row := instances.get((uuid,))) is None
-            or row[INSTANCE_STATE] == VM_DELETED
-            or row[INSTANCE_HOST] != host
-        ]
-
-    def _told_and_entered(self) -> Counter[tuple[str, str]]:
-        """How often each event of each instance was told, and each of its actions entered."""
-        told = self._told.copy()
-        for row in self._rows.tables[INSTANCE_ACTIONS.name].values():
-            action = INSTANCE_ACTIONS.from_row(row)
-            told[action.instance_uuid, f"{action.action} {'over' if action.finished_at_us else 'begun'}"] += 1
-        return told
-
-    def _untold(self, instance: Instance, told: Counter[tuple[str, str]]) -> list[str]:
-        """The ends of a server's build and delete are told once, and stand in its history once."""
-        uuid = instance.uuid
-        wanted = {"create over": 1, "create begun": 0, "delete begun": 0}
-        if instance.vm_state == VM_ACTIVE:
-            wanted |= {"instance.create.end": 1, "instance.delete.end": 0}
-        elif uuid in self._deleted:
-            wanted |= {"instance.delete.end": 1, "delete over": 1}
-        counts = {what: told[uuid, what] for what in wanted}
-        return [f"{uuid} is {instance.vm_state}: {counts}, expected {wanted}"] if counts != wanted else []
-
-    def _instance_unrest(self, instance: Instance) -> list[str]:
-        uuid, where = instance.uuid, self._hypervisors.running(instance.uuid)
-        if uuid in self._deleted and instance.vm_state != VM_DELETED:
-            return [f"{uuid} is {instance.vm_state}, its delete was accepted"]
-        if instance.vm_state in (VM_DELETED, VM_ERROR):
-            return [f"{uuid} is {instance.vm_state} and runs on {where}"] if where and not instance.host else []
-        if instance.vm_state not in (VM_ACTIVE, VM_STOPPED, VM_PAUSED) or instance.task_state is not None:
-            return [f"{uuid} is {instance.vm_state}, {instance.task_state}"]
-        if where != [instance.host]:
-            return [f"{uuid} is active on {instance.host}, it runs on {where}"]
-        name = str(instance.claim).split("/")
-        if (uuid, name[0], int(name[-1])) not in self._rows.tables[CLAIMS.name]:
-            return [f"{uuid} is active, its claim {instance.claim} is not there"]
-        domain = self._hypervisors.domains[where[0]][uuid]
-        if domain.power_state != instance.power_state:
-            return [f"{uuid} has power {domain.power_state} on {where[0]}, the row says {instance.power_state}"]
-        return []
+    def known_servers(self) -> set[str]:
+        """Those that the cell has taken."""
+        return self._created

@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.simulation.cell.kinds import ACTS, WALKS
+
 FAULTS_MIN, FAULTS_MAX = 2, 8
 AUDITED_EVERY = 256  # one seed of so many: a period of usage is a commit for each of 256 partitions, and costs thrice
 
@@ -20,13 +22,14 @@ class Scale:
     deletes: int = 5
     powers: int = 25
     acts: int = 8
+    walks: int = 4
     theme: str = ""  # of the faults; "": each seed draws one
 
     @classmethod
     def of(cls, seconds: float, conductors: int, agents: int, theme: str = "") -> "Scale":
         """As much work a second and an agent as in the smallest life."""
         share = seconds / cls.seconds * agents / cls.agents
-        counts = (max(2, int(count * share)) for count in (cls.creates, cls.deletes, cls.powers, cls.acts))
+        counts = (max(2, int(count * share)) for count in (cls.creates, cls.deletes, cls.powers, cls.acts, cls.walks))
         return cls(seconds, conductors, agents, *counts, theme)
 
 
@@ -46,12 +49,10 @@ class Event:
         return f"{self.at_s:7.3f} {self.kind} {' '.join(part for part in parts if part)}"
 
 
-ACTS = ("stop", "stop", "start", "reboot_hard", "pause", "unpause")
-
 THEMES: dict[str, tuple[str, ...]] = {
     "mixed": ("freeze", "kill", "stall_hub", "stop", "kill_agent", "freeze_agent", "cut", "block", "isolate", "crash",
               "stall", "nasty", "slow", "failing", "full", "kill_all", "zombie", "deaf", "late", "race", "join", "leap",
-              "database_clock", "stop_agent"),
+              "database_clock", "stop_agent", "power_off", "late_commands"),
     "zombies": ("zombie", "zombie", "zombie", "freeze", "stall_hub", "kill", "nasty", "late"),
     "deaths": ("kill", "kill_all", "stop", "kill_agent", "nasty", "race", "race"),
     "wires": ("block", "deaf", "deaf", "cut", "isolate", "slow", "freeze_agent", "late"),
@@ -59,9 +60,11 @@ THEMES: dict[str, tuple[str, ...]] = {
     "stateless": ("lose_state", "lose_file", "lose_file", "kill_agent", "kill"),
     "members": ("join", "join", "absent", "stop", "stop", "kill", "freeze", "block"),
     "clocks": ("leap", "leap", "leap", "database_clock", "stop", "kill", "freeze", "kill_agent"),
+    "moves": ("power_off", "power_off", "late_commands", "late_commands", "kill", "kill_agent", "freeze", "failing",
+              "isolate", "block", "full"),
     "agents": ("kill_agent", "kill_agent", "stop_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
-OFTEN = ("mixed", "zombies", "deaths", "wires", "database", "agents")  # twice as often as the others
+OFTEN = ("mixed", "zombies", "deaths", "wires", "database", "agents", "moves")  # twice as often as the others
 
 
 def make_plan(seed: int, scale: Scale) -> list[Event]:
@@ -86,6 +89,7 @@ def make_plan(seed: int, scale: Scale) -> list[Event]:
         scene = SCENES.get(kind)
         events += [_fault(dice, scale, kind, at_s)] if scene is None else scene(dice, scale, at_s, numbers)
     events += _acts(random.Random(f"{seed} acts"), scale, busy_s)
+    events += _walks(random.Random(f"{seed} walks"), scale, busy_s)
     return sorted(events, key=lambda event: event.at_s)
 
 
@@ -93,7 +97,18 @@ def _acts(dice: random.Random, scale: Scale, busy_s: float) -> Iterator[Event]:
     """Actions of servers, most of them refused since another is under way or the state is wrong."""
     for _ in range(scale.acts):
         at_s = 0.6 + dice.random() * busy_s
-        yield Event(at_s, "act", dice.choice(ACTS), number=dice.randrange(scale.creates))
+        (action,) = dice.choices([*ACTS], [*ACTS.values()])
+        yield Event(at_s, "act", action, number=dice.randrange(scale.creates))
+
+
+def _walks(dice: random.Random, scale: Scale, busy_s: float) -> Iterator[Event]:
+    """Servers that move, each its own way; sometimes all to the same host."""
+    crowded = _agent(dice, scale) if dice.random() < 0.2 else ""
+    for number in dice.sample(range(scale.creates), min(scale.walks, scale.creates)):
+        at_s = 1.0 + dice.random() * busy_s
+        yield Event(
+            at_s, "walk", ",".join(dice.choice(WALKS)), crowded, dice.choice([0.0, 0.003, 0.02, 0.1, 0.5]), number
+        )
 
 
 def _zombie(dice: random.Random, scale: Scale, at_s: float, _: Iterator[int]) -> list[Event]:
@@ -172,6 +187,8 @@ def _fault(dice: random.Random, scale: Scale, kind: str, at_s: float) -> Event:
         return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5]), number=dice.randrange(8))
     if kind == "database_clock":
         return Event(at_s, kind, for_s=dice.choice([1.0, 20.0, 3600.0]))
+    if kind == "power_off":
+        return Event(at_s, kind, agent, for_s=dice.choice([0.3, 1.0, 2.0, 4.0]), number=dice.randrange(4))
     if kind in ("kill_agent", "stop_agent", "freeze_agent", "lose_state"):
         return Event(at_s, kind, agent, for_s=dice.choice([0.05, 0.5, 1.5, 2.5]))
     if kind in ("cut", "block"):

@@ -11,11 +11,12 @@ import gevent
 
 from tests.simulation.cell import stage
 from tests.simulation.cell.checker import Checker
-from tests.simulation.cell.clients import Clients, uuid_of
+from tests.simulation.cell.clients import uuid_of
 from tests.simulation.cell.database import LATE_S, LATER_S, Rows, Server, SimStore
 from tests.simulation.cell.fleet import CELL, Agent, Conductor
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
+from tests.simulation.cell.operators import Operators
 from tests.simulation.cell.plan import Event, Scale
 from tests.simulation.cell.wire import Network, Weather
 from zcompute import __version__
@@ -48,14 +49,15 @@ from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 POWERS = (POWER_RUNNING, POWER_PAUSED, POWER_SHUTDOWN)
 BUILDS_S = ((0.0, 0.02), (0.0, 0.5), (0.3, 1.5))
 EXISTS_S = 4  # the period of instance.exists, where a life has one
-SETTLE_S_MAX = 60.0
+SETTLE_S_MAX = 150.0  # a parked task that nobody wakes is looked at once a minute
+LATE_COMMAND_S = (0.02, 1.5)
 SETTLE_LOOK_S = 0.05
 
 
 _faces = (Link.report, Endpoint.on_acks, Endpoint.serve, ConductorLinks.learn)
 
 
-class World(Clients):
+class World(Operators):
     """One simulated life."""
 
     def __init__(self, seed: int, scale: Scale) -> None:
@@ -80,6 +82,7 @@ class World(Clients):
         self.deletes: dict[str, str] = {}
         self.hosts_max = scale.agents  # that the scheduler knows of
         self.exists_s = 0
+        self.late_commands = 0.0  # the share of commands that take long from the wire to the agent
         self.root: Endpoint | None = None
         self.scheduler: Endpoint | None = None
         for kind in SERVICE_ERRORS:
@@ -121,6 +124,8 @@ class World(Clients):
 
             def obey(request: Any, context: Any) -> Any:
                 order = request.order
+                if world.late_commands and world.dice.random() < world.late_commands:
+                    gevent.sleep(world.dice.uniform(*LATE_COMMAND_S))  # later ones overtake it
                 known = agent.epoch_known(order.partition)
                 reply = handler(request, context)
                 world.checker.obeyed(agent.name, method.name, order, known)
@@ -174,7 +179,8 @@ class World(Clients):
         endpoint = self.scheduler = self._endpoint("scheduler", CELL, "s1")
 
         def select(request: Any, context: Any) -> SelectReply:
-            hosts = [name for name in self.agents if name not in request.ignore_hosts]
+            ignored = {*request.ignore_hosts, *(self.hosts_forced_down() if self.dice.random() < 0.8 else ())}
+            hosts = [name for name in self.agents if name not in ignored]
             self.dice.shuffle(hosts)
             del hosts[self.hosts_max :]
             return SelectReply(hosts=[hosts[: 1 + request.alternates] for _ in request.instance_uuids])
@@ -191,7 +197,7 @@ class World(Clients):
 
     def power(self, number: int) -> None:
         """A machine changes by itself."""
-        for host in self.hypervisors.running(uuid_of(number)):
+        for host in self.hypervisors.live(uuid_of(number)):
             self.hypervisors.set_power(host, uuid_of(number), self.dice.choice(POWERS))
             self.agents[host].look()
 
@@ -310,7 +316,11 @@ class World(Clients):
 
     def _revive(self, who: Conductor | Agent) -> None:
         """Unless it has left for good meanwhile: its name may be another's by now."""
-        if who.process.dead and who in (self.conductors.get(who.name), self.agents.get(who.name)):
+        if (
+            who.process.dead
+            and who.name not in self.hypervisors.off
+            and who in (self.conductors.get(who.name), self.agents.get(who.name))
+        ):
             who.start()
 
     def _freeze(self, event: Event) -> None:
@@ -386,6 +396,11 @@ class World(Clients):
         self.network.weather = Weather(slow=0.3)
         self.loop.later(event.for_s, None, setattr, self.network, "weather", Weather())
 
+    def _late_commands(self, event: Event) -> None:
+        """Commands of one instance reach its agent in another order than they were sent in."""
+        self.late_commands = 0.3
+        self.loop.later(event.for_s, None, setattr, self, "late_commands", 0.0)
+
     def _failing(self, event: Event) -> None:
         self.hypervisors.fail = 0.5
         self.loop.later(event.for_s, None, setattr, self.hypervisors, "fail", 0.0)
@@ -398,8 +413,9 @@ class World(Clients):
         self.hypervisors.build_s = BUILDS_S[0]
         self.hypervisors.fail = 0.0
         self._roomy()
+        self.late_commands = 0.0
         for who in [*self.conductors.values(), *self.agents.values()]:
-            if who.process.dead:
+            if who.process.dead and who.name not in self.hypervisors.off:
                 who.start()
             elif who.process.held is not None:
                 who.process.thaw(self.loop)
@@ -428,6 +444,7 @@ class World(Clients):
         while not self.checker.violations:
             unrest = self.unrest()
             if not unrest:
+                self.checker.count_ended()
                 return
             if self.loop.now_s >= ends_at_s:
                 for text in unrest[:5]:
