@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.simulation.cell.kinds import LOST_HOST, WALKS
 from tests.simulation.cell.plan import SCENES, THEMES
 from tests.simulation.cell.shrink import fewest
+from zcompute.conductor.tasks.moves.plans import PLANS
 
 SEEDS = 1000
 BUDGET_S = 65
@@ -46,6 +48,23 @@ def test_a_seed_lives_the_same_life_in_every_process(tmp_path: Path) -> None:
     again = simulate(tmp_path, "--seeds", "12", "--seed", "5000", "--jobs", "1", "--lives", "1")["digests"]
     assert first == again
     assert len(set(first.values())) == len(first)
+
+
+def test_moves_come_to_every_end_while_hosts_lose_their_power(tmp_path: Path) -> None:
+    found = simulate(tmp_path, "--seeds", "150", "--seed", "9000", "--theme", "moves")
+    assert not found["failed"], found["said"]
+    met = {name for name, count in found["seen"].items() if count}
+    asked = {*LOST_HOST, *(action for walk in WALKS for action in walk)} - {"delete"}
+    assert {f"accepted {action}" for action in asked} <= met
+    assert {f"{kind} {outcome}" for kind in PLANS for outcome in ("done", "failed")} <= met
+    assert {"forced down", "let in again", "host lost for good"} <= met
+
+
+@pytest.mark.parametrize("guard", ["quarantine", "fence_check", "move_generation"])
+def test_a_guard_of_moves_that_is_switched_off_is_missed(guard: str, tmp_path: Path) -> None:
+    arguments = ["--seeds", str(SABOTAGE_SEEDS * 4), "--theme", "moves", "--sabotage", guard, "--first"]
+    found = simulate(tmp_path, *arguments)
+    assert found["failed"], f"{found['seeds']} seeds without {guard}, and nothing was found"
 
 
 @pytest.mark.parametrize("guard", ["fence", "watermark", "sequence", "outbox", "generation", "epoch"])

@@ -1,6 +1,7 @@
 """What operators and administrators do in a simulated life: moves of servers, and hosts that are lost and return."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -12,7 +13,8 @@ from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.kinds import ABORT, DELETE, LOST_HOST
 from tests.simulation.cell.plan import Event
 from zcompute.bus import BusError, InvalidRequest
-from zcompute.db.tables import HOSTS, INSTANCES
+from zcompute.conductor.tasks.moves.plans import PLANS
+from zcompute.db.tables import HOSTS, INSTANCES, TASKS
 from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import (
     HostNotClean,
@@ -127,15 +129,26 @@ class Operators(Clients):
     # -- hosts that are lost ----------------------------------------------------------------------------------------
 
     def _power_off(self, event: Event) -> None:
-        """A host loses its power. It is forced down, its servers are evacuated (``number`` 0: half of them), and it
-        comes back after a while, unless ``number`` is 3."""
-        agent = self.agents[event.who]
-        if event.who in self.hypervisors.off:
+        """A host loses its power: one that takes part in a move, else one that has servers, else ``who``. It is forced
+        down, its servers are evacuated (``number`` 0: half of them), and it comes back after a while, unless ``number``
+        is 3."""
+        busy = [host for host in self._hosts_of_moves() or self._hosts_in_use() if host not in self.hypervisors.off]
+        host = self.dice.choice(busy) if busy else event.who
+        agent = self.agents[host]
+        if host in self.hypervisors.off:
             return
         if not agent.process.dead:
             agent.kill()
-        self.hypervisors.power_off(event.who)
-        self._asking(self._lose_host, event, agent)
+        self.hypervisors.power_off(host)
+        self._asking(self._lose_host, replace(event, who=host), agent)
+
+    def _hosts_of_moves(self) -> list[str]:
+        tasks = map(TASKS.from_row, self.server.rows.tables[TASKS.name].values())
+        bodies = [task.body for task in tasks if task.kind in PLANS]
+        return sorted({host for body in bodies for host in (body.source, body.host) if host})
+
+    def _hosts_in_use(self) -> list[str]:
+        return sorted(host for host, domains in self.hypervisors.domains.items() if domains)
 
     def _lose_host(self, event: Event, agent: Agent) -> None:
         host = event.who

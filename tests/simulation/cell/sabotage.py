@@ -97,6 +97,37 @@ def _no_owner_epoch(world: World) -> None:
     Fences.allows = lambda self, partition, owner_epoch: True
 
 
+def _no_quarantine(world: World) -> None:
+    """A host that was forced down works again whatever it has."""
+    from zcompute.conductor.cell.quarantine import Quarantine
+
+    Quarantine.check = lambda self, host: None
+
+
+def _no_fence_check(world: World) -> None:
+    """An evacuation does not look again whether its source is forced down, and nobody looks for it either."""
+    from zcompute.conductor.cell import quarantine
+    from zcompute.conductor.tasks.ghosts import has_left
+    from zcompute.conductor.tasks.moves.steps import CheckFence, _journal, walk
+
+    CheckFence.run = lambda self, run: _journal(run, walk.advance)
+    quarantine.has_left = lambda instance, task, host: has_left(instance, None, host)
+
+
+def _no_move_generation(world: World) -> None:
+    """The steps of a move are all told under one generation, and agents do not hold them apart by step."""
+    from zcompute.conductor.tasks.moves import walk
+
+    go_to = walk.go_to
+
+    def unraised(instance: Any, *args: Any) -> Any:
+        decision = go_to(instance, *args)
+        kept = msgspec.structs.replace(decision.instance, command_generation=instance.command_generation)
+        return msgspec.structs.replace(decision, instance=kept)
+
+    walk.go_to = unraised
+
+
 SABOTAGES: dict[str, Callable[[World], None]] = {
     "fence": _no_fence,
     "watermark": _no_watermark,
@@ -104,4 +135,7 @@ SABOTAGES: dict[str, Callable[[World], None]] = {
     "outbox": _no_durable_outbox,
     "generation": _no_command_generation,
     "epoch": _no_owner_epoch,
+    "quarantine": _no_quarantine,
+    "fence_check": _no_fence_check,
+    "move_generation": _no_move_generation,
 }

@@ -11,8 +11,9 @@ from zcompute.compute.virt.driver import Driver
 from zcompute.compute.virt.fake import FakeDriver
 from zcompute.compute.virt.fake_log import domain_log_path, parse_lines, read_domain_log
 from zcompute.config import FakeHostConfig
+from zcompute.objects.command import StepArguments
 from zcompute.objects.flavor import Amounts
-from zcompute.objects.instance import POWER_RUNNING
+from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN
 
 HOSTS = [FakeHostConfig(name="node1", vcpus=4, memory_mb=1024, disk_gb=10), FakeHostConfig(name="node2")]
 
@@ -101,3 +102,58 @@ def test_a_directory_that_cannot_be_is_a_driver_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DriverError, match="expected a directory"):
         made(tmp_path / "file")
+
+
+def prepared(directory: Path) -> tuple[FakeDriver, str, StepArguments]:
+    """A domain of node1 that node2 awaits."""
+    driver, one = made(directory), fresh()
+    driver.spawn("node1", make_instance(one), make_order(one))
+    done = driver.prepare("node2", make_instance(one), StepArguments(), make_order(one))
+    return driver, one, StepArguments(peer_host="node2", peer=done.answer)
+
+
+def migrate(driver: FakeDriver, one: str, arguments: StepArguments) -> None:
+    driver.migrate("node1", make_instance(one), arguments, make_order(one))
+
+
+def test_a_live_migration_hands_over_once_however_often_it_is_begun(tmp_path: Path) -> None:
+    driver, one, arguments = prepared(tmp_path)
+    for _ in range(2):
+        migrate(driver, one, arguments)
+        assert one not in driver.domains("node1")
+        assert driver.domains("node2")[one].power_state == POWER_RUNNING
+
+
+def test_what_its_destination_was_told_to_destroy_is_not_handed_over_and_runs_on(tmp_path: Path) -> None:
+    driver, one, arguments = prepared(tmp_path)
+    driver.destroy("node2", one, make_order(one))
+    with pytest.raises(DriverError, match="does not await"):
+        migrate(driver, one, arguments)
+    assert driver.domains("node1")[one].power_state == POWER_RUNNING
+    assert driver.domains("node2") == {}
+
+
+def test_a_migration_that_is_aborted_behind_its_agents_death_leaves_one_that_runs(tmp_path: Path) -> None:
+    driver, one, arguments = prepared(tmp_path)
+    driver.send("node1", make_instance(one), arguments, make_order(one))  # as the death left it: stopped, not there yet
+    slow = FakeDriver(tmp_path, HOSTS, step_ms=50)
+    waiter = gevent.spawn(migrate, slow, one, arguments)
+    gevent.sleep(0.01)
+    slow.abort("node1", make_instance(one), arguments, make_order(one))
+    with pytest.raises(DriverError, match="aborted"):
+        waiter.get(timeout=5)
+    assert (slow.domains("node1")[one].power_state, slow.domains("node2")) == (POWER_RUNNING, {})
+
+
+def test_a_migration_that_had_arrived_when_its_agent_died_is_done_and_not_aborted(tmp_path: Path) -> None:
+    driver, one, arguments = prepared(tmp_path)
+    migrate(driver, one, arguments)
+    driver.spawn("node1", make_instance(one), make_order(one))
+    driver.send("node1", make_instance(one), arguments, make_order(one))  # the source's copy, which should have gone
+    slow = FakeDriver(tmp_path, HOSTS, step_ms=20)
+    waiter = gevent.spawn(migrate, slow, one, arguments)
+    gevent.sleep(0)
+    slow.abort("node1", make_instance(one), arguments, make_order(one))
+    waiter.get(timeout=5)
+    assert (one in slow.domains("node1"), slow.domains("node2")[one].power_state) == (False, POWER_RUNNING)
+    assert driver.stop("node2", make_instance(one), arguments, make_order(one)).domain.power_state == POWER_SHUTDOWN

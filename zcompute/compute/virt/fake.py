@@ -10,7 +10,7 @@ import gevent
 
 from zcompute.compute.errors import DomainExists, DomainMissing, DriverError, HostUnknown
 from zcompute.compute.verbs import VERBS
-from zcompute.compute.virt.driver import Capabilities, Domain, Done
+from zcompute.compute.virt.driver import NOTHING, Capabilities, Domain, Done
 from zcompute.compute.virt.fake_host import FakeHost
 from zcompute.compute.virt.fake_log import OP_ARRIVE, OP_DESTROY, OP_SPAWN, DomainLine, domain_log_path
 from zcompute.config import FakeHostConfig
@@ -116,6 +116,8 @@ class FakeDriver:
             domain = fake.domains().get(uuid)
             if domain is not None:
                 fake.append(_line_of(OP_DESTROY, uuid, order, domain.amounts, domain.power_state))
+            elif fake.awaits(uuid):
+                fake.append(_line_of(OP_DESTROY, uuid, order, NOTHING, POWER_SHUTDOWN))
 
     # -- one domain ---------------------------------------------------------------------------------------------------
 
@@ -198,32 +200,44 @@ class FakeDriver:
 
     def migrate(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         """It stops here before it runs there, and goes from here last of all: whenever the agent dies, one of the two
-        hosts has it, and never both run it."""
+        hosts has it, and never both run it. One that does not get there runs here again."""
         source = self._host(host)
-        self._migrating[host, instance.uuid] = False
-        try:
-            self._take_a_step()
-        finally:
-            aborted = self._migrating.pop((host, instance.uuid))
-        if aborted:
-            raise DriverError(f"the live migration of {instance.uuid} was aborted")
         there = FakeHost(domain_log_path(self._directory, _host_at(arguments.peer.get(ADDRESS, ""))))
         try:
-            with source.locked():
-                domain = source.domains().get(instance.uuid)
-                if domain is not None:
-                    source.append(_line(VERB_SEND, instance, order, POWER_SHUTDOWN))
             with there.locked():
-                if instance.uuid not in there.domains():
-                    if domain is None:
-                        raise DomainMissing(f"expected domain {instance.uuid} on host {host} to migrate, found none")
-                    there.append(_line(OP_ARRIVE, instance, order, POWER_RUNNING))
-            if domain is not None:
-                with source.locked():
+                arrived = instance.uuid in there.domains()  # before this agent's death
+            if not arrived:
+                self._hand_over(source, there, instance, order)
+            with source.locked():
+                if instance.uuid in source.domains():
                     source.append(_line(VERB_MIGRATE, instance, order, POWER_SHUTDOWN))
         finally:
             there.close()
         return Done(None)
+
+    def _hand_over(self, source: FakeHost, there: FakeHost, instance: Instance, order: Order) -> None:
+        key = (order.host, instance.uuid)
+        self._migrating[key] = False
+        try:
+            self._take_a_step()
+            if self._migrating[key]:
+                raise DriverError(f"the live migration of {instance.uuid} was aborted")
+            with source.locked():
+                if instance.uuid not in source.domains():
+                    raise DomainMissing(f"expected domain {instance.uuid} on host {order.host} to migrate, found none")
+                source.append(_line(VERB_SEND, instance, order, POWER_SHUTDOWN))
+            with there.locked():
+                if not there.awaits(instance.uuid):
+                    raise DriverError(f"{there.path.name} does not await domain {instance.uuid} any more")
+                there.append(_line(OP_ARRIVE, instance, order, POWER_RUNNING))
+        except DriverError:
+            with source.locked():
+                domain = source.domains().get(instance.uuid)
+                if domain is not None and domain.power_state == POWER_SHUTDOWN:
+                    source.append(_line(VERB_REOPEN, instance, order, POWER_RUNNING))
+            raise
+        finally:
+            del self._migrating[key]
 
     def abort(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         self._host(host)

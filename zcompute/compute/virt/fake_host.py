@@ -26,6 +26,7 @@ class FakeHost:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._domains: dict[str, Domain] = {}
+        self._awaited: set[str] = set()
         self._read_bytes = 0
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -62,16 +63,23 @@ class FakeHost:
             self._apply(line)
 
     def _apply(self, line: DomainLine) -> None:
+        if line.op in ELSEWHERE:
+            self._awaited.add(line.uuid)
+            return
+        self._awaited.discard(line.uuid)
         if line.op in GOES:
             self._domains.pop(line.uuid, None)
-        elif line.op in ELSEWHERE:
-            return
         else:
             self._domains[line.uuid] = Domain(line.uuid, line.power_state, line.amounts)
 
     def domains(self) -> dict[str, Domain]:
         """What is there; valid while locked."""
         return self._domains
+
+    def awaits(self, uuid: str) -> bool:
+        """Whether it was prepared for this domain, and neither got it nor was told to destroy it since; valid while
+        locked."""
+        return uuid in self._awaited
 
     def append(self, line: DomainLine) -> None:
         """One line in one write; called while locked."""

@@ -1,5 +1,7 @@
 """What one commit does to an instance and its task. Decided purely, applied in the ledger's decide functions."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from zcompute.conductor.change import Change
@@ -18,6 +20,7 @@ from zcompute.objects.notification_payloads import ERROR
 from zcompute.objects.task import TASK_BUILD, TASK_PARKED, ClaimName, Task
 
 FAULT_CHARS_MAX = 255
+FORCED_DOWN = "it is forced down"
 
 CREATE_START = "instance.create.start"
 CREATE_END = "instance.create.end"
@@ -137,6 +140,19 @@ def park(instance: Instance, task: Task, message: str, now_us: int) -> Decision:
         events=(CREATE_ERROR,) if task.kind == TASK_BUILD else (),
         failed=message,
     )
+
+
+def count_as_clean(task: Task, hosts: Iterable[str]) -> Task:
+    """These hosts are forced down, so nothing need be destroyed there. It is written down before it is acted on:
+    whoever lets such a host work again looks for this mark behind his own commit, and the task looks behind this one
+    whether the host is forced down still, so one of the two sees the other."""
+    refused = {**task.body.refused, **dict.fromkeys(hosts, FORCED_DOWN)}
+    return msgspec.structs.replace(task, body=msgspec.structs.replace(task.body, refused=refused))
+
+
+def counts_as_clean(task: Task, host: str) -> bool:
+    """Whether that was written down."""
+    return task.body.refused.get(host) == FORCED_DOWN
 
 
 def raise_generation(instance: Instance, task: Task, now_us: int) -> Decision:

@@ -248,7 +248,11 @@ class TaskEngine:
             self._env.measures.resumed(run.gained_at)
             if not run.is_at(task):
                 return True
-        step.run(run)
+        run.begun = task
+        try:
+            step.run(run)
+        finally:
+            run.begun = None
         return True
 
     def _pause(self, run: TaskRun, failures: int) -> None:

@@ -12,6 +12,7 @@ import gevent
 
 from zcompute.bus.errors import BusError
 from zcompute.conductor.change import Change
+from zcompute.conductor.tasks.decision import counts_as_clean
 from zcompute.conductor.tasks.delete_walk import STEP_DESTROY
 from zcompute.conductor.tasks.forgetting import Forgetting
 from zcompute.conductor.tasks.run import TaskEnv
@@ -32,8 +33,10 @@ Ghost = tuple[str, str]  # host, instance
 
 def has_left(instance: Instance, task: Task | None, host: str) -> bool:
     """Whether the instance has no business on this host (any more, or soon): it is deleted, of another host, or on its
-    way to one without this host being asked. ``task`` is the instance's. Pure."""
+    way to one without this host being asked (any more). ``task`` is the instance's. Pure."""
     if instance.vm_state == VM_DELETED:
+        return True
+    if task is not None and counts_as_clean(task, host):
         return True
     if task is not None and host in task.body.named_hosts:
         return False

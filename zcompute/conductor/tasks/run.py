@@ -81,6 +81,7 @@ class TaskRun:
         self.task_id = task.id
         self.instance = instance
         self.task: Task | None = task
+        self.begun: Task | None = None  # as it was when the step that is being done was begun
         self.adopt = adopt
         self.gained_at = time.monotonic()
         self.commanded: set[str] = set()
@@ -122,11 +123,13 @@ class TaskRun:
 
     def journal(self, decide: Callable[[Instance, Task, int], Decision], *, outbox_kind: str | None = None) -> bool:
         """Commit a decision on the newest rows; False when the task was no longer at this step: nothing was done.
+        A step decides for itself only: an operator's abort may have moved the task on while it asked somebody.
 
         ``decide(instance, task, now_us)`` is pure; one that writes an outbox row names its kind here. Raises TaskLost,
         and what the ledger raises (outcome unknown: the step is begun again).
         """
-        expected = self.now_task()
+        present = self.now_task()
+        expected = self.begun or present
         released = frozenset(self._released)
         uuid, task_id = self.uuid, self.task_id
 

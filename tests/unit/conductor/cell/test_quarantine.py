@@ -14,6 +14,7 @@ from zcompute.bus.errors import Forbidden, NotOwner, UnknownMethod
 from zcompute.conductor.cell import quarantine
 from zcompute.conductor.cell.host_table import HostTable
 from zcompute.conductor.cell.quarantine import Quarantine
+from zcompute.conductor.tasks.decision import FORCED_DOWN
 from zcompute.conductor.tasks.ghosts import has_left
 from zcompute.db.tables import INSTANCES
 from zcompute.objects.command import DomainsReply
@@ -162,6 +163,8 @@ MOVE = {"kind": "migrate", "former_claim": "t/1", "former_vm_state": VM_ACTIVE, 
         (lambda row: msgspec.structs.replace(row, host="h2"), task(named_hosts=["h1"]), False),
         (lambda row: row, task(source="h1"), True),
         (lambda row: row, task(source="h1", named_hosts=["h1"]), False),
+        (lambda row: row, task(named_hosts=["h1"], refused={"h1": FORCED_DOWN}), True),
+        (lambda row: row, task(named_hosts=["h1"], refused={"h1": "no room"}), False),
         (
             lambda row: msgspec.structs.replace(
                 row, host="h2", move=Move(former_host="h1", former_flavor=row.flavor, **MOVE)
@@ -170,7 +173,18 @@ MOVE = {"kind": "migrate", "former_claim": "t/1", "former_vm_state": VM_ACTIVE, 
             False,
         ),
     ],
-    ids=["own", "deleted", "elsewhere", "nowhere", "asked", "leaving", "leaving-asked", "to-go-back-to"],
+    ids=[
+        "own",
+        "deleted",
+        "elsewhere",
+        "nowhere",
+        "asked",
+        "leaving",
+        "leaving-asked",
+        "counts-as-clean",
+        "refused",
+        "to-go-back-to",
+    ],
 )
 def test_who_has_left_a_host(
     world: Quarantined, change: Callable[[Any], Any], under_way: Task | None, left: bool
@@ -201,3 +215,65 @@ def test_what_was_evacuated_is_destroyed_at_its_former_host_when_that_is_back(wo
     wait_for(lambda: not former.domains)
     world.quarantine.check("h1")
     assert world.agents["h2"].domains == {uuid}
+
+
+def away(world: Quarantined, agent: Agent) -> None:
+    agent.up = False
+    world.commands.detach(agent.host, agent)  # type: ignore[arg-type]  # the agent is its own link
+    world.force_down()
+
+
+def back(world: Quarantined, agent: Agent) -> None:
+    """Its link is there again; to the operator the host is forced down still."""
+    agent.up = True
+    world.commands.attach(agent.host, agent)  # type: ignore[arg-type]
+
+
+def test_a_host_that_counts_as_clean_in_a_delete_under_way_is_not_let_in_with_what_it_has(world: Quarantined) -> None:
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    source, destination = world.agents["h1"], world.agents["h2"]
+    world.act(uuid, "migrate", administrator=True)
+    world.wait_state(uuid, "resized")
+    away(world, source)
+    destination.silent = True
+    world.delete(uuid)
+    wait_for(lambda: (task := world.task(uuid)) is not None and task.body.destroyed == ["h1"])
+    back(world, source)
+    with pytest.raises(HostNotClean):
+        world.quarantine.check("h1")
+    destination.finish("destroy", destination.named("destroy")[-1])
+    world.wait_state(uuid, VM_DELETED)
+    with pytest.raises(HostNotClean):
+        world.quarantine.check("h1")
+    wait_for(lambda: not source.domains)
+
+
+@pytest.mark.parametrize("action", ["confirm_resize", "delete"])
+def test_a_host_let_in_while_it_is_to_count_as_clean_is_told_to_destroy(world: Quarantined, action: str) -> None:
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    source = world.agents["h1"]
+    world.act(uuid, "migrate", administrator=True)
+    world.wait_state(uuid, "resized")
+    away(world, source)
+    marked: list[bool] = []
+
+    def let_in_before_it_is_written(hosts: Any) -> set[str]:
+        """The operator's commit is behind this look and before what follows from it."""
+        found = world.forced.intersection(hosts)
+        if found and not marked:
+            world.forced = set()
+            world.commands.force_down("h1", False)
+            back(world, source)
+            marked.append(True)
+        return found
+
+    world.engine._env.forced_down = let_in_before_it_is_written
+    if action == "delete":
+        world.delete(uuid)
+    else:
+        world.act(uuid, action)
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    assert marked
+    assert uuid not in source.domains

@@ -275,6 +275,34 @@ def test_a_move_that_is_aborted_before_its_switch_leaves_the_server_what_it_was(
     assert "aborted by an operator" in world.history(uuid, "op-m").message
 
 
+@pytest.mark.parametrize("asked", ["select", "call"], ids=["scheduler", "claim"])
+@pytest.mark.parametrize("answer", ["found", "nothing"])
+def test_a_step_that_asks_somebody_while_its_move_is_aborted_decides_nothing_any_more(
+    make, asked: str, answer: str
+) -> None:
+    world = make("h1", "h2")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    if answer == "nothing":
+        world.full.add("h2")
+        world.hosts = ["h1"] if asked == "select" else world.hosts
+    ask = getattr(world, asked)
+
+    def aborted_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        setattr(world, asked, ask)
+        reply = ask(*args, **kwargs)
+        world.say("abort", uuid)
+        return reply
+
+    setattr(world, asked, aborted_meanwhile)
+    world.act(uuid, "migrate", administrator=True, operation_id="op-m")
+    wait_for(lambda: world.instance(uuid).task_id is None)
+    row, found = world.instance(uuid), world.history(uuid, "op-m")
+    assert (row.vm_state, row.task_state, row.host) == (VM_ACTIVE, None, "h1")
+    assert (found.result, found.message) == ("Error", "the move was aborted by an operator")
+    assert set(world.claims.values()) == {"h1"}
+
+
 def test_a_move_is_not_aborted_behind_its_switch(make) -> None:
     world = make("h1", "h2")
     uuid = world.build()

@@ -11,7 +11,7 @@ import msgspec
 from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.build_walk import begin_attempt, claim_refused, refusal_reason
 from zcompute.conductor.tasks.charge import OUTBOX_RESIZED
-from zcompute.conductor.tasks.decision import Decision
+from zcompute.conductor.tasks.decision import Decision, count_as_clean, counts_as_clean
 from zcompute.conductor.tasks.moves import walk
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
@@ -159,6 +159,7 @@ class End:
         run.journal(self.decide, outbox_kind=OUTBOX_RESIZED)
 
 
+Lost = Callable[[Instance, Task, int, int], Decision]
 Failed = Callable[[Instance, Task, str, int, int], Decision]
 
 
@@ -174,7 +175,7 @@ class Command:
     name: str
     method: Method
     make: Callable[[Order, Instance, Task], msgspec.Struct]
-    lost: Callable[[Instance, Task, int, int], Decision]
+    lost: Lost
     too_old: Failed
     grants: bool = False
     needed: Callable[[Task], bool] = lambda _: True
@@ -328,6 +329,18 @@ def _destination_lost(instance: Instance, task: Task, now_us: int, ending_s: int
     return walk.prepare_failed(instance, task, f"host {task.body.host} was forced down", now_us, ending_s)
 
 
+def _clean(then: Lost) -> Lost:
+    """What a forced-down host was to destroy counts as destroyed, in two commits: see count_as_clean."""
+
+    def decide(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decision:
+        host = host_of_step(task)
+        if not counts_as_clean(task, host):
+            return Decision(task=count_as_clean(task, [host]))
+        return then(instance, task, now_us, ending_s)
+
+    return decide
+
+
 def _source_lost(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decision:
     return walk.roll_back(instance, task, f"host {task.body.source} was forced down", now_us, ending_s)
 
@@ -348,11 +361,11 @@ STEPS: dict[str, Step] = {
         GrantHost(),
         Command(STEP_SPAWN, SPAWN, _spawn, walk.host_is_lost, _again, grants=True),
         Command(STEP_POWER_OFF, STEP, _power_off, walk.host_is_lost, _again, needed=_was_stopped),
-        Command(STEP_CLEAN_SOURCE, DESTROY, _destroy, walk.advance, _again),
-        Command(STEP_CLEAN_DESTINATION, DESTROY, _destroy, walk.advance, _again),
+        Command(STEP_CLEAN_SOURCE, DESTROY, _destroy, _clean(walk.advance), _again),
+        Command(STEP_CLEAN_DESTINATION, DESTROY, _destroy, _clean(walk.advance), _again),
         Command(STEP_REOPEN, STEP, _reopen, walk.host_is_lost, _again, grants=True),
         Command(STEP_UNDO_SEND, STEP, _reopen, walk.undone, _again, grants=True),
-        Command(STEP_UNDO_PREPARE, DESTROY, _destroy, walk.undone, _again),
+        Command(STEP_UNDO_PREPARE, DESTROY, _destroy, _clean(walk.undone), _again),
         End(STEP_ROLLED_BACK, walk.rolled_back),
         End(STEP_FINISH, walk.finish),
     )
