@@ -18,6 +18,7 @@ from zcompute.db.batch import Batch, Delete
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, NOTIFICATIONS, TASKS
 from zcompute.objects.command import Order
 from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.quota import Amount
 from zcompute.objects.report import (
     VERDICT_ALREADY_THERE,
     VERDICT_APPLIED,
@@ -43,13 +44,16 @@ USED = slice(HOSTS.columns.index("used_vcpus"), HOSTS.columns.index("used_disk_g
 class Checker(AtRest):
     """Collects violations, and a digest of all that happened, by which two runs of a seed are known to be the same."""
 
-    def __init__(self, rows: Rows, hypervisors: Hypervisors, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, rows: Rows, hypervisors: Hypervisors, now_s: Callable[[], float], charged: Callable[[str], Amount]
+    ) -> None:
         self.violations: list[str] = []
         self.digest = 0
         self.commits = self.acks = self.commands = 0
         self.seen: Counter[str] = Counter()  # what has come up, for the coverage of many seeds
         self._rows = rows
         self._hypervisors = hypervisors
+        self._charged = charged
         self._now_s = now_s
         self._numbers: dict[int, int] = {}
         self._reported: dict[tuple[str, str, int], Observation | StepResult] = {}

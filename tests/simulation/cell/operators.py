@@ -12,16 +12,20 @@ from tests.simulation.cell.fleet import CELL, Agent
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.kinds import ABORT, DELETE, LOST_HOST
 from tests.simulation.cell.plan import Event
+from tests.simulation.cell.root_quota import FLAVORS
 from zcompute.bus import BusError, InvalidRequest
 from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.db.tables import HOSTS, INSTANCES, TASKS
+from zcompute.objects.actions import RESIZE
 from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import (
+    ActionInvalid,
     HostNotClean,
     HostNotFound,
     InstanceBusy,
     InstanceNotFound,
     OperationConflict,
+    QuotaExceeded,
     ServiceError,
     TaskNotFound,
     TaskRefused,
@@ -36,7 +40,10 @@ TRIES_MAX = 30  # while a server is busy with something else
 TRY_AGAIN_S = 0.08
 NOTICED_S = 0.1  # a host is known to be off
 CLEAN_AGAIN_S = 0.3
-REFUSALS = (InvalidRequest, InstanceNotFound, OperationConflict, TaskRefused, TaskNotFound, HostNotFound)
+REFUSALS = (
+    ActionInvalid, HostNotFound, InstanceNotFound, InvalidRequest, OperationConflict, QuotaExceeded, TaskNotFound,
+    TaskRefused,
+)  # fmt: skip
 
 
 class Operators(Clients):
@@ -86,7 +93,9 @@ class Operators(Clients):
         name = f"{action} {self.acts}"
         request = InstanceActionRequest(
             uuid=uuid, project_id="p", operation_id=name, action=action, administrator=True,
-            arguments=StepArguments(peer_host=peer_host),
+            arguments=StepArguments(
+                peer_host=peer_host, flavor=self.dice.choice(FLAVORS) if action == RESIZE.key else None
+            ),
         )  # fmt: skip
         if not self._ask(INSTANCE_ACTION, request):
             return False

@@ -1,10 +1,12 @@
 """What must hold once nothing fails any more and all work is done."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from tests.simulation.cell.database import Rows
 from tests.simulation.cell.hypervisor import Hypervisors
+from zcompute.conductor.tasks.charge import charged
 from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.objects.actions import ACTIONS
@@ -20,6 +22,7 @@ from zcompute.objects.instance import (
     VM_SUSPENDED,
     Instance,
 )
+from zcompute.objects.quota import Amount
 
 HOST_NAME, HOST_FORCED_DOWN = map(HOSTS.columns.index, ("name", "forced_down"))
 WORKING = (VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED, VM_RESCUED, VM_RESIZED)
@@ -32,6 +35,7 @@ class AtRest:
     seen: Counter[str]
     _rows: Rows
     _hypervisors: Hypervisors
+    _charged: Callable[[str], Amount]
     _created: set[str]
     _deleted: set[str]
     _acted: dict[str, str]
@@ -138,6 +142,8 @@ class AtRest:
             return [f"{uuid} is {instance.vm_state}, {instance.task_state}, task {instance.task_id}"]
         if (instance.vm_state == VM_RESIZED) != (instance.move is not None):
             return [f"{uuid} is {instance.vm_state}, its move is {instance.move}"]
+        if self._charged(uuid) != charged(instance, None):
+            return [f"{uuid} is charged {self._charged(uuid)} at the root, it is {charged(instance, None)}"]
         expected = [host for host in _hosts_of(instance) if host not in lost]
         if sorted(where) != sorted(expected):
             return [f"{uuid} is {instance.vm_state} on {expected}, it is on {where}"]
@@ -147,6 +153,8 @@ class AtRest:
         if copy in self._hypervisors.live(uuid):
             return [f"{uuid} runs on {copy}, where its stopped copy should be"]
         domain = self._hypervisors.domains[str(instance.host)][uuid]
+        if domain.amounts != instance.flavor.amounts():
+            return [f"{uuid} has {domain.amounts} on {instance.host}, its flavor is {instance.flavor.name}"]
         if domain.power_state != instance.power_state:
             return [f"{uuid} has power {domain.power_state} on {instance.host}, the row says {instance.power_state}"]
         return []

@@ -18,6 +18,7 @@ from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
 from tests.simulation.cell.operators import Operators
 from tests.simulation.cell.plan import Event, Scale
+from tests.simulation.cell.root_quota import RootQuota
 from tests.simulation.cell.wire import Network, Weather
 from zcompute import __version__
 from zcompute.bus import Endpoint, Identity, register_error
@@ -71,7 +72,8 @@ class World(Operators):
         self.dice = random.Random(f"{seed} world")
         self.server = Server(self.loop, Rows(CELL), seed)
         self.hypervisors = Hypervisors(seed)
-        self.checker = Checker(self.server.rows, self.hypervisors, self.loop.now)
+        self.quota = RootQuota(seed)
+        self.checker = Checker(self.server.rows, self.hypervisors, self.loop.now, self.quota.charged)
         self.directory = Path(tempfile.mkdtemp(prefix="zcompute-sim-", dir=_memory()))
         self.agent_settings = Settings(observe_ms=3_000)
         self.conductor_names = [f"c{n + 1}" for n in range(scale.conductors)]
@@ -173,6 +175,7 @@ class World(Operators):
         for method in (CELL_REGISTER, MAPPING_DELETED, MAPPING_REFUSED):
             endpoint.serve(method, lambda *_: Empty())
         endpoint.serve(CELL_CAPACITY, lambda *_: None)
+        self.quota.serve(endpoint)
         endpoint.bind("tcp://r1:1")
 
     def _start_scheduler(self) -> None:
