@@ -7,6 +7,7 @@ is about, and the hosts that it names; what stands still for too long is a findi
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from zcompute.cli.audit_groups import group_findings
 from zcompute.cli.audit_kinds import (
     ACTION_STUCK,
     API_DIFFERS,
@@ -63,6 +64,7 @@ def _all_findings(snapshot: Snapshot) -> Iterator[Finding]:
         yield from _used(cell)
         yield from _task_states(cell)
         yield from _actions(cell)
+    yield from group_findings(snapshot)
     yield from _api(snapshot)
 
 

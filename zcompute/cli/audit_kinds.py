@@ -16,6 +16,10 @@ QUOTA_TOTAL_WRONG = "quota_total_wrong"
 CLAIM_LEAKED = "claim_leaked"
 CLAIM_MISSING = "claim_missing"
 HOST_USED_WRONG = "host_used_wrong"
+PLACEMENT_LEAKED = "placement_leaked"
+PLACEMENT_MISSING = "placement_missing"
+GROUP_VIOLATED = "group_violated"
+GROUP_MEMBER_WRONG = "group_member_wrong"
 TASK_STUCK = "task_stuck"
 ACTION_STUCK = "action_stuck"
 OUTBOX_STUCK = "outbox_stuck"
@@ -41,6 +45,10 @@ KINDS: dict[str, str] = {
     CLAIM_LEAKED: "a claim that neither a server nor its task names",
     CLAIM_MISSING: "a server without the claim that its row names",
     HOST_USED_WRONG: "a host's used amounts differ from the sum of its claims",
+    PLACEMENT_LEAKED: "a place in a server group that neither a server nor its task names",
+    PLACEMENT_MISSING: "a member of a server group without the place that its claim names",
+    GROUP_VIOLATED: "members of a server group are where its policy does not allow them",
+    GROUP_MEMBER_WRONG: "the root counts a server as of another server group than its cell",
     TASK_STUCK: "a task parked, past its deadline or without progress, or a task_state without a task",
     ACTION_STUCK: "an operation of the history that is under way without its task",
     TASK_WITHOUT_ACTION: "a task that the history does not know",
@@ -55,8 +63,8 @@ KINDS: dict[str, str] = {
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing that does not hold. ``subject`` is a server's uuid, a host's name, a project's id, or a partition
-    (CELL/NUMBER)."""
+    """One thing that does not hold. ``subject`` is a server's or a server group's uuid, a host's name, a project's id,
+    or a partition (CELL/NUMBER)."""
 
     kind: str
     subject: str

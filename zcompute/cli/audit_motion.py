@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from zcompute.cli.audit_kinds import BUILD_REQUEST_STUCK, OUTBOX_STUCK, TASK_STUCK, Finding
 from zcompute.cli.audit_snapshot import CellRows, Snapshot
 from zcompute.objects.build_request import BUILD_PENDING
+from zcompute.objects.group import GroupPlacement
 from zcompute.objects.host import Claim
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task
 
@@ -39,6 +40,11 @@ def moving(snapshot: Snapshot) -> list[Moving]:
             Moving("claim", claim.instance_uuid, claim.name, (claim.host,))
             for claim in leaked_claims(cell)
             if claim.created_at_us + CLAIM_GRACE_US > cell.now_us
+        ]
+        result += [
+            Moving("placement", place.instance_uuid, place.name, (place.host,))
+            for place in leaked_placements(cell)
+            if place.created_at_us + CLAIM_GRACE_US > cell.now_us
         ]
     return result
 
@@ -95,3 +101,9 @@ def _named(cell: CellRows) -> set[tuple[str, str, str]]:
 def leaked_claims(cell: CellRows) -> list[Claim]:
     named = _named(cell)
     return [claim for claim in cell.claims if (claim.instance_uuid, claim.name, claim.host) not in named]
+
+
+def leaked_placements(cell: CellRows) -> list[GroupPlacement]:
+    """Places in server groups that no claim in force goes with."""
+    named = _named(cell)
+    return [place for place in cell.placements if (place.instance_uuid, place.name, place.host) not in named]

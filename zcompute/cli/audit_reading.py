@@ -18,6 +18,7 @@ from zcompute.db.store import Store
 from zcompute.db.tables import (
     BUILD_REQUESTS,
     CLAIMS,
+    GROUP_PLACEMENTS,
     HOSTS,
     INSTANCE_ACTIONS,
     INSTANCES,
@@ -81,6 +82,7 @@ def read_cell(store: Store) -> CellRows:
         actions=read_table(store, INSTANCE_ACTIONS, {"finished_at_us": None}),
         tasks=read_table(store, TASKS),
         outbox=read_table(store, ROOT_OUTBOX),
+        placements=read_table(store, GROUP_PLACEMENTS),
         claims=read_table(store, CLAIMS),
         hosts=read_table(store, HOSTS),
         instances=read_table(store, INSTANCES),

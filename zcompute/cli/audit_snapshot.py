@@ -7,6 +7,7 @@ from zcompute.compute.virt.fake_log import COMES, GOES, OP_SPAWN, DomainLine
 from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Usage
 from zcompute.objects.cell import ROOT_CELL, OutboxEntry
+from zcompute.objects.group import GroupPlacement
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim, Host
 from zcompute.objects.instance import VM_DELETED, Instance
@@ -36,6 +37,7 @@ class CellRows:
     instances: list[Instance] = field(default_factory=list)
     hosts: list[Host] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    placements: list[GroupPlacement] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     outbox: list[OutboxEntry] = field(default_factory=list)
     actions: list[InstanceAction] = field(default_factory=list)
@@ -109,6 +111,7 @@ class Snapshot:
             "usages": len(self.root.usages),
             "projects": len(self.used),
             "claims": sum(len(cell.claims) for cell in cells),
+            "placements": sum(len(cell.placements) for cell in cells),
             "tasks": sum(len(cell.tasks) for cell in cells),
             "outbox_rows": sum(len(cell.outbox) for cell in cells),
             "notifications": sum(row.kept for _, rows in self.tellers() for row in rows.told),

@@ -15,6 +15,7 @@ from zcompute.objects.build_request import BUILD_PENDING, InstanceMapping, Usage
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.command import VERB_ACTIVATE, VERB_REOPEN, VERB_SEND
 from zcompute.objects.flavor import Amounts
+from zcompute.objects.group import AFFINITY, ANTI_AFFINITY, SOFT_ANTI_AFFINITY, GroupPlacement, GroupRule
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim
 from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, Move
@@ -23,6 +24,7 @@ from zcompute.objects.task import TASK_PARKED, ClaimName, Task, TaskBody
 
 BRISK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ACTIVE, IN_ERROR, DELETED, STRANGER = uuid_of(0), uuid_of(1), uuid_of(2), uuid_of(999)
+GROUP = "00000000-0000-4000-8000-0000000000aa"
 HOST, OTHER = host_name("c1", 0), host_name("c1", 1)
 
 
@@ -234,7 +236,43 @@ def outbox(uuid, created_at_us=NOW_US):
     return OutboxEntry(instance_uuid=uuid, project_id="p", kind="deleted", generation=1, created_at_us=created_at_us)
 
 
+def join_group(region, uuid=ACTIVE, policy=ANTI_AFFINITY, per_host=1, placed=True):
+    instance = region.instance(uuid)
+    rule = GroupRule(uuid=GROUP, policy=policy, max_server_per_host=per_host)
+    instance.spec = msgspec.structs.replace(instance.spec, group=rule)
+    mapping_of(region, uuid).group_uuid = GROUP
+    if placed:
+        task_id, _, attempt = instance.claim.rpartition("/")
+        region.cells["c1"].placements.append(
+            GroupPlacement(
+                group_uuid=GROUP, instance_uuid=uuid, task_id=task_id, attempt=int(attempt), host=instance.host
+            )
+        )
+
+
+def place_left(region):
+    region.cells["c1"].placements.append(
+        GroupPlacement(group_uuid=GROUP, instance_uuid=STRANGER, task_id="t", attempt=1, host=HOST)
+    )
+
+
+def place_lost(region):
+    join_group(region, placed=False)
+
+
+def more_on_a_host_than_the_group_allows(region):
+    join_group(region, per_host=0)
+
+
+def mapped_as_of_a_group(region):
+    mapping_of(region, ACTIVE).group_uuid = GROUP
+
+
 CORRUPTIONS = [
+    (place_left, kinds.PLACEMENT_LEAKED, STRANGER),
+    (place_lost, kinds.PLACEMENT_MISSING, ACTIVE),
+    (more_on_a_host_than_the_group_allows, kinds.GROUP_VIOLATED, GROUP),
+    (mapped_as_of_a_group, kinds.GROUP_MEMBER_WRONG, ACTIVE),
     (running_nowhere, kinds.SERVER_ON_NO_HOST, ACTIVE),
     (running_twice, kinds.SERVER_ON_SEVERAL_HOSTS, ACTIVE),
     (running_twice, kinds.ORPHAN_DOMAIN, ACTIVE),
@@ -301,6 +339,32 @@ def test_a_single_corruption_is_found(corrupt, kind, subject, region):
 
 def test_every_kind_has_a_corruption_that_shows_it():
     assert {kind for _, kind, _ in CORRUPTIONS} == set(kinds.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("policy", "hosts", "violated"),
+    [
+        (ANTI_AFFINITY, (0, 1), False),
+        (ANTI_AFFINITY, (0, 0), True),
+        (AFFINITY, (0, 0), False),
+        (AFFINITY, (0, 1), True),
+        (SOFT_ANTI_AFFINITY, (0, 0), False),
+    ],
+)
+def test_members_that_are_where_their_policy_does_not_allow_them_are_found(policy, hosts, violated):
+    region = clean_region([Plan("active", host=number) for number in hosts])
+    for number in range(2):
+        join_group(region, uuid_of(number), policy)
+    found = [(finding.kind, finding.subject) for finding in compare(region.snapshot())]
+    assert found == ([(kinds.GROUP_VIOLATED, GROUP)] if violated else [])
+
+
+def test_a_place_that_is_to_be_swept_soon_excuses_its_server():
+    region = clean_region([Plan("active")])
+    place_left(region)
+    region.cells["c1"].placements[0].created_at_us = NOW_US - 1_000_000
+    assert compare(region.snapshot()) == []
+    assert [item.kind for item in moving(region.snapshot())] == ["placement"]
 
 
 def test_what_is_told_without_a_gap_and_cursors_behind_it_are_right():
