@@ -204,7 +204,8 @@ def config_document(
         document["conductor"] = {"allow_beside_compute": True}
         if plan.cell == ROOT_CELL:
             # Nova's default of ten servers would end every demonstration and benchmark; projects may be limited.
-            document["quota"] = {"instances": UNLIMITED, "cores": UNLIMITED, "ram_mb": UNLIMITED}
+            names = ("instances", "cores", "ram_mb", "server_groups", "server_group_members")
+            document["quota"] = dict.fromkeys(names, UNLIMITED)
     elif plan.kind == COMPUTE:
         document["compute"] = {
             "fake_dir": str(paths.hosts),

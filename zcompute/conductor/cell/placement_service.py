@@ -12,6 +12,7 @@ from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.db.tables import GROUP_PLACEMENTS, GROUP_STANDINGS
+from zcompute.failpoints import failpoint
 from zcompute.objects.group import GroupPlacement
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.cluster import Empty
@@ -86,13 +87,16 @@ class Placements:
             return ReserveReply(granted=True)
 
         timeout_ms = min(self._settings.commit_ms_max, context.remaining_ms())
+        failpoint("group.before_reserve")
         ticket = self._env.ledger.submit(partition_of(group_uuid), self._keys(key), decide)
         reply: ReserveReply = ticket.wait(timeout_ms)
+        failpoint("group.after_reserve")
         return reply
 
     def release(self, request: PlacementReleaseRequest, context: CallContext) -> Empty:
         """Release a placement by its name; one that is not there counts as released. Raises NotOwner."""
         self._release((request.group_uuid, request.instance_uuid, request.task_id, request.attempt))
+        failpoint("group.after_release")
         return Empty()
 
     def hosts(self, request: GroupHostsRequest, context: CallContext) -> GroupHostsReply:

@@ -153,7 +153,8 @@ class FakeStore:
         rows = sorted(self.ledger.all(table), key=table.key_of)
         rows = [row for row in rows if after is None or table.key_of(row) > after]
         for column, value in (where or {}).items():
-            rows = [row for row in rows if getattr(row, column) == value]
+            wanted = value if isinstance(value, list) else [value]
+            rows = [row for row in rows if getattr(row, column) in wanted]
         return rows[:limit]
 
     def expired(self, table, partition, column, before_us, limit):
