@@ -51,12 +51,12 @@ def _policies(snapshot: Snapshot) -> Iterator[Finding]:
     for uuid, places in members.items():
         rule = rules[uuid]
         if rule.policy == AFFINITY and len(places) > 1:
-            found = ", ".join(sorted(f"{cell}/{host}" for cell, host in places))
+            found = ", ".join(sorted(f"{where}/{host}" for where, host in places))
             yield Finding(GROUP_VIOLATED, uuid, f"{rule.policy}: members on {found}")
         if rule.policy == ANTI_AFFINITY:
-            for (cell, host), uuids in places.items():
+            for (where, host), uuids in places.items():
                 if len(uuids) > rule.max_server_per_host:
-                    yield Finding(GROUP_VIOLATED, uuid, f"{rule.policy}: {len(uuids)} members on {cell}/{host}")
+                    yield Finding(GROUP_VIOLATED, uuid, f"{rule.policy}: {len(uuids)} members on {where}/{host}")
 
 
 def _members(snapshot: Snapshot) -> Iterator[Finding]:
