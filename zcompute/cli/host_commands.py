@@ -9,6 +9,7 @@ import click
 from zcompute.bus import register_error
 from zcompute.cli.cell_commands import ask, dial_cells, open_operator, operator_options
 from zcompute.cli.cell_verify import hosts_of
+from zcompute.cli.drain_commands import drain, evacuate
 from zcompute.cli.exits import UsageRefused
 from zcompute.cli.host_find import find_host
 from zcompute.cli.operator import Operator, operator_config
@@ -36,6 +37,8 @@ def host() -> None:
 
 
 add_host_commands(host)
+host.add_command(drain)
+host.add_command(evacuate)
 
 
 @host.command("force-down")

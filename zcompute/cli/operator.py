@@ -119,14 +119,18 @@ class Operator:
                 with suppress(BusConfigError):  # an odd address in the root's rows keeps us from no other
                     self._links[peer.id] = self._endpoint.dial(peer.address, peer.public_key)
 
-    def ask_cell(self, cell: str, method: MethodSpec, request: Any) -> Any:
-        """Call a conductor of a cell, another one when it does not answer. Raises CommandError, and what it answers."""
+    def ask_cell(self, cell: str, method: MethodSpec, request: Any, at_most_ms: int | None = None) -> Any:
+        """Call a conductor of a cell, another one when it does not answer (within ``at_most_ms``, where that is given).
+
+        Raises CommandError, and what it answers.
+        """
         reasons: list[str] = []
         for name, link in sorted(self._links.items(), key=lambda item: not item[1].up):
             if link.peer is None or link.peer.cell != cell:
                 continue
             try:
-                return link.call(method, request, timeout_ms=self._remaining_ms())
+                left_ms = self._remaining_ms()
+                return link.call(method, request, timeout_ms=min(left_ms, at_most_ms or left_ms))
             except BusError as error:
                 reasons.append(f"{name}: {error}")
         raise CommandError(f"no conductor of cell {cell} has answered: {'; '.join(reasons) or 'none is linked'}")

@@ -87,6 +87,7 @@ class Move(VersionedObject):
 
     ``kind`` as the move's task. ``former_claim`` ("task/attempt") stays in force at ``former_host``, where the stopped
     domain is kept. ``since_us``: UTC microseconds of the move's end, from which the automatic confirmation counts.
+    ``operation_id`` is of whoever asked for the move.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class Move(VersionedObject):
     former_flavor: Flavor
     former_vm_state: str
     since_us: int
+    operation_id: str = ""
 
 
 class Instance(VersionedObject):

@@ -241,15 +241,15 @@ RELAYED_COMMANDS: dict[Method, Method] = {
 
 INSTANCE_BUILD = INSTANCE_INTERFACE.method("build", BuildRequestMessage, Empty, _CONDUCTOR)
 INSTANCE_GET = INSTANCE_INTERFACE.method("get", InstanceGetRequest, InstanceReply, _API_OR_CONDUCTOR, "reads")
-INSTANCE_LIST = INSTANCE_INTERFACE.method("list", InstanceQuery, InstanceListReply, _API_OR_CONDUCTOR, "reads")
+INSTANCE_LIST = INSTANCE_INTERFACE.method("list", InstanceQuery, InstanceListReply, _API_OPERATOR_OR_CONDUCTOR, "reads")
 INSTANCE_BRIEFS = INSTANCE_INTERFACE.method("briefs", InstanceQuery, InstanceBriefsReply, _API_OR_CONDUCTOR, "reads")
 INSTANCE_COUNT = INSTANCE_INTERFACE.method(
     "count", InstanceCountRequest, InstanceCountReply, _API_OR_CONDUCTOR, "reads"
 )
 INSTANCE_DELETE = INSTANCE_INTERFACE.method("delete", InstanceDeleteRequest, Empty, _API_OR_CONDUCTOR)
-INSTANCE_ACTION = INSTANCE_INTERFACE.method("action", InstanceActionRequest, Empty, _API_OR_CONDUCTOR)
+INSTANCE_ACTION = INSTANCE_INTERFACE.method("action", InstanceActionRequest, Empty, _API_OPERATOR_OR_CONDUCTOR)
 INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
-    "actions", InstanceGetRequest, InstanceActionsReply, _API_OR_CONDUCTOR, "reads"
+    "actions", InstanceGetRequest, InstanceActionsReply, _API_OPERATOR_OR_CONDUCTOR, "reads"
 )
 INSTANCE_LEFT_BEHIND = INSTANCE_INTERFACE.method("left_behind", LeftBehindRequest, Empty, _CONDUCTOR)
 INSTANCE_CENSUS = INSTANCE_INTERFACE.method("census", CensusRequest, CensusReply, _OPERATOR, "reads")

@@ -6,6 +6,7 @@ from typing import Any
 
 from zcompute.bus.errors import Busy, InvalidRequest
 from zcompute.conductor.cell.instances import Unasked, new_task_id
+from zcompute.conductor.cell.operators import check_operator
 from zcompute.conductor.cell.resizing import Raising, amount_with
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
@@ -106,6 +107,7 @@ class Actions:
         Raises InstanceNotFound, InstanceBusy (its state, its lock), OperationConflict, ActionInvalid, QuotaExceeded,
         InvalidRequest, Busy, NotOwner, and Unavailable where the root must be asked and does not answer.
         """
+        check_operator(context)
         if self._forwarding.needed(request.uuid, context):
             reply: Empty = self._forwarding.call(request.uuid, INSTANCE_ACTION, request, context)
             return reply

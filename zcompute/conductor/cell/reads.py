@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from zcompute.bus import Endpoint
 from zcompute.bus.errors import InvalidRequest, Unavailable
+from zcompute.conductor.cell.operators import check_operator
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.page_size import fitted
@@ -153,6 +154,7 @@ class Reads:
     def instance_actions(self, request: InstanceGetRequest, context: Any) -> InstanceActionsReply:
         """The history of an instance, of a deleted one too. Raises InstanceNotFound for one that was never here, or
         is another project's. At most history_rows_max actions and events."""
+        check_operator(context)
         limit = self._settings.history_rows_max
         key, where = (request.uuid,), {"instance_uuid": request.uuid}
 
@@ -173,6 +175,7 @@ class Reads:
 
     def instance_list(self, request: InstanceQuery, context: Any) -> InstanceListReply:
         """A page; at most list_rows_max whatever was asked for, and what goes over the wire. Raises InvalidRequest."""
+        check_operator(context)
         checked(request)
         if request.limit > self._settings.list_rows_max:
             request.limit = self._settings.list_rows_max

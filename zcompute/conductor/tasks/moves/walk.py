@@ -189,6 +189,7 @@ def switch(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decisi
         former_flavor=instance.flavor,
         former_vm_state=body.former_vm_state,
         since_us=now_us,
+        operation_id=task.operation_id,
     )
     switched = msgspec.structs.replace(
         instance,
