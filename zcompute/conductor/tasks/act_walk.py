@@ -10,7 +10,7 @@ import msgspec
 from zcompute.conductor.tasks.decision import Decision
 from zcompute.objects.actions import ACTIONS, REBUILD, RESTORE, SOFT_DELETE, Action
 from zcompute.objects.command import VERB_REBOOT
-from zcompute.objects.instance import VM_STOPPED, Instance
+from zcompute.objects.instance import VM_RESIZED, VM_STOPPED, Instance
 from zcompute.objects.messages.instances import InstanceActionRequest
 from zcompute.objects.notification_payloads import ERROR, EVENT_TYPES
 from zcompute.objects.report import OUTCOME_DONE, StepResult
@@ -70,7 +70,7 @@ def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, e
     action = ACTIONS[task.body.action]
     ended = msgspec.structs.replace(
         instance,
-        vm_state=state_after(action, task),
+        vm_state=state_after(action, instance, task),
         task_state=None,
         task_id=None,
         fault=None,
@@ -79,9 +79,12 @@ def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, e
     return Decision(instance=ended, ended=True, events=(f"instance.{action.event}.end",))
 
 
-def state_after(action: Action, task: Task) -> str:
-    """The vm_state that a done action leads to."""
+def state_after(action: Action, instance: Instance, task: Task) -> str:
+    """The vm_state that a done action leads to. A restored server whose move waits is RESIZED again: its other copy is
+    not forgotten."""
     former = task.body.former_vm_state
+    if action is RESTORE and instance.move is not None:
+        return VM_RESIZED
     if action is REBUILD and former == VM_STOPPED:
         return former
     return action.vm_state or former

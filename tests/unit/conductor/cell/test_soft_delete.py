@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
+from tests.unit.conductor.cell.test_moves import held, migrated, move
 from tests.unit.conductor.ledger_world import wait_for
 from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.cell.reclaim import Reclaim
@@ -13,7 +14,7 @@ from zcompute.conductor.cell.settings import CellSettings
 from zcompute.db.tables import INSTANCE_ACTIONS
 from zcompute.objects.actions import LOCK, RESTORE, SOFT_DELETE, STOP
 from zcompute.objects.errors import InstanceBusy, InstanceLocked, InstanceNotFound
-from zcompute.objects.instance import TASK_SOFT_DELETING, VM_ACTIVE, VM_DELETED, VM_ERROR, VM_SOFT_DELETED
+from zcompute.objects.instance import TASK_SOFT_DELETING, VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_SOFT_DELETED
 from zcompute.objects.task import TASK_PARKED
 
 HOUR_S = 3600
@@ -83,6 +84,22 @@ def test_a_restored_server_runs_and_is_not_reclaimed(world: CellWorld, one: str)
     sweep.look()
     assert world.instance(one) == row
     assert world.agents["h1"].verbs == ["stop", "start"]
+
+
+def test_a_restored_server_whose_move_waits_can_still_be_confirmed_and_reverted() -> None:
+    world = CellWorld("h1", "h2", reclaims=True)
+    try:
+        uuid = world.build()
+        world.wait_state(uuid, VM_ACTIVE)
+        migrated(world, uuid)
+        soft_deleted(world, uuid)
+        world.act(uuid, RESTORE.key)
+        assert world.wait_state(uuid, VM_RESIZED).resized_at_us is not None
+        move(world, uuid, "revert_resize")
+        assert world.wait_state(uuid, VM_ACTIVE).host == "h1"
+        assert held(world) == ["h1"]
+    finally:
+        world.close()
 
 
 def test_a_server_is_reclaimed_when_its_time_is_over_and_not_before(world: CellWorld, one: str) -> None:
