@@ -21,13 +21,14 @@ from tests.cluster.test_actions import Clients
 from tests.cluster.test_faults import owners, store_of
 from tests.cluster.test_moves import comes_to
 from tests.cluster.test_quotas import counted, create, demo_project, quota
-from tests.unit.test_failpoints import OF_QUOTAS, OF_RESIZES, places
+from tests.unit.test_failpoints import OF_IMAGES, OF_QUOTAS, OF_RESIZES, places
 from zcompute.cli.up.databases import MARIADB
 from zcompute.cli.up.layout import Shape
 from zcompute.cli.up.region import Region
-from zcompute.db.tables import BUILD_REQUESTS, MAPPINGS, USAGES
+from zcompute.db.tables import BUILD_REQUESTS, IMAGES, MAPPINGS, ROOT_OUTBOX, USAGES
 from zcompute.failpoints import ENVIRONMENT, GATE
 from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.image import IMAGE_ACTIVE, PRIVATE, SHOWN, Image
 
 LIMIT = 6
 CREATORS = 8
@@ -53,6 +54,16 @@ PLACES_OF_RESIZES = {
     "resize.after_raise": OF_CELL,
     "quota.before_raise": OF_ROOT,
     "quota.after_raise": OF_ROOT,
+}
+
+PLACES_OF_IMAGES = {
+    "create_image.before_row": OF_API,
+    "create_image.after_row": OF_API,
+    "create_image.after_action": OF_API,
+    "image.before_create": OF_ROOT,
+    "image.after_create": OF_ROOT,
+    "image.before_update": OF_ROOT,
+    "image.after_update": OF_ROOT,
 }
 
 
@@ -148,6 +159,7 @@ def handed_over(region: Region) -> bool:
 def test_every_place_of_the_books_is_tried() -> None:
     assert sorted(PLACES) == sorted(place for place in places() if place.startswith(OF_QUOTAS))
     assert sorted(PLACES_OF_RESIZES) == sorted(place for place in places() if place.startswith(OF_RESIZES))
+    assert sorted(PLACES_OF_IMAGES) == sorted(place for place in places() if place.startswith(OF_IMAGES))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -196,6 +208,36 @@ def test_killed_while_a_resize_is_charged(
     assert quota(region, "reconcile")["found"] == []
     delete_all(region, [server.path.rpartition("/")[2]])
     wait_until(lambda: left(region) == 0, "nothing is left of it", found=lambda: left(region))
+
+
+@pytest.mark.parametrize("place", PLACES_OF_IMAGES)
+def test_killed_while_an_image_is_made(
+    region: Region, project: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client asks again until it has an answer: one image, made once."""
+    gate = tmp_path / "gate"
+    with armed(region, PLACES_OF_IMAGES[place], place, gate, monkeypatch):
+        server = Clients(region, create_one(region))
+        comes_to(server, "ACTIVE")
+        gate.touch()
+        key = {"Idempotency-Key": str(uuid.uuid4())}
+        body, deadline = {"createImage": {"name": "one"}}, time.monotonic() + 60
+        status, answer = server.client.repeated("POST", f"{server.path}/action", body, deadline=deadline, headers=key)
+        assert status == 202, answer
+        wait_until(lambda: images(region)[0].status == IMAGE_ACTIVE, "the image is there", found=lambda: images(region))
+    (image,) = images(region)
+    assert (image.size_bytes > 0, image.properties["instance_uuid"]) == (True, server.path.rpartition("/")[2])
+    delete_all(region, [image.server_uuid])
+    wait_until(lambda: left(region) == 0, "nothing is left of the server", found=lambda: left(region))
+    with store_of(region, "c1") as store:
+        wait_until(lambda: not store.scan(ROOT_OUTBOX, limit=1), "the root is owed nothing")
+    assert server.client.request("DELETE", f"/v2.1/images/{image.id}")[0] == 204
+    assert images(region) == []
+
+
+def images(region: Region) -> list[Image]:
+    with store_of(region, ROOT_CELL) as store:
+        return store.scan(IMAGES, where={"status": sorted(SHOWN), "visibility": PRIVATE}, limit=10)
 
 
 def create_one(region: Region) -> str:

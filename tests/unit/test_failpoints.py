@@ -20,11 +20,12 @@ PLACE = re.compile(r'(?:failpoint\(|passing=)"([a-z_.]+)"')
 OF_AGENTS = ("commands.", "steps.", "reporter.", "journal.")
 OF_QUOTAS = ("servers.", "intake.", "handoff.", "mapping.", "outbox.")  # tests/failpoints/test_quotas.py
 OF_RESIZES = ("resize.", "quota.")  # the same file
+OF_IMAGES = ("image.", "create_image.")  # tests/failpoints/test_quotas.py
 OF_GROUPS = ("group.",)  # tests/failpoints/test_groups.py
 OF_UPGRADES = ("migrate.",)  # tests/contract/store/test_schema_life.py
 OF_CELLS = ("cell.", "enrolment.")  # tests/cluster/test_enrolment.py
 OF_PROMOTIONS = ("promote.",)  # tests/cluster/test_failover.py
-OF_TASKS = OF_RESIZES + OF_GROUPS
+OF_TASKS = OF_RESIZES + OF_GROUPS + OF_IMAGES
 OF_OTHERS = OF_AGENTS + OF_QUOTAS + OF_TASKS + OF_UPGRADES + OF_CELLS + OF_PROMOTIONS  # than conductors as such
 
 

@@ -15,13 +15,15 @@ from zcompute.objects import actions
 from zcompute.objects.command import StepArguments
 
 ACCEPTED = "202 Accepted"
+IMAGE_METADATA_ITEMS_MAX = METADATA_ITEMS_MAX - 4  # beside those that every snapshot has
 
 
 @dataclass(frozen=True)
 class Asked:
     """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
     none (then ``status`` is the response's); ``shown_with``: the response is the server, with this password;
-    ``deletes``: it is a delete, at once; ``flavorid``: its arguments want that flavor."""
+    ``deletes``: it is a delete, at once; ``flavorid``: its arguments want that flavor; ``image_name``: it makes
+    an image of this name, which has a row of its own first."""
 
     action: str
     arguments: StepArguments = field(default_factory=StepArguments)
@@ -34,6 +36,7 @@ class Asked:
     deletes: bool = False
     status: str = ACCEPTED
     flavorid: str = ""
+    image_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class Rebuild(msgspec.Struct, forbid_unknown_fields=True):
     metadata: dict[Name, Text255] | None = None
     preserve_ephemeral: bool = False
     disk_config: Annotated[str, Meta(pattern="^MANUAL$")] = msgspec.field(name="OS-DCF:diskConfig", default="MANUAL")
+
+
+class CreateImage(msgspec.Struct, forbid_unknown_fields=True):
+    """``createImage``"""
+
+    name: Name
+    metadata: dict[Name, Text255] = msgspec.field(default_factory=dict)
 
 
 class ResetState(msgspec.Struct, forbid_unknown_fields=True):
@@ -139,6 +149,13 @@ def _rebuild(body: Rebuild, caller: Caller, operation_id: str) -> Asked:
     return Asked(actions.REBUILD.key, arguments, name=body.name, metadata=body.metadata, shown_with=password)
 
 
+def _create_image(body: CreateImage, _caller: Caller, _operation_id: str) -> Asked:
+    check_name(body.name)
+    if len(body.metadata) > IMAGE_METADATA_ITEMS_MAX:
+        raise Forbidden(f"Quota exceeded: expected at most {IMAGE_METADATA_ITEMS_MAX} metadata items.")
+    return Asked(actions.SNAPSHOT.key, image_name=body.name, metadata=body.metadata)
+
+
 def _resize(body: Resize, _caller: Caller, _operation_id: str) -> Asked:
     return Asked(actions.RESIZE.key, flavorid=last_part(str(body.flavor_ref)))
 
@@ -180,6 +197,7 @@ KEYS: dict[str, Key] = {
         (actions.REBUILD,),
         "imageRef, name?, adminPass?, metadata?, preserve_ephemeral?: false, OS-DCF:diskConfig?: MANUAL",
     ),
+    "createImage": Key(msgspec.json.Decoder(CreateImage), _create_image, (actions.SNAPSHOT,), "name, metadata?"),
     "restore": _plain(actions.RESTORE),
     "forceDelete": Key(
         msgspec.json.Decoder(Nothing | None), lambda *_: Asked(actions.DELETE.key, deletes=True), (actions.DELETE,)

@@ -14,6 +14,7 @@ from zcompute.api.creation import operation_id_of
 from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, Forbidden, ItemNotFound
 from zcompute.api.flavors import usable_flavor
+from zcompute.api.image_making import make_image
 from zcompute.api.links import resource_links
 from zcompute.api.locate import Servers
 from zcompute.api.region import Region
@@ -49,8 +50,12 @@ class ServerActions:
             raise ItemNotFound(f"Instance {server_id[:80]} could not be found.")
         if asked.flavorid:
             asked = self._with_flavor(asked, caller, context.deadline_of(req))
+        made = ""
         try:
-            if asked.deletes:
+            if asked.image_name:
+                deadline = context.deadline_of(req)
+                made = make_image(self._region, self._servers, wanted, caller, asked, operation_id, deadline)
+            elif asked.deletes:
                 self._servers.delete(wanted, caller, operation_id, context.deadline_of(req), force=True)
             else:
                 self._servers.act(wanted, caller, asked, operation_id, context.deadline_of(req))
@@ -63,6 +68,8 @@ class ServerActions:
             context.answer(resp, asked.answer)
         else:
             resp.status = asked.status
+        if made:
+            resp.set_header("Location", resource_links(context.base_url_of(req), "images", made)[0].href)
 
     def _with_flavor(self, asked: Asked, caller: Caller, deadline: Deadline) -> Asked:
         try:

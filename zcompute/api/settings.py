@@ -19,6 +19,7 @@ class Limits:
 
     # Calls into the region
     read_ms_max: int = 10_000  # of showing one server
+    withdraw_ms_max: int = 2_000  # of an image whose making was refused
     list_ms_max: int = 5_000  # of a list: what has not answered by then is named as missing
     unlinked_ms_max: int = 1_000  # for a cell without any link
     pending_probe_ms: int = 2_000  # asking a cell for a server that the root still holds

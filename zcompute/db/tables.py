@@ -30,6 +30,7 @@ from zcompute.objects.flavor import Flavor
 from zcompute.objects.group import GroupPlacement, GroupStanding, ServerGroup
 from zcompute.objects.history import InstanceAction, InstanceActionEvent
 from zcompute.objects.host import Claim, Host
+from zcompute.objects.image import Image, ImageOutcome
 from zcompute.objects.instance import Fault, Instance, Move, ServerSpec
 from zcompute.objects.notification import NotifierCursor, StoredNotification, UsageAudit
 from zcompute.objects.partition import GLOBAL_KEY, ConductorInfo, partition_of
@@ -296,6 +297,7 @@ ROOT_OUTBOX: TableCodec[OutboxEntry] = TableCodec(
     (
         *plain("instance_uuid", "kind", "generation", "project_id", "reason"),
         *packed("build_request", BuildRequest),
+        *packed("image", ImageOutcome),
         *plain("request_id", "created_at_us", "revision"),
     ),
     attrgetter("instance_uuid"),
@@ -398,6 +400,20 @@ FLAVORS: TableCodec[Flavor] = TableCodec(
     _of_global,
 )
 
+IMAGES: TableCodec[Image] = TableCodec(
+    "images",
+    Image,
+    ("id",),
+    (
+        *plain("id", "project_id", "name", "user_id", "status", "visibility", "size_bytes", "checksum"),
+        *plain("min_disk_gb", "min_ram_mb"),
+        *blob("properties", STRING_MAP),
+        *plain("server_uuid", "operation_id", "reason", "created_at_us", "updated_at_us", "deleted_at_us"),
+        *plain("deleted_by", "revision"),
+    ),
+    attrgetter("id"),
+)
+
 CELLS: TableCodec[CellInfo] = TableCodec(
     "cells",
     CellInfo,
@@ -489,7 +505,7 @@ CELL_TABLES: tuple[TableCodec[Any], ...] = (
     USAGE_AUDITS,
 )  # fmt: skip
 ROOT_TABLES: tuple[TableCodec[Any], ...] = (
-    BUILD_REQUESTS, MAPPINGS, SERVER_GROUPS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES,
+    BUILD_REQUESTS, MAPPINGS, SERVER_GROUPS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES, IMAGES,
 )  # fmt: skip
 SHARED_TABLES: tuple[TableCodec[Any], ...] = (ENROLMENTS, NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
 _ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)

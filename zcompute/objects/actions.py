@@ -12,6 +12,7 @@ from zcompute.objects.command import (
     VERB_REBUILD,
     VERB_RESCUE,
     VERB_RESUME,
+    VERB_SNAPSHOT,
     VERB_START,
     VERB_STOP,
     VERB_SUSPEND,
@@ -20,6 +21,7 @@ from zcompute.objects.command import (
 )
 from zcompute.objects.errors import ActionForbidden, InstanceBusy, InstanceLocked
 from zcompute.objects.instance import (
+    TASK_IMAGE_SNAPSHOT,
     TASK_PAUSING,
     TASK_POWERING_OFF,
     TASK_POWERING_ON,
@@ -61,7 +63,8 @@ class Action:
     at once, or the move says so), ``vm_state`` at its end (empty: as it was). ``verb`` is what the agent is told, or
     ``kind`` the kind of a move's task; ``event`` is the name that notifications have. ``unlocked``: a lock keeps all
     but administrators from it. ``administrators``: nobody else may do it. ``key_said``: what Nova's refusals call it,
-    where that is not its name in the history.
+    where that is not its name in the history. ``makes_image``: of its
+    arguments' image_ref, of which the root is told what has become.
     """
 
     key: str
@@ -75,6 +78,7 @@ class Action:
     administrators: bool = False
     kind: str = ""
     key_said: str = ""
+    makes_image: bool = False
 
 
 def _of(*vm_states: str) -> frozenset[str]:
@@ -106,6 +110,16 @@ UNRESCUE = Action("unrescue", "unrescue", _of(VM_RESCUED), VERB_UNRESCUE, TASK_U
 REBUILD = Action(  # one that was stopped is so again
     "rebuild", "rebuild", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), VERB_REBUILD, TASK_REBUILDING, VM_ACTIVE, "rebuild"
 )
+SNAPSHOT = Action(
+    "snapshot",
+    "createImage",
+    _of(VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED),
+    VERB_SNAPSHOT,
+    TASK_IMAGE_SNAPSHOT,
+    event="snapshot",
+    unlocked=False,
+    makes_image=True,
+)
 LOCK = Action("lock", "lock", None, event="lock", unlocked=False)
 UNLOCK = Action("unlock", "unlock", None, event="unlock", unlocked=False)
 RESET_STATE = Action("reset_state", "resetState", None, unlocked=False, administrators=True)
@@ -130,8 +144,9 @@ DELETE = Action("delete", "delete", None)  # not asked for as an action: it pre-
 ACTIONS: dict[str, Action] = {
     action.key: action
     for action in (
-        START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, LOCK, UNLOCK,
-        RESET_STATE, SOFT_DELETE, RESTORE, MIGRATE, RESIZE, CONFIRM_RESIZE, REVERT_RESIZE, LIVE_MIGRATE, EVACUATE,
+        START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, SNAPSHOT, LOCK,
+        UNLOCK, RESET_STATE, SOFT_DELETE, RESTORE, MIGRATE, RESIZE, CONFIRM_RESIZE, REVERT_RESIZE, LIVE_MIGRATE,
+        EVACUATE,
     )
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import msgspec
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.build_request import BuildRequest
 from zcompute.objects.flavor import Amounts
+from zcompute.objects.image import ImageOutcome
 from zcompute.objects.partition import ConductorInfo
 
 ROOT_CELL = "root"
@@ -85,8 +86,9 @@ class OutboxEntry(VersionedObject):
     """What a cell owes the root, written in the transaction of the change itself and sent until acknowledged.
 
     kind ``deleted``: the server is gone, release mapping and usage. kind ``refused``: the cell definitely did not
-    build it (``reason``), another cell may: the whole ``build_request`` goes back. Keyed by (instance_uuid, kind,
-    generation); partition of the instance.
+    build it (``reason``), another cell may: the whole ``build_request`` goes back. kind ``imaged``: what has become of
+    an ``image`` of it; its generation is the time, since a server has many. Keyed by (instance_uuid, kind, generation);
+    partition of the instance.
     """
 
     instance_uuid: str
@@ -95,6 +97,7 @@ class OutboxEntry(VersionedObject):
     generation: int
     reason: str = ""
     build_request: BuildRequest | None = None
+    image: ImageOutcome | None = None
     request_id: str = ""
     created_at_us: int = 0
     revision: int = 1

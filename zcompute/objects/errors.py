@@ -46,6 +46,12 @@ class FlavorNotFound(ServiceError):
     wire_name = "FlavorNotFound"
 
 
+class ImageNotFound(ServiceError):
+    """No image with this id that this caller may see. details: image."""
+
+    wire_name = "ImageNotFound"
+
+
 class HostNotFound(ServiceError):
     """No such host in this cell. details: host."""
 
@@ -169,6 +175,7 @@ class EpochRefused(ServiceError):
 SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
     InstanceNotFound,
     FlavorNotFound,
+    ImageNotFound,
     HostNotFound,
     FenceFailed,
     HostNotClean,

@@ -53,6 +53,15 @@ from zcompute.objects.messages.hosts import (
     SelectReply,
     SelectRequest,
 )
+from zcompute.objects.messages.images import (
+    ImageCreateRequest,
+    ImageDeleteRequest,
+    ImageGetRequest,
+    ImageListReply,
+    ImageListRequest,
+    ImageReply,
+    ImageUpdateRequest,
+)
 from zcompute.objects.messages.instances import (
     BuildRequestMessage,
     InstanceActionRequest,
@@ -184,6 +193,7 @@ SERVICE_INTERFACE = Interface("service")
 NOTIFICATION_INTERFACE = Interface("notification")
 SERVERS_INTERFACE = Interface("servers")
 FLAVOR_INTERFACE = Interface("flavor")
+IMAGE_INTERFACE = Interface("image")
 CELL_INTERFACE = Interface("cell")
 MAPPING_INTERFACE = Interface("mapping")
 UPKEEP_INTERFACE = Interface("upkeep")
@@ -266,6 +276,12 @@ SERVERS_DELETE = SERVERS_INTERFACE.method("delete", ServerDeleteRequest, ServerD
 FLAVOR_LIST = FLAVOR_INTERFACE.method("list", Empty, FlavorListReply, _API_OR_CONDUCTOR, "reads")
 FLAVOR_GET = FLAVOR_INTERFACE.method("get", FlavorGetRequest, FlavorReply, _API_OR_CONDUCTOR, "reads")
 
+IMAGE_CREATE = IMAGE_INTERFACE.method("create", ImageCreateRequest, ImageReply, _API_OPERATOR_OR_CONDUCTOR)
+IMAGE_GET = IMAGE_INTERFACE.method("get", ImageGetRequest, ImageReply, _API_OPERATOR_OR_CONDUCTOR, "reads")
+IMAGE_LIST = IMAGE_INTERFACE.method("list", ImageListRequest, ImageListReply, _API_OPERATOR_OR_CONDUCTOR, "reads")
+IMAGE_DELETE = IMAGE_INTERFACE.method("delete", ImageDeleteRequest, Empty, _API_OPERATOR_OR_CONDUCTOR)
+IMAGE_UPDATE = IMAGE_INTERFACE.method("update", ImageUpdateRequest, Empty, _CONDUCTOR)
+
 CELL_LIST = CELL_INTERFACE.method("list", Empty, CellListReply, _ALL_CALLERS, "reads")
 CELL_CREATE = CELL_INTERFACE.method("create", CellCreateRequest, CellReply, _OPERATOR_OR_CONDUCTOR)
 CELL_STATE = CELL_INTERFACE.method("state", CellStateRequest, CellReply, _OPERATOR_OR_CONDUCTOR)
@@ -324,6 +340,7 @@ INTERFACES: tuple[Interface, ...] = (
     NOTIFICATION_INTERFACE,
     SERVERS_INTERFACE,
     FLAVOR_INTERFACE,
+    IMAGE_INTERFACE,
     CELL_INTERFACE,
     MAPPING_INTERFACE,
     UPKEEP_INTERFACE,

@@ -174,10 +174,10 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     EventKind("service.delete", ServiceStatusPayload),
     *_actions(
         InstanceActionPayload, "power_on", "power_off", "pause", "unpause", "suspend", "rescue", "unrescue",
-        "restore", "soft_delete", emitted=True,
+        "restore", "soft_delete", "snapshot", emitted=True,
     ),
     *_actions(
-        InstanceActionPayload, "shutdown", "snapshot", "shelve", "shelve_offload", "unshelve",
+        InstanceActionPayload, "shutdown", "shelve", "shelve_offload", "unshelve",
         "trigger_crash_dump", "interface_attach", "interface_detach", "volume_attach", "volume_detach",
     ),
     *_actions(InstanceActionPayload, "reboot", "resume", error=True, emitted=True),

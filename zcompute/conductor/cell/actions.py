@@ -86,6 +86,7 @@ class Actions:
         task_settings: TaskSettings,
         forced_down: Callable[[Sequence[str]], set[str]],
         raising: Raising,
+        owing_room: Callable[[int], None],
         make_task_id: Callable[[], str] = new_task_id,
     ) -> None:
         self._ledger = env.ledger
@@ -95,6 +96,7 @@ class Actions:
         self._task_settings = task_settings
         self._forced_down = forced_down
         self._raising = raising
+        self._owing_room = owing_room
         self._make_task_id = make_task_id
 
     def handlers(self) -> list[tuple[Method, Handler]]:
@@ -137,6 +139,8 @@ class Actions:
             expected = ", ".join(RESET_STATES)
             raise InvalidRequest(f"expected a state of {expected}, found {request.vm_state!r}", field="vm_state")
         self._engine.check_room()
+        if action.makes_image:
+            self._owing_room(self._engine.tasks)
         task_id = self._make_task_id()
         operation = (INSTANCE_ACTIONS, (request.uuid, request.operation_id or task_id))
         request_id = getattr(context, "request_id", "")

@@ -120,7 +120,9 @@ class CellRole:
         )
         self._reclaim = Reclaim(env.ledger, env.store, reclaim_s, self._settings, self._instances.reclaim)
         raising = Raising(env, env.root_router, self._outbox.owed, self._settings)
-        self._actions = Actions(env, self.engine, self._settings, task_settings, self._forced_down, raising)
+        self._actions = Actions(
+            env, self.engine, self._settings, task_settings, self._forced_down, raising, self._outbox.check_room
+        )
         self._auto_confirm = AutoConfirm(
             env.ledger, env.store, env.config.conductor.resize_confirm_window_s, self._settings, self._actions.confirm
         )

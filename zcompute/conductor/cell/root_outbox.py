@@ -9,7 +9,7 @@ import gevent
 import msgspec
 
 from zcompute.bus.context import request_id
-from zcompute.bus.errors import BusError, Busy, NotOwner
+from zcompute.bus.errors import BusError, Busy, InvalidRequest, NotOwner
 from zcompute.cells.router import PartitionRouter
 from zcompute.conductor.cell.resizing import Settling
 from zcompute.conductor.cell.settings import CellSettings
@@ -17,6 +17,7 @@ from zcompute.conductor.change import Change, Keys
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
 from zcompute.conductor.tasks.charge import OUTBOX_RESIZED
+from zcompute.conductor.tasks.imaging import OUTBOX_IMAGED
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.failpoints import failpoint
@@ -25,8 +26,9 @@ from zcompute.measure import Measure
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.errors import ServiceError
 from zcompute.objects.instance import VM_DELETED, Instance
+from zcompute.objects.messages.images import ImageUpdateRequest
 from zcompute.objects.messages.region import MappingReleaseRequest
-from zcompute.objects.methods import MAPPING_DELETED, MAPPING_REFUSED
+from zcompute.objects.methods import IMAGE_UPDATE, MAPPING_DELETED, MAPPING_REFUSED
 from zcompute.objects.partition import partition_of
 
 log = logging.getLogger(__name__)
@@ -200,6 +202,9 @@ class RootOutbox:
         gevent.sleep(pause_ms * random.uniform(0.5, 1.0) / 1000)
 
     def _send(self, entry: OutboxEntry) -> None:
+        if entry.kind == OUTBOX_IMAGED:
+            self._send_outcome(entry)
+            return
         method = MAPPING_REFUSED if entry.kind == OUTBOX_REFUSED else MAPPING_DELETED
         request = MappingReleaseRequest(
             uuid=entry.instance_uuid,
@@ -210,6 +215,17 @@ class RootOutbox:
             build_request=entry.build_request,
         )
         self._root_router.call(entry.project_id, method, request, timeout_ms=self._settings.outbox_send_ms_max)
+
+    def _send_outcome(self, entry: OutboxEntry) -> None:
+        """To the image's owner. One that the root says cannot be is told once: it would refuse it ever again."""
+        if entry.image is None:
+            return
+        request = ImageUpdateRequest(cell=self._env.cell, server_uuid=entry.instance_uuid, outcome=entry.image)
+        try:
+            image_id = entry.image.image_id
+            self._root_router.call(image_id, IMAGE_UPDATE, request, timeout_ms=self._settings.outbox_send_ms_max)
+        except InvalidRequest as error:
+            log.error("word of an image refused uuid=%s image=%s error=%s", entry.instance_uuid, image_id, error)
 
     def _delete(self, entry: OutboxEntry) -> None:
         """Acknowledged: the row goes; with a refusal's, in the same commit, the instance ends here."""

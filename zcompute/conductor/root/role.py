@@ -29,6 +29,8 @@ from zcompute.conductor.root.flavors import Flavors
 from zcompute.conductor.root.grouping import Room, Seen, group_keys, group_not_found
 from zcompute.conductor.root.groups import Groups
 from zcompute.conductor.root.handoff import HandOff
+from zcompute.conductor.root.image_sweep import ImageSweep
+from zcompute.conductor.root.images import Images
 from zcompute.conductor.root.quotas import Quotas
 from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.reconciler import Reconciler
@@ -38,7 +40,7 @@ from zcompute.conductor.root.settings import HandOffLimits, RootSettings
 from zcompute.conductor.root.topology import Topology
 from zcompute.conductor.upkeep.service import Upkeep
 from zcompute.db.errors import StoreError
-from zcompute.db.tables import BUILD_REQUESTS, CELLS, OPERATIONS
+from zcompute.db.tables import BUILD_REQUESTS, CELLS, IMAGES, OPERATIONS
 from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
 from zcompute.measure import Measure
@@ -132,6 +134,16 @@ class RootRole:
             env.config.conductor.operations_retention_hours * 3600,
             PurgeSettings(round_s=env.config.conductor.purge_every_s),
         )
+        self._images = Images(env, env.reads, self._settings, self._require_cell)
+        self._image_sweep = ImageSweep(env)
+        self._image_purge = Purge(
+            env.ledger,
+            env.store,
+            IMAGES,
+            "deleted_at_us",
+            env.config.conductor.operations_retention_hours * 3600,
+            PurgeSettings(round_s=env.config.conductor.purge_every_s),
+        )
         self._notifications = Notifications(env, env.config.notifications, usage=False)
         self._upkeep = Upkeep(env)
         self._enrolments = Enrolments(env)
@@ -156,6 +168,7 @@ class RootRole:
             *self._topology.handlers(),
             *self._groups.handlers(),
             *self._quotas.handlers(),
+            *self._images.handlers(),
             *self._resizing.handlers(),
             *self._reconciler.handlers(),
             *self._remapping.handlers(),
@@ -173,6 +186,8 @@ class RootRole:
         self._cells.start()
         self._hand_off.start()
         self._purge.start()
+        self._image_purge.start()
+        self._image_sweep.start()
         self._reconciler.start()
         self._ledger.on_decided(tell_of_rows)
         self._notifications.start()
@@ -191,6 +206,8 @@ class RootRole:
         self._notifications.stop()
         self._enrolments.stop()
         self._purge.stop()
+        self._image_purge.stop()
+        self._image_sweep.stop()
         self._hand_off.stop()
         self._cells.stop()
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from zcompute.conductor.tasks.decision import Decision
+from zcompute.conductor.tasks.imaging import image_awaited, made
 from zcompute.objects.actions import ACTIONS, REBUILD, RESTORE, SOFT_DELETE, Action
 from zcompute.objects.command import VERB_REBOOT
 from zcompute.objects.instance import VM_RESIZED, VM_STOPPED, Instance
@@ -76,7 +77,13 @@ def act_ended(instance: Instance, task: Task, result: StepResult, now_us: int, e
         fault=None,
         **_changes(action, instance, task, now_us),
     )
-    return Decision(instance=ended, ended=True, events=(f"instance.{action.event}.end",))
+    image = image_awaited(task)
+    return Decision(
+        instance=ended,
+        ended=True,
+        made=made(image, result) if image else None,
+        events=(f"instance.{action.event}.end",),
+    )
 
 
 def state_after(action: Action, instance: Instance, task: Task) -> str:

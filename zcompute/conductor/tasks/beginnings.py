@@ -6,11 +6,22 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.tasks.act_walk import begin_act
 from zcompute.conductor.tasks.decision import Decision, make_fault
 from zcompute.conductor.tasks.moves.begin import begin_move
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
-from zcompute.objects.actions import ACTIONS, LOCK, REBUILD, RESET_STATE, SOFT_DELETE, UNLOCK, Action, forbidden
+from zcompute.objects.actions import (
+    ACTIONS,
+    LOCK,
+    REBUILD,
+    RESET_STATE,
+    SNAPSHOT,
+    SOFT_DELETE,
+    UNLOCK,
+    Action,
+    forbidden,
+)
 from zcompute.objects.errors import InstanceBusy
 from zcompute.objects.instance import (
     POWER_RUNNING,
@@ -70,6 +81,13 @@ def _rebuild(it: Beginning) -> Decision:
     return _act(dataclasses.replace(it, instance=renamed, request=asked))
 
 
+def _snapshot(it: Beginning) -> Decision:
+    """Nova's createImage; the image has its row at the root by now."""
+    if not it.request.arguments.image_ref:
+        raise InvalidRequest("expected the id of the image to be made, found none", field="image_ref")
+    return _act(it)
+
+
 def _move(it: Beginning) -> Decision:
     return begin_move(
         it.action.kind,
@@ -122,6 +140,7 @@ def _reset_state(it: Beginning) -> Decision:
 BEGINNINGS: dict[str, Begin] = {
     **{key: _act for key, action in ACTIONS.items() if action.verb and action is not SOFT_DELETE},
     REBUILD.key: _rebuild,
+    SNAPSHOT.key: _snapshot,
     **{key: _move for key, action in ACTIONS.items() if action.kind},
     LOCK.key: _lock,
     UNLOCK.key: _unlock,

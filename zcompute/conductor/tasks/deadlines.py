@@ -6,7 +6,6 @@ from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.instance import (
     TASK_DELETING,
-    TASK_IMAGE_SNAPSHOT,
     TASK_SCHEDULING,
     TASK_SHELVING,
     TASK_SHELVING_OFFLOADING,
@@ -15,7 +14,7 @@ from zcompute.objects.instance import (
 )
 from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE
 
-UNUSED = frozenset({TASK_IMAGE_SNAPSHOT, TASK_SHELVING, TASK_SHELVING_OFFLOADING, TASK_UNSHELVING})
+UNUSED = frozenset({TASK_SHELVING, TASK_SHELVING_OFFLOADING, TASK_UNSHELVING})
 """task_states of Nova that no task of this release sets."""
 
 

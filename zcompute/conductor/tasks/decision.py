@@ -13,8 +13,10 @@ from zcompute.conductor.notices import (
     instance_event,
 )
 from zcompute.conductor.tasks.history import record
+from zcompute.conductor.tasks.imaging import OUTBOX_IMAGED, image_awaited, imaged, not_made
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
+from zcompute.objects.image import ImageOutcome
 from zcompute.objects.instance import VM_ERROR, VM_RESIZED, Fault, Instance
 from zcompute.objects.notification_payloads import ERROR
 from zcompute.objects.task import TASK_BUILD, TASK_PARKED, ClaimName, Task
@@ -32,13 +34,15 @@ DELETE_END = INSTANCE_DELETE_END
 class Decision(msgspec.Struct, frozen=True):
     """New images of the rows; None leaves a row as it is. ``ended``: the task's row goes.
 
-    ``events`` are notifications of the action's phases; ``failed`` says why the step that ends here did not succeed.
+    ``events`` are notifications of the action's phases; ``failed`` says why the step that ends here did not succeed;
+    ``made``: the image that the task was to make is there, which leaves the outbox to it.
     """
 
     instance: Instance | None = None
     task: Task | None = None
     ended: bool = False
     outbox: OutboxEntry | None = None
+    made: ImageOutcome | None = None
     events: tuple[str, ...] = ()
     failed: str = ""
 
@@ -74,8 +78,9 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
         if former.task is not None and former.task.id != task.id:
             change.delete(TASKS, (former.task.id,))
         change.put(TASKS, task)
-    if decision.outbox is not None:
-        owe(change, decision.outbox)
+    outbox = decision.outbox or _of_image(former, instance, task, decision, now_us)
+    if outbox is not None:
+        owe(change, outbox)
     carried_out = task or former.task
     if instance is not None and carried_out is not None:
         change.request_id = carried_out.request_id
@@ -86,7 +91,7 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
             break
         failure = decision.failed if event.endswith(ERROR) else ""
         change.notify(instance_event(event, instance, change.request_id, failure, change.packed, facts))
-    return Snapshot(instance, task, decision.outbox)
+    return Snapshot(instance, task, outbox)
 
 
 def _waits_since_us(instance: Instance) -> int | None:
@@ -97,8 +102,25 @@ def _waits_since_us(instance: Instance) -> int | None:
     return instance.move.since_us
 
 
+def _of_image(
+    former: Snapshot, instance: Instance | None, task: Task | None, decision: Decision, now_us: int
+) -> OutboxEntry | None:
+    """What the root is owed of an image: that it is there, or why not where the task that was to make it is no more."""
+    making = former.task
+    if instance is None or making is None or not image_awaited(making):
+        return None
+    if decision.made is not None:
+        return imaged(instance, decision.made, making.request_id, now_us)
+    if task is not None and task.id == making.id:
+        return None
+    return imaged(instance, not_made(making, decision.failed), making.request_id, now_us)
+
+
 def owe(change: Change, entry: OutboxEntry) -> None:
-    """The root is told, once however often it is owed the same word."""
+    """The root is told, once however often it is owed the same word. One of an image is never the same as another."""
+    if entry.kind == OUTBOX_IMAGED:
+        change.append(ROOT_OUTBOX, entry)
+        return
     if change.get(ROOT_OUTBOX, (entry.instance_uuid, entry.kind, entry.generation)) is None:
         change.put(ROOT_OUTBOX, entry)
 

@@ -80,6 +80,8 @@ class TaskEngine:
 
     def applied(self, snapshot: Snapshot) -> None:
         """The result of a step has been committed: wake the runner, or end it."""
+        if snapshot.outbox is not None:
+            self._env.owed(snapshot.outbox)
         instance = snapshot.instance
         run = self._runs.get(instance.uuid) if instance is not None else None
         if run is None:

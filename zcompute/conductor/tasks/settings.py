@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from zcompute.objects.instance import (
+    TASK_IMAGE_SNAPSHOT,
     TASK_PAUSING,
     TASK_POWERING_OFF,
     TASK_POWERING_ON,
@@ -40,6 +41,7 @@ ACT_DEADLINES_S = {
     TASK_SOFT_DELETING: 180,
     TASK_RESTORING: 120,
     TASK_UNRESCUING: 300,
+    TASK_IMAGE_SNAPSHOT: 1800,  # a disk is copied
 }
 """How long a task_state may last: then the task is parked, or ends with a fault."""
 MOVE_DEADLINES_S = {

@@ -48,6 +48,9 @@ QUICK = TaskSettings(
 )
 
 
+ANSWERS = {"prepare": {"address": "fake://there"}, "snapshot": {"size_bytes": "5", "checksum": "c5"}}
+
+
 class Agent:
     """One host's agent and the link to it. ``silent``: commands are taken, no result comes; ``mute``: no answer;
     ``old``: of a release that knows no steps. ``verbs`` are those it was told."""
@@ -65,6 +68,7 @@ class Agent:
         self.verbs: list[str] = []
         self.cannot: set[str] = set()
         self.running: set[str] = set()
+        self.images = 0
         self.awaited: set[str] = set()
         self.acks: list[Any] = []
         self.lanes = ReceiverLanes(Limits(lane_credit=2))
@@ -97,7 +101,7 @@ class Agent:
                 instance_uuid=order.instance_uuid, host=self.host, generation=order.generation, task_id=order.task_id,
                 step=order.step, attempt=order.attempt, outcome=OUTCOME_FAILED if broken else OUTCOME_DONE,
                 power_state=1, message="broken" if broken else "",
-                answer={"address": f"fake://{self.host}"} if verb == "prepare" and not broken else {},
+                answer={} if broken else ANSWERS.get(verb, {}),
             )
         )  # fmt: skip
 
@@ -114,6 +118,8 @@ class Agent:
                     there._do("activate", uuid)
         elif verb == "prepare":
             self.awaited.add(uuid)
+        elif verb == "snapshot":
+            self.images += 1
         elif verb in ("stop", "send", "pause", "suspend"):
             self.running.discard(uuid)
         else:
@@ -192,7 +198,7 @@ class CellWorld:
         self.silent_reserves = 0
         self.root = RootDesk()
         raising = Raising(env, self.root, self.owed.append, CellSettings())  # type: ignore[arg-type]  # played here
-        self.actions = Actions(env, self.engine, CellSettings(), settings, self._forced, raising)
+        self.actions = Actions(env, self.engine, CellSettings(), settings, self._forced, raising, lambda _: None)
         self.agents = {host: Agent(self, host) for host in hosts}
         for agent in self.agents.values():
             self.attach(agent)

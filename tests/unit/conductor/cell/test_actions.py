@@ -59,9 +59,11 @@ def test_an_action_begins_in_the_states_of_its_row_and_is_refused_in_all_others(
 ) -> None:
     world.put(one, vm_state=vm_state)
     if vm_state in action.vm_states:
-        world.act(one, action.key)
-        stays = action is REBUILD and vm_state == VM_STOPPED
-        world.wait_state(one, VM_STOPPED if stays else action.vm_state)
+        arguments = StepArguments(image_ref="an-image") if action.makes_image else StepArguments()
+        world.act(one, action.key, arguments=arguments)
+        stays = (action is REBUILD and vm_state == VM_STOPPED) or not action.vm_state
+        world.wait_state(one, vm_state if stays else action.vm_state)
+        wait_for(lambda: world.task(one) is None)
         assert world.agents["h1"].verbs == [action.verb]
         assert world.task(one) is None
         return
