@@ -83,3 +83,10 @@ def test_a_cell_of_the_release_before_tells_of_no_zones_and_counts_whole() -> No
 def test_the_zones_of_a_cells_conductors_add_up() -> None:
     whole = by_cell([zoned("c1", east=2), zoned("c1", east=3, west=1)])["c1"]
     assert [(part.zone, part.free.vcpus, part.hosts) for part in whole.zones] == [("east", 5, 2), ("west", 1, 1)]
+
+
+def test_one_cell_alone_may_be_asked_for():
+    cells = [capacity("c1", 3), capacity("c2", 5)]
+    assert choose_cell(cells, Wanted(ONE.amounts, cell="c1"), [], []) == "c1"
+    assert choose_cell(cells, Wanted(ONE.amounts, cell="c1"), ["c1"], []) is None
+    assert choose_cell(cells, Wanted(ONE.amounts, cell="c3"), [], []) is None

@@ -143,3 +143,14 @@ def test_every_host_named_has_room_and_no_host_is_named_twice(hosts, wanted, cou
             room[chosen[0]] = room[chosen[0]].minus(wanted)
         else:
             assert not any(wanted.fits_in(left) for left in room.values())
+
+
+def test_only_the_hosts_that_are_named_are_looked_at_and_the_others_are_counted():
+    states = states_of(*(host_state(f"h{n}") for n in range(5)))
+    assert sorted(ask(states, only_hosts=["h1", "h3", "never seen"], alternates=4).hosts[0]) == ["h1", "h3"]
+    assert ask(states, only_hosts=["h1"], ignore_hosts=["h1"]).reasons == {
+        "IgnoreHostsFilter": 1,
+        "ServerGroupAffinityFilter": 4,
+    }
+    reply = ask(states, only_hosts=["never seen"])
+    assert (reply.hosts, reply.reasons) == ([[]], {"ServerGroupAffinityFilter": 5})

@@ -1,6 +1,6 @@
 """Moves of a server through the engine: each kind to its end, back, and across the death of its owner at every step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import msgspec
@@ -585,10 +585,16 @@ class Death:
             self._world.engine.lose([ticket.partition])
 
 
-def die_at(world: CellWorld, uuid: str, kind: str, step: str, before: bool) -> None:
-    """Begin the move, lose its owner there, and let the next one carry it to its end."""
+def die_at(
+    world: CellWorld, uuid: str, kind: str, step: str, before: bool, begin: Callable[[], str] | None = None
+) -> str:
+    """Begin the move (or what ``begin`` begins, of the server that it returns), lose its owner there, and let the next
+    one carry it to its end. Returns the server."""
     death = Death(world, kind, step, before)
-    move(world, uuid, kind)
+    if begin is None:
+        move(world, uuid, kind)
+    else:
+        uuid = begin()
     wait_for(lambda: death.came)
     death.over()
     task = world.task(uuid)
@@ -597,6 +603,7 @@ def die_at(world: CellWorld, uuid: str, kind: str, step: str, before: bool) -> N
         assert (task.step == step) == before
         world.engine.gained([(world.instance(uuid), task)])
     wait_for(lambda: world.instance(uuid).task_id is None)
+    return uuid
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])

@@ -183,3 +183,10 @@ def test_a_row_that_came_back_with_a_restore_is_confirmed_by_a_hosts_report_sinc
 def test_a_host_that_has_no_domain_of_it_confirms_nothing():
     last = 29_000_001
     assert not confirmed(instance(in_history(1, last), in_history(8, last), POWER_NOSTATE))
+
+
+def test_a_member_of_a_server_group_is_one_again(scene):
+    scene.cell[SERVERS[0]] = replace(scene.cell[SERVERS[0]], group_uuid="g")
+    scene.remap()
+    rows = scene.world.store.fetch(MAPPINGS, [(uuid,) for uuid in SERVERS[:2]])
+    assert [rows[(uuid,)].group_uuid for uuid in SERVERS[:2]] == ["g", None]
