@@ -1,11 +1,13 @@
 """Quotas and limits over HTTP: Nova's names, codes and words."""
 
+import msgspec
 import pytest
 
 from tests.api.conftest import Client
 from zcompute.bus.errors import InvalidRequest
 from zcompute.objects import methods as m
 from zcompute.objects.errors import QuotaExceeded
+from zcompute.objects.quota import GroupLimits
 
 NOVAS = {
     "cores": 20, "fixed_ips": -1, "floating_ips": -1, "injected_file_content_bytes": 10240,
@@ -52,6 +54,24 @@ def test_an_administrator_sets_limits_and_gives_them_back(admin):
     deleted = admin.ask("DELETE", DEMO)
     assert (deleted.status, deleted.raw) == (202, b"")
     assert admin.get(DEMO).body == {"quota_set": {"id": "demo", **NOVAS}}
+
+
+def test_server_groups_are_shown_as_the_root_is_configured(client, region):
+    answered = region.root.quota
+
+    def reply(request):
+        return msgspec.structs.replace(answered(request), groups=GroupLimits(groups=-1, members=30, used=2))
+
+    region.root.answers[m.QUOTA_GET] = reply
+    try:
+        shown = client.get(DEMO).body["quota_set"]
+        assert (shown["server_groups"], shown["server_group_members"]) == (-1, 30)
+        assert client.get(f"{DEMO}/detail").body["quota_set"]["server_groups"]["in_use"] == 2
+        absolute = client.get("/v2.1/limits").body["limits"]["absolute"]
+        names = ("maxServerGroups", "maxServerGroupMembers", "totalServerGroupsUsed")
+        assert [absolute[name] for name in names] == [-1, 30, 2]
+    finally:
+        del region.root.answers[m.QUOTA_GET]
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])

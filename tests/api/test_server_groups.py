@@ -59,6 +59,11 @@ def test_a_server_becomes_a_member_by_its_hint(client, region):
     assert asked[-1].group_uuid == group_id
 
 
+def test_the_hint_is_taken_by_its_other_name_too(client):
+    body = {"server": {"name": "vm", "flavorRef": "1"}, "OS-SCH-HNT:scheduler_hints": {"group": STRANGE}}
+    assert client.ask("POST", "/v2.1/servers", body).fault[2] == f"Instance group {STRANGE} could not be found."
+
+
 def test_a_repeat_for_another_group_is_another_request(client):
     one, two = (post(client).body["server_group"]["id"] for _ in range(2))
     codes = []

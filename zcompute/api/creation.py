@@ -34,7 +34,7 @@ _DEFAULTS = msgspec.structs.asdict(ServerSpec())
 def create_request(body: CreateServerBody, caller: Caller, operation_id: str) -> ServersCreateRequest:
     """The request to the root. Raises BadRequest or Forbidden naming the field."""
     server = body.server
-    group_uuid = _group_of(body.scheduler_hints)
+    group_uuid = _group_of(body.scheduler_hints or body.hints_by_alias)
     check_name(server.name)
     min_count, max_count = _counts(server)
     spec = _spec(server)

@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 
 from zcompute.api.errors import BadRequest
-from zcompute.objects.messages.quotas import QuotaReply
-from zcompute.objects.quota import LIMIT_MAX, RESOURCES, UNLIMITED, Amount, Limits
+from zcompute.objects.messages.quotas import QuotaDefaultReply, QuotaReply
+from zcompute.objects.quota import LIMIT_MAX, RESOURCES, UNLIMITED, Limits
 
-# What this release does not count, as a Nova without changed options shows it; metadata_items is kept to.
+# What nobody can set here, as a Nova without changed options shows it; metadata_items is kept to, and those of server
+# groups are as the root is configured.
 FIXED: dict[str, int] = {
     "fixed_ips": UNLIMITED,
     "floating_ips": UNLIMITED,
@@ -37,31 +38,31 @@ class QuotaSetBody(msgspec.Struct, forbid_unknown_fields=True):
 QUOTA_SET_BODY = msgspec.json.Decoder(QuotaSetBody)
 
 
-def quota_set(limits: Limits) -> dict[str, Any]:
+def quota_set(reply: QuotaReply | QuotaDefaultReply) -> dict[str, Any]:
     """All limits, without the project's id."""
-    return dict(sorted({**FIXED, **dict(limits.by_name())}.items()))
+    groups = {"server_groups": reply.groups.groups, "server_group_members": reply.groups.members}
+    return dict(sorted({**FIXED, **groups, **dict(reply.limits.by_name())}.items()))
 
 
 def quota_detail(reply: QuotaReply) -> dict[str, Any]:
     """All limits with what is used of them; nothing is ever reserved here: a server counts or does not."""
-    limits = quota_set(reply.limits)
+    used = {name: reply.used.of(name) for name in RESOURCES} | {"server_groups": reply.groups.used}
     return {
-        name: {"in_use": reply.used.of(name) if name in RESOURCES else 0, "limit": limit, "reserved": 0}
-        for name, limit in limits.items()
+        name: {"in_use": used.get(name, 0), "limit": limit, "reserved": 0} for name, limit in quota_set(reply).items()
     }
 
 
-def absolute_limits(limits: Limits, used: Amount) -> dict[str, int]:
+def absolute_limits(reply: QuotaReply) -> dict[str, int]:
     """For GET /limits."""
-    by_name = dict(limits.by_name())
+    by_name, used = dict(reply.limits.by_name()), reply.used
     return {
         "maxImageMeta": FIXED["metadata_items"],
         "maxPersonality": FIXED["injected_files"],
         "maxPersonalitySize": FIXED["injected_file_content_bytes"],
         "maxSecurityGroupRules": FIXED["security_group_rules"],
         "maxSecurityGroups": FIXED["security_groups"],
-        "maxServerGroupMembers": FIXED["server_group_members"],
-        "maxServerGroups": FIXED["server_groups"],
+        "maxServerGroupMembers": reply.groups.members,
+        "maxServerGroups": reply.groups.groups,
         "maxServerMeta": FIXED["metadata_items"],
         "maxTotalCores": by_name["cores"],
         "maxTotalFloatingIps": FIXED["floating_ips"],
@@ -73,7 +74,7 @@ def absolute_limits(limits: Limits, used: Amount) -> dict[str, int]:
         "totalInstancesUsed": used.instances,
         "totalRAMUsed": used.ram_mb,
         "totalSecurityGroupsUsed": 0,
-        "totalServerGroupsUsed": 0,
+        "totalServerGroupsUsed": reply.groups.used,
     }
 
 

@@ -76,7 +76,7 @@ class QuotaSet(_Quotas):
         """The limits in force."""
         self._require(req, project_id, SHOW)
         reply = self._of(req, project_id)
-        context.answer(resp, {"quota_set": {"id": project_id, **quota_set(reply.limits)}})
+        context.answer(resp, {"quota_set": {"id": project_id, **quota_set(reply)}})
 
     def on_put(self, req: Any, resp: Any, project_id: str) -> None:
         """Set some of them; a limit below what is used needs ``force``."""
@@ -85,7 +85,7 @@ class QuotaSet(_Quotas):
         limits, force = wanted_limits(body)
         reply = self._set(req, QuotaSetRequest(project_id=project_id, limits=limits, force=force))
         log.info("quota set project=%s", project_id)
-        context.answer(resp, {"quota_set": quota_set(reply.limits)})
+        context.answer(resp, {"quota_set": quota_set(reply)})
 
     def on_delete(self, req: Any, resp: Any, project_id: str) -> None:
         """Give all back to the default."""
@@ -103,7 +103,7 @@ class QuotaSetDefaults(_Quotas):
         self._require(req, project_id, DEFAULTS)
         left_ms = context.deadline_of(req).left_ms
         reply = cast(QuotaDefaultReply, self._region.ask(ROOT_CELL, QUOTA_DEFAULT, Empty(), left_ms))
-        context.answer(resp, {"quota_set": {"id": project_id, **quota_set(reply.limits)}})
+        context.answer(resp, {"quota_set": {"id": project_id, **quota_set(reply)}})
 
 
 class QuotaSetDetail(_Quotas):
@@ -125,4 +125,4 @@ class LimitsItem(_Quotas):
         project_id = named[0] if named else context.caller_of(req).project_id
         self._require(req, project_id, LIMITS_OF_OTHERS)
         reply = self._of(req, project_id)
-        context.answer(resp, {"limits": {"rate": [], "absolute": absolute_limits(reply.limits, reply.used)}})
+        context.answer(resp, {"limits": {"rate": [], "absolute": absolute_limits(reply)}})

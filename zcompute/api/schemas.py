@@ -67,6 +67,7 @@ class CreateServerBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults
 
     server: CreateServer
     scheduler_hints: dict[str, msgspec.Raw] = msgspec.field(name="os:scheduler_hints", default_factory=dict)
+    hints_by_alias: dict[str, msgspec.Raw] = msgspec.field(name="OS-SCH-HNT:scheduler_hints", default_factory=dict)
 
 
 CREATE_SERVER = msgspec.json.Decoder(CreateServerBody)

@@ -62,6 +62,14 @@ class Quota(VersionedObject):
         return Limits(instances=self.instances, cores=self.cores, ram_mb=self.ram_mb)
 
 
+class GroupLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How many server groups a project may have, of how many members each (-1: any number), and how many it has."""
+
+    groups: int = 10
+    members: int = 10
+    used: int = 0
+
+
 class QuotaClass(VersionedObject):
     """The limits of every project that has none of its own: class ``default``; None is the configuration's."""
 

@@ -11,6 +11,7 @@ from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Change
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.root.charging import Key, limits_of, total_key, total_of
+from zcompute.conductor.root.groups import Groups
 from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.tables import QUOTA_CLASSES, QUOTAS
 from zcompute.measure import Measure
@@ -83,8 +84,9 @@ def set_quota(change: Change, request: QuotaSetRequest, changes: dict[str, int |
 class Quotas:
     """The handlers, and the default limits: read from the primary, kept for ``quota_cache_ms``."""
 
-    def __init__(self, env: ConductorEnv, settings: RootSettings) -> None:
+    def __init__(self, env: ConductorEnv, settings: RootSettings, groups: Groups) -> None:
         self._env = env
+        self._groups = groups
         self._settings = settings
         config = env.config.quota
         self._configured = Limits(instances=config.instances, cores=config.cores, ram_mb=config.ram_mb)
@@ -118,12 +120,16 @@ class Quotas:
     def get(self, request: QuotaRequest, context: Any) -> QuotaReply:
         """At the project's owner, or handed on to it. Raises NotOwner, Busy."""
         project_id, default = request.project_id, self.default()
+        groups = self._groups.limits(project_id)
 
         def decide(change: Change) -> QuotaReply:
             quota = change.get(QUOTAS, (project_id,))
             own = Limits() if quota is None else quota.limits
             return QuotaReply(
-                limits=limits_of(change, project_id, default), own=own, used=total_of(change, project_id).used
+                limits=limits_of(change, project_id, default),
+                own=own,
+                used=total_of(change, project_id).used,
+                groups=groups,
             )
 
         reply: QuotaReply = self._at_owner(project_id, QUOTA_GET, request, context, _keys(project_id), decide)
@@ -134,20 +140,21 @@ class Quotas:
         if not 1 <= len(request.project_id) <= 255:
             raise InvalidRequest("expected a project's id of 1 to 255 characters", field="project_id")
         changes, default = checked(request.limits, request.unset), self.default()
+        groups = self._groups.limits(request.project_id)
         reply: QuotaReply = self._at_owner(
             request.project_id,
             QUOTA_SET,
             request,
             context,
             _keys(request.project_id),
-            lambda change: set_quota(change, request, changes, default),
+            lambda change: replace(set_quota(change, request, changes, default), groups=groups),
         )
         log.info("quota set project=%s own=%s force=%s", request.project_id, reply.own, request.force)
         return reply
 
     def default_get(self, request: Empty, context: Any) -> QuotaDefaultReply:
         """At any conductor; what was set elsewhere is seen within ``quota_cache_ms``."""
-        return QuotaDefaultReply(limits=self.default(), own=self._own)
+        return QuotaDefaultReply(limits=self.default(), own=self._own, groups=self._groups.limits())
 
     def default_set(self, request: QuotaDefaultSetRequest, context: Any) -> QuotaDefaultReply:
         """At the owner of the global tables, or handed on to it. Raises InvalidRequest, NotOwner, Busy."""

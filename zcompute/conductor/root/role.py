@@ -113,7 +113,7 @@ class RootRole:
         self._cells = CellsFeed(env.store, env.endpoint, self._settings)
         self._flavors = Flavors(env.store, self._settings)
         self._groups = Groups(env, self._settings)
-        self._quotas = Quotas(env, self._settings)
+        self._quotas = Quotas(env, self._settings, self._groups)
         self._resizing = Resizing(env, self._quotas, self._settings, self._require_cell)
         self._reconciler = Reconciler(env)
         self._remapping = Remapping(env)

@@ -36,7 +36,8 @@ class RootSettings:
     flavors_max: int = 1000
     groups_list_max: int = 1000  # server groups of a page
     groups_read_max: int = 9000  # behind which no page begins
-    group_members_read_max: int = 10_000  # of all server groups of a page
+    group_members_page: int = 10_000  # read at once
+    group_members_max: int = 50_000  # of all server groups of an answer
     list_rows_max: int = 1001  # one more than the largest page, so that the api can tell that there is a next one
     commit_ms_max: int = 10_000
     busy_retry_ms: int = 100

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from zcompute.objects.quota import Amount, Limits, ProjectUsage
+from zcompute.objects.quota import Amount, GroupLimits, Limits, ProjectUsage
 
 
 class QuotaRequest(msgspec.Struct, kw_only=True):
@@ -12,11 +12,13 @@ class QuotaRequest(msgspec.Struct, kw_only=True):
 
 
 class QuotaReply(msgspec.Struct, kw_only=True):
-    """``limits`` are those in force, ``own`` those that the project has itself, ``used`` the sum of its servers."""
+    """``limits`` are those in force, ``own`` those that the project has itself, ``used`` the sum of its servers;
+    ``groups`` is of server groups."""
 
     limits: Limits
     own: Limits
     used: Amount
+    groups: GroupLimits = GroupLimits()
 
 
 class QuotaSetRequest(msgspec.Struct, kw_only=True):
@@ -36,6 +38,7 @@ class QuotaDefaultReply(msgspec.Struct, kw_only=True):
 
     limits: Limits
     own: Limits
+    groups: GroupLimits = GroupLimits()
 
 
 class QuotaDefaultSetRequest(msgspec.Struct, kw_only=True):

@@ -1,5 +1,6 @@
 """Server groups at the root: definitions, members, and the one cell of those that are to be together."""
 
+from dataclasses import replace as replace_settings
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,9 @@ from zcompute.objects import methods
 from zcompute.objects.build_request import BUILD_ERROR
 from zcompute.objects.errors import QuotaExceeded, ServerGroupNotFound
 from zcompute.objects.group import AFFINITY, ANTI_AFFINITY, POLICIES, SOFT_AFFINITY
+from zcompute.objects.messages.cluster import Empty
 from zcompute.objects.messages.groups import GroupCreateRequest, GroupListRequest, GroupRequest
+from zcompute.objects.messages.quotas import QuotaRequest
 from zcompute.objects.messages.region import MappingReleaseRequest
 
 GROUP = "6f70656e-7374-4163-8b00-0000000000aa"
@@ -163,6 +166,27 @@ def test_members_are_limited_as_in_nova_and_a_repeat_is_not(region):
     region.role._groups.members_max = 4
     assert create(region, 2, "op-2") == uuids[2:]
     assert show(region).members == sorted(uuids)
+
+
+def test_limits_tell_how_many_groups_there_are(region):
+    make(region)
+    make(region, uuid=f"{GROUP[:-2]}01")
+    groups = region.call(methods.QUOTA_GET, QuotaRequest(project_id="p1")).groups
+    assert (groups.groups, groups.members, groups.used) == (10, 10, 2)
+    assert region.call(methods.QUOTA_DEFAULT, Empty()).groups.used == 0
+
+
+def test_a_list_says_when_it_cannot_show_all(region):
+    with pytest.raises(InvalidRequest, match="expected 0 to"):
+        region.call(methods.GROUP_LIST, GroupListRequest(offset=10_000))
+    make(region, ANTI_AFFINITY)
+    create(region, 5)
+    settings = region.role._groups._settings
+    region.role._groups._settings = replace_settings(settings, group_members_page=2, group_members_max=5)
+    assert len(show(region).members) == 5
+    region.role._groups._settings = replace_settings(settings, group_members_page=2, group_members_max=4)
+    with pytest.raises(InvalidRequest, match="more than 4 members"):
+        show(region)
 
 
 def test_groups_are_limited_as_in_nova(region):
