@@ -115,6 +115,17 @@ class ConductorConfig(Section, frozen=True):
     resize_confirm_window_s: Annotated[
         int, msgspec.Meta(description="a migrated server is confirmed by itself after so long; 0 = never", ge=0)
     ] = 0
+    cross_move_deadline_s: Annotated[
+        int, msgspec.Meta(description="root: a move to another cell not switched by then is rolled back", ge=10)
+    ] = 3600
+    cross_move_wait_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="root: a server that goes to another cell is stopped no sooner than so long after that has a "
+            "row of it; longer than any list takes",
+            ge=0,
+        ),
+    ] = 6.0
     operations_retention_hours: Annotated[
         int, msgspec.Meta(description="a repeated request is recognised for so long", ge=1)
     ] = 168

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 from msgspec.structs import replace
 
+from zcompute.api.crossing import Whereabouts
 from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, ServiceUnavailable
 from zcompute.api.locate import Servers
@@ -65,6 +66,14 @@ class Count:
 
     servers: int = 0
     missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows of a cell, and which of them are of servers that are in another one."""
+
+    reply: RowsReply
+    elsewhere: frozenset[str]
 
 
 def new_room(limits: Limits = LIMITS) -> Room:
@@ -139,19 +148,20 @@ class Listing:
     def _fill(self, merge: Merge, method: Method, query: InstanceQuery, share: Share, ours: Deadline) -> set[str]:
         """Ask cells until the page is done; the cells that did not answer."""
         silent: set[str] = set()
+        whereabouts = Whereabouts(self._region, ours)
         for _ in range(self._limits.merge_rounds_max):
             asks = merge.asks()
             if not asks:
                 return silent
             asked_rows = sum(ask.rows for ask in asks.values())
 
-            def add(cell: str, reply: RowsReply, asks: dict[str, Ask] = asks) -> None:
+            def add(cell: str, found: _Found, asks: dict[str, Ask] = asks) -> None:
                 nonlocal asked_rows
-                merge.add(cell, reply.instances, asks[cell], cut=reply.cut)
+                merge.add(cell, found.reply.instances, asks[cell], cut=found.reply.cut, without=found.elsewhere)
                 asked_rows -= asks[cell].rows
                 share.shrink_to(merge.rows_held + asked_rows)
 
-            missing = set(asks) if not ours.left_ms else self._ask(asks, method, query, add, ours)
+            missing = set(asks) if not ours.left_ms else self._ask(asks, method, query, add, whereabouts, ours)
             for cell in missing:
                 merge.drop(cell)
             silent |= missing
@@ -163,17 +173,24 @@ class Listing:
         asks: dict[str, Ask],
         method: Method,
         query: InstanceQuery,
-        add: Callable[[str, RowsReply], None],
+        add: Callable[[str, "_Found"], None],
+        whereabouts: Whereabouts,
         ours: Deadline,
     ) -> set[str]:
         timeout_ms = _before(ours.left_ms)
-        calls: dict[str, Callable[[], RowsReply]] = {}
+        calls: dict[str, Callable[[], _Found]] = {}
         for cell, ask in asks.items():
             after = query.after if ask.after is None else ask.after
             request = replace(query, limit=ask.rows, after=after)
-            calls[cell] = partial(self._region.ask, cell, method, request, timeout_ms)
+            calls[cell] = partial(self._of_cell, cell, method, request, timeout_ms, whereabouts)
         gathered = gather(calls, ours.left_ms, on_result=add)
         return set(gathered.missing)
+
+    def _of_cell(
+        self, cell: str, method: Method, request: InstanceQuery, timeout_ms: int, whereabouts: Whereabouts
+    ) -> "_Found":
+        reply = cast(RowsReply, self._region.ask(cell, method, request, timeout_ms))
+        return _Found(reply, whereabouts.elsewhere(cell, reply.instances))
 
     def _from_marker(
         self, wanted: ServerList, order: Order, scope: str | None, cells: list[str], ours: Deadline

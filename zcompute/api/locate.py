@@ -101,10 +101,10 @@ class Servers:
         """
         place = self.places.get(uuid)
         if place is not None:
-            try:
-                return self._in_cell(place.cell, uuid, project_id, deadline.left_at_most(self._limits.read_ms_max))
-            except InstanceNotFound:
-                self.places.drop(uuid)
+            known = self._at_known(place, uuid, project_id, deadline)
+            if known is not None:
+                return known
+            self.places.drop(uuid)
         pauses = _Pauses(self._limits, deadline)
         misses = 0
         while True:
@@ -122,8 +122,26 @@ class Servers:
                     raise
                 pauses.wait()
             else:
-                self.places.put(uuid, place)
+                if not instance.crossing:
+                    self.places.put(uuid, place)
                 return instance
+
+    def _at_known(self, place: Place, uuid: str, project_id: str | None, deadline: Deadline) -> Instance | None:
+        """The server where it was last seen; None where it may be in another cell by now. Raises the bus' errors of a
+        cell that does not answer, where the root has it there still, or does not answer either."""
+        try:
+            found = self._in_cell(place.cell, uuid, project_id, deadline.left_at_most(self._limits.read_ms_max))
+        except InstanceNotFound:
+            return None
+        except BusError as silence:
+            try:
+                moved = _place(self._locate(uuid, project_id, deadline)) != place
+            except BusError:
+                moved = False
+            if not moved:
+                raise silence from None
+            return None
+        return None if found.crossing else found
 
     def history(self, uuid: str, project_id: str | None, deadline: Deadline) -> InstanceActionsReply:
         """What was done with a server that is there; of one that no cell has, that it is being created.
@@ -173,6 +191,9 @@ class Servers:
             except InstanceBusy:
                 if deadline.left_ms <= self._limits.relocate_pause_ms_max:
                     raise
+            except BusError:
+                self.places.drop(uuid)  # it may be in another cell by now
+                raise
             self.places.drop(uuid)
             place = None
             pauses.wait()
@@ -188,6 +209,7 @@ class Servers:
             raise _not_found(uuid)
         pauses = _Pauses(self._limits, deadline)
         misses = 0
+        was_known = place is not None
         while True:
             place = place or self._place_to_act_at(uuid, caller, asked, deadline)
             request = InstanceActionRequest(
@@ -211,6 +233,11 @@ class Servers:
                     raise
                 place = None
                 pauses.wait()
+            except (InstanceBusy, BusError) as error:
+                self.places.drop(uuid)  # it may be in another cell by now
+                if not was_known or not isinstance(error, InstanceBusy):
+                    raise
+                place, was_known = None, False
             else:
                 self.places.put(uuid, place)
                 return

@@ -4,7 +4,7 @@ A row is settled once every cell that may still have one before it has shown how
 their next rows, and no others. So a list holds a little more than the page it makes, whatever the number of cells.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
@@ -109,8 +109,11 @@ class Merge:
             found[cell] = Ask(rows, None if source.last is None else self._order.values(source.last))
         return found
 
-    def add(self, cell: str, rows: Sequence[Listed], asked: Ask, *, cut: bool = False) -> None:
-        """What a cell answered; fewer rows than asked for mean that it has no more, unless they were ``cut``."""
+    def add(
+        self, cell: str, rows: Sequence[Listed], asked: Ask, *, cut: bool = False, without: Collection[str] = ()
+    ) -> None:
+        """What a cell answered; fewer rows than asked for mean that it has no more, unless they were ``cut``. Those of
+        ``without`` are of servers that are in another cell."""
         source = self._open.get(cell)
         if source is None:
             return
@@ -123,6 +126,8 @@ class Merge:
             del self._open[cell]
         else:
             source.asked, source.last = asked.rows, rows[-1]
+        if without:
+            rows = [row for row in rows if row.uuid not in without]
         if not self._alone:
             self._choose(rows)
         self._rows += rows

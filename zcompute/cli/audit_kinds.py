@@ -9,6 +9,7 @@ ORPHAN_DOMAIN = "orphan_domain"
 DOMAIN_LOG_UNREADABLE = "domain_log_unreadable"
 MAPPING_WITHOUT_SERVER = "mapping_without_server"
 SERVER_WITHOUT_MAPPING = "server_without_mapping"
+CROSSING_WITHOUT_MOVE = "crossing_without_move"
 USAGE_WITHOUT_SERVER = "usage_without_server"
 SERVER_WITHOUT_USAGE = "server_without_usage"
 USAGE_WRONG = "usage_wrong"
@@ -38,6 +39,7 @@ KINDS: dict[str, str] = {
     DOMAIN_LOG_UNREADABLE: "a host's log of domains has lines that cannot be read",
     MAPPING_WITHOUT_SERVER: "the root knows a server that its cell does not have",
     SERVER_WITHOUT_MAPPING: "a cell has a server, or the root a build request, that is mapped elsewhere or nowhere",
+    CROSSING_WITHOUT_MOVE: "a cell has a copy of a server for a move between cells that the root does not have",
     USAGE_WITHOUT_SERVER: "a project pays for a server that is not there",
     SERVER_WITHOUT_USAGE: "a server that no project pays for",
     USAGE_WRONG: "a usage row differs from what the server's flavors come to",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from zcompute.cli.audit_kinds import BUILD_REQUEST_STUCK, OUTBOX_STUCK, TASK_STUCK, Finding
+from zcompute.cli.audit_kinds import BUILD_REQUEST_STUCK, CROSSING_WITHOUT_MOVE, OUTBOX_STUCK, TASK_STUCK, Finding
 from zcompute.cli.audit_snapshot import CellRows, Snapshot
 from zcompute.objects.build_request import BUILD_PENDING
 from zcompute.objects.group import GroupPlacement
@@ -33,6 +33,9 @@ def moving(snapshot: Snapshot) -> list[Moving]:
         for request in snapshot.root.build_requests
         if request.state == BUILD_PENDING
     ]
+    result += [
+        Moving("cross_move", move.uuid, f"{move.revision} {move.step}") for move in snapshot.root.cross_moves
+    ]
     for cell in snapshot.cells.values():
         result += [_moving_task(task) for task in cell.tasks if task.state != TASK_PARKED]
         result += [Moving("outbox", row.instance_uuid, f"{row.kind} {row.generation}") for row in cell.outbox]
@@ -58,7 +61,7 @@ def _moving_task(task: Task) -> Moving:
 
 def stood_still(first: Iterable[Moving], last: Iterable[Moving], seconds: float) -> list[Finding]:
     """What was in motion at both ends of ``seconds`` without the least progress."""
-    kinds = {"task": TASK_STUCK, "outbox": OUTBOX_STUCK, "build_request": BUILD_REQUEST_STUCK}
+    kinds = {"task": TASK_STUCK, "outbox": OUTBOX_STUCK, "build_request": BUILD_REQUEST_STUCK, "cross_move": TASK_STUCK}
     before = set(first)
     return sorted(
         Finding(kinds[item.kind], item.uuid, f"no progress in {seconds:.0f} s: {item.progress}")
@@ -73,6 +76,9 @@ def overdue(snapshot: Snapshot) -> Iterator[Finding]:
         age_us = snapshot.root.now_us - request.created_at_us
         if request.state == BUILD_PENDING and age_us > WAIT_MAX_US:
             yield Finding(BUILD_REQUEST_STUCK, request.uuid, f"{age_us // 1_000_000} s old, cell {request.cell}")
+    for move in snapshot.root.cross_moves:
+        if move.deadline_at_us + WAIT_MAX_US < snapshot.root.now_us:
+            yield Finding(TASK_STUCK, move.uuid, f"move to cell {move.target_cell} past its deadline at {move.step}")
     for name, cell in snapshot.cells.items():
         for row in cell.outbox:
             age_us = cell.now_us - row.created_at_us
@@ -83,6 +89,15 @@ def overdue(snapshot: Snapshot) -> Iterator[Finding]:
                 yield Finding(TASK_STUCK, task.instance_uuid, f"{task.kind} parked at {task.step}")
             elif task.deadline_at_us and task.deadline_at_us + TASK_GRACE_US < cell.now_us:
                 yield Finding(TASK_STUCK, task.instance_uuid, f"{task.kind} past its deadline at {task.step}")
+
+
+def alone(snapshot: Snapshot) -> Iterator[Finding]:
+    """Copies for a move between cells that the root does not have: no word of it will end them."""
+    known = {(move.uuid, cell) for move in snapshot.root.cross_moves for cell in (move.source_cell, move.target_cell)}
+    for name, cell in snapshot.cells.items():
+        for instance in cell.living():
+            if instance.crossing and (instance.uuid, name) not in known:
+                yield Finding(CROSSING_WITHOUT_MOVE, instance.uuid, f"{instance.crossing} in cell {name}")
 
 
 def _named(cell: CellRows) -> set[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ from zcompute.db.store import Store
 from zcompute.db.tables import (
     BUILD_REQUESTS,
     CLAIMS,
+    CROSS_MOVES,
     GROUP_PLACEMENTS,
     HOSTS,
     INSTANCE_ACTIONS,
@@ -31,6 +32,7 @@ from zcompute.db.tables import (
 )
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import ROOT_CELL
+from zcompute.objects.cross_move import CROSS_RUNNING
 from zcompute.objects.quota import RESOURCES, Amount
 
 PAGE_ROWS = 5000
@@ -67,6 +69,7 @@ def read_table(store: Store, table: TableCodec[Row], where: Mapping[str, Any] | 
 def read_root(store: Store) -> RootRows:
     """The root's tables; what is taken away first is read first, so that a server on its way is not missed."""
     return RootRows(
+        cross_moves=read_table(store, CROSS_MOVES, {"state": CROSS_RUNNING}),
         build_requests=read_table(store, BUILD_REQUESTS),
         mappings=read_table(store, MAPPINGS),
         usages=read_table(store, USAGES),

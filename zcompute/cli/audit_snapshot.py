@@ -7,6 +7,7 @@ from zcompute.compute.virt.fake_log import COMES, GOES, OP_SPAWN, DomainLine
 from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Usage
 from zcompute.objects.cell import ROOT_CELL, OutboxEntry
+from zcompute.objects.cross_move import CrossMove
 from zcompute.objects.group import GroupPlacement
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim, Host
@@ -18,7 +19,7 @@ from zcompute.objects.task import Task
 
 @dataclass(frozen=True)
 class RootRows:
-    """The root's database. ``now_us`` is its UTC time."""
+    """The root's database. ``now_us`` is its UTC time; ``cross_moves`` are those under way."""
 
     now_us: int = 0
     build_requests: list[BuildRequest] = field(default_factory=list)
@@ -26,6 +27,7 @@ class RootRows:
     usages: list[Usage] = field(default_factory=list)
     told: list[ToldRow] = field(default_factory=list)
     cursors: list[NotifierCursor] = field(default_factory=list)
+    cross_moves: list[CrossMove] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def verify_servers(
 
 
 def _chunks(ask: Ask, root: str, cell: str) -> Iterator[Snapshot]:
-    """Mappings and instances of the same range of uuids. What is owed to the root is left out: it is on its way."""
+    """Mappings and instances of the same range of uuids. What is owed to the root, or goes to another cell, is left
+    out: it is on its way."""
     after = ""
     for _ in range(PAGES_MAX):
         known: CellMappingsReply = ask(
@@ -131,7 +132,7 @@ def _chunks(ask: Ask, root: str, cell: str) -> Iterator[Snapshot]:
 
 
 def _snapshot(cell: str, known: CellMappingsReply, there: CensusReply, end: str | None = None) -> Snapshot:
-    owed = set(there.owed)
+    owed = {*there.owed, *(instance.uuid for instance in there.instances if instance.crossing)}
 
     def counts(uuid: str) -> bool:
         return uuid not in owed and (end is None or uuid <= end)

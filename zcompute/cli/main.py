@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "quota": ("zcompute.cli.quota_commands:quota", "Show, set and check what projects may have and have."),
     "scheduler": ("zcompute.cli.services:scheduler", "Run one scheduler."),
-    "server": ("zcompute.cli.listings:server", "Look at servers."),
+    "server": ("zcompute.cli.server_move:server", "Look at servers; move one to another cell."),
     "service": ("zcompute.cli.listings:service", "Look at services."),
     "task": ("zcompute.cli.task_commands:task", "List tasks; begin a parked one again; end one."),
     "up": ("zcompute.cli.up.command:up", "Bring up an embedded region and boot servers in it."),

@@ -7,9 +7,11 @@ import sys
 
 from zcompute.conductor.tasks.moves.plans import (
     AT_SOURCE,
+    AWAIT_ROOT,
     PLANS,
     STEP_CHECK_FENCE,
     STEP_CLAIM,
+    STEP_CLEAN_SOURCE,
     STEP_FINISH,
     STEP_REACH,
     STEP_ROLLED_BACK,
@@ -38,6 +40,7 @@ agent answers a step that it has done under a former owner without doing it agai
 | the deadline comes before any host was told anything | a build ends in ERROR, a move is rolled back |
 | the server is deleted | the delete takes its place, its hosts and its claims |
 | a kind or step that this release does not know | left alone for one that does |
+| a cell does not answer the root | a move between cells waits for it; before the switch until its deadline |
 """
 
 _MOVES = """
@@ -48,12 +51,22 @@ only forward. The destination's claim is committed before the switch, the source
 the source's stopped copy until the move is confirmed or reverted.
 With `[conductor] resize_confirm_window_s` set (Nova's resize_confirm_window) the owner of the server confirms it after
 so long by itself, looking once a minute for the 100 of each partition that wait longest.
+
+A move to another cell is a task of the root with a task in each cell: `export` where the server is, `import` where it
+goes to. The root repeats a word to each side until that says that it is there: hold (export waits in `hold`), prepare
+(import comes to `prepared`), send (export comes to `sent`), then commits the mapping, which is the switch, then
+activate (import ends) and leave (export ends). Where a side waits for the root it goes neither on nor back by itself;
+at its deadline it is parked, and the word carries it on. Before the switch the root takes a move back: reopen at the
+source, then discard at the target.
 """
 
 _WHAT = {
     STEP_SCHEDULE: "asks a scheduler for hosts with alternates, or takes the one asked for",
     STEP_CLAIM: "room at the destination, conditional",
     "prepare": "the destination makes room and answers where it awaits the data",
+    "hold": "the server is held for a move to another cell; the root's word ends it",
+    "sent": "its data are away; the root's word says whether it follows them or works again",
+    "prepared": "a destination awaits its data; the root's word says that the server is here, or that it will not come",
     "send": "the source stops the domain and gives its data away",
     "migrate": "the source hands the running domain over",
     STEP_REACH: "the destination answers",
@@ -76,6 +89,7 @@ _WHAT = {
 
 _AT_NO_HOST = (
     STEP_SCHEDULE, STEP_CLAIM, STEP_CHECK_FENCE, STEP_SWITCH, STEP_SWITCH_BACK, STEP_FINISH, STEP_ROLLED_BACK,
+    *AWAIT_ROOT,
 )  # fmt: skip
 
 
@@ -94,7 +108,8 @@ def _diagram(kind: str) -> list[str]:
         lines.append(f"    {step} --> {following}")
     lines.append(f"    {plan.steps[-1]} --> [*]")
     if STEP_ROLLED_BACK in plan.all_steps:
-        for step in plan.steps[: plan.steps.index(STEP_SWITCH)]:
+        last = STEP_SWITCH if STEP_SWITCH in plan.steps else STEP_CLEAN_SOURCE  # of an export the root switches
+        for step in plan.steps[: plan.steps.index(last)]:
             undos = plan.undos(step)
             lines.append(f"    {step} --> {undos[0] if undos else STEP_ROLLED_BACK}")
         for undo in [name for name in plan.all_steps if name in UNDO.values()]:

@@ -12,7 +12,7 @@ from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.errors import CannotLower
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.host import Host
-from zcompute.objects.instance import TASK_DELETING, VM_BUILDING, VM_DELETED, VM_ERROR, Instance
+from zcompute.objects.instance import ARRIVING, LEFT, TASK_DELETING, VM_BUILDING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.notification import PRIORITY_ERROR, PRIORITY_INFO, Notification
 from zcompute.objects.notification_payloads import (
     ERROR,
@@ -49,7 +49,10 @@ SERVICE_UPDATE = "service.update"
 def instance_update(
     former: Instance | None, instance: Instance, request_id: str, packed: Pack = pack
 ) -> Notification | None:
-    """``instance.update`` when a state or the name has changed, as Nova's."""
+    """``instance.update`` when a state or the name has changed, as Nova's. Of a server that goes to another cell the
+    one that is the server tells: the copy that comes, and the one that stays behind, say nothing of themselves."""
+    if instance.crossing in (ARRIVING, LEFT):
+        return None
     if former is None:
         old_state = old_task = old_power = renamed = None
     elif (

@@ -17,7 +17,7 @@ from zcompute.db.store import SCAN_ROWS_MAX
 from zcompute.db.tables import BUILD_REQUESTS, INSTANCES, Projection, RowForm
 from zcompute.db.where import Where
 from zcompute.objects.build_request import BUILD_ERROR, BUILD_PENDING, BuildRequest
-from zcompute.objects.instance import VM_BUILDING, VM_DELETED, VM_ERROR, VM_SOFT_DELETED, Instance
+from zcompute.objects.instance import ARRIVING, LEFT, VM_BUILDING, VM_DELETED, VM_ERROR, VM_SOFT_DELETED, Instance
 from zcompute.objects.messages.instances import InstanceBrief, InstanceQuery
 from zcompute.objects.name_pattern import ESCAPE, plain_part
 from zcompute.objects.server_list import NULLABLE, Order, instance_of, order_of, page_of
@@ -28,7 +28,7 @@ PENDING_ROWS_MAX = 20_000  # read for a list whose order or filters are of no co
 # Of a packed object, where its first field may begin: behind the array, the name, the version, the map.
 _FIRST_FIELD_AT_MAX = 24
 
-BRIEF_COLUMNS = ("uuid", "name", "mapping_generation")
+BRIEF_COLUMNS = ("uuid", "name", "mapping_generation", "crossing")
 
 # By the columns of an order: the index over all projects, and the one of a project's servers.
 _INDEXES: dict[tuple[str, ...], tuple[str, str]] = {
@@ -91,6 +91,7 @@ def _index(query: InstanceQuery, order: Order) -> str:
 def count_instances(session: Session, query: InstanceQuery, without: Sequence[str]) -> int:
     """Store.count_instances."""
     where = _instances(query)
+    where.add("crossing <> :arriving", arriving=ARRIVING)  # counted where it comes from
     if without:
         where.add(f"uuid NOT IN :{where.name(list(without))}")
     ((count,),) = session.select(where.count(INSTANCES), **where.values)
@@ -149,6 +150,7 @@ def _rows(query: InstanceQuery) -> int:
 
 def _instances(query: InstanceQuery) -> Where:
     where = Where()
+    where.add("crossing <> :left", left=LEFT)
     _add_common(where, query)
     _add_ident(where, "host", query.host)
     if query.statuses:

@@ -25,6 +25,7 @@ from zcompute.objects.archive import ArchivedRow
 from zcompute.objects.base import VersionedObject, pack
 from zcompute.objects.build_request import BuildRequest, InstanceMapping, Operation, Usage
 from zcompute.objects.cell import CellInfo, OutboxEntry
+from zcompute.objects.cross_move import CrossMove, CrossMoveBody
 from zcompute.objects.enrolment import EnrolledKey, Enrolment
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.group import GroupPlacement, GroupStanding, ServerGroup
@@ -226,7 +227,7 @@ INSTANCES: TableCodec[Instance] = TableCodec(
         *flags("locked", "locked_by_admin"),
         *plain("locked_reason"),
         *packed("move", Move),
-        *plain("revision"),
+        *plain("crossing", "revision"),
     ),
     attrgetter("uuid"),
 )
@@ -340,6 +341,19 @@ SERVER_GROUPS: TableCodec[ServerGroup] = TableCodec(
         *plain("uuid", "project_id", "user_id", "name", "policy", "max_server_per_host"),
         *blob("metadata", STRING_MAP),
         *plain("cell", "created_at_us", "revision"),
+    ),
+    attrgetter("project_id"),
+)
+
+CROSS_MOVES: TableCodec[CrossMove] = TableCodec(
+    "cross_moves",
+    CrossMove,
+    ("uuid",),
+    (
+        *plain("uuid", "project_id", "operation_id", "source_cell", "target_cell", "generation", "step", "state"),
+        *plain("deadline_at_us", "created_at_us", "updated_at_us", "ended_at_us"),
+        *packed("body", CrossMoveBody),
+        *plain("revision"),
     ),
     attrgetter("project_id"),
 )
@@ -505,7 +519,8 @@ CELL_TABLES: tuple[TableCodec[Any], ...] = (
     USAGE_AUDITS,
 )  # fmt: skip
 ROOT_TABLES: tuple[TableCodec[Any], ...] = (
-    BUILD_REQUESTS, MAPPINGS, SERVER_GROUPS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES, IMAGES,
+    BUILD_REQUESTS, MAPPINGS, CROSS_MOVES, SERVER_GROUPS, USAGES, OPERATIONS, FLAVORS, CELLS, QUOTAS, QUOTA_CLASSES,
+    IMAGES,
 )  # fmt: skip
 SHARED_TABLES: tuple[TableCodec[Any], ...] = (ENROLMENTS, NOTIFIER_CURSORS, NOTIFICATIONS, ARCHIVED_ROWS)
 _ALL = (*CELL_TABLES, *ROOT_TABLES, *SHARED_TABLES)

@@ -29,6 +29,7 @@ from zcompute.objects.instance import (
     TASK_REBOOTING_HARD,
     TASK_REBUILDING,
     TASK_RESCUING,
+    TASK_RESIZE_MIGRATING,
     TASK_RESTORING,
     TASK_RESUMING,
     TASK_SOFT_DELETING,
@@ -156,6 +157,8 @@ def check_state(action: Action, instance: Instance, *, administrator: bool) -> N
     action, and ActionForbidden where it is not for this caller."""
     if action.administrators and not administrator:
         raise forbidden(action.name, instance)
+    if instance.crossing:  # whatever is done to one row would be lost with it
+        raise _refused(_while(action, instance, "task_state", instance.task_state or TASK_RESIZE_MIGRATING), instance)
     if action.unlocked and instance.locked and not administrator:
         raise InstanceLocked(
             f"Instance {instance.uuid} is locked",

@@ -49,6 +49,11 @@ TASK_SHELVING = "shelving"
 TASK_SHELVING_OFFLOADING = "shelving_offloading"
 TASK_UNSHELVING = "unshelving"
 
+ARRIVING = "arriving"
+LEAVING = "leaving"
+LEFT = "left"
+"""What a cell's row is of a server that goes to another cell (Instance.crossing)."""
+
 POWER_NOSTATE = 0
 POWER_RUNNING = 1
 POWER_PAUSED = 3
@@ -109,6 +114,8 @@ class Instance(VersionedObject):
     actions to all but administrators; ``locked_by_admin``: only they take that lock away.
     ``soft_deleted_at_us``: since when it could be reclaimed; ``resized_at_us``: since when a move of it could be
     confirmed, None unless it is RESIZED and without a task. Times are UTC microseconds.
+    ``crossing``: of a server that goes to another cell. LEAVING and ARRIVING are its rows in both cells meanwhile: the
+    root's mapping says which of them is the server. LEFT: deleted here, without the server being so.
     """
 
     VERSION: ClassVar[tuple[int, int]] = (1, 0)
@@ -144,3 +151,4 @@ class Instance(VersionedObject):
     locked_by_admin: bool = False
     locked_reason: str | None = None
     move: Move | None = None
+    crossing: str = ""

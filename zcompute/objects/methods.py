@@ -23,6 +23,13 @@ from zcompute.objects.conductor_stat import ConductorStat, ConductorStatRequest
 from zcompute.objects.host import HostState
 from zcompute.objects.interface import Interface, Method
 from zcompute.objects.messages.cluster import Empty, HostEpoch, MapReply, PartitionSnapshotDone
+from zcompute.objects.messages.crossing import (
+    CrossMoveGetRequest,
+    CrossMoveReply,
+    CrossMoveRequest,
+    CrossOrder,
+    CrossReply,
+)
 from zcompute.objects.messages.groups import (
     GroupCreateRequest,
     GroupHostsReply,
@@ -261,6 +268,7 @@ INSTANCE_ACTION = INSTANCE_INTERFACE.method("action", InstanceActionRequest, Emp
 INSTANCE_HISTORY = INSTANCE_INTERFACE.method(
     "actions", InstanceGetRequest, InstanceActionsReply, _API_OPERATOR_OR_CONDUCTOR, "reads"
 )
+INSTANCE_CROSS = INSTANCE_INTERFACE.method("cross", CrossOrder, CrossReply, _CONDUCTOR)
 INSTANCE_LEFT_BEHIND = INSTANCE_INTERFACE.method("left_behind", LeftBehindRequest, Empty, _CONDUCTOR)
 INSTANCE_CENSUS = INSTANCE_INTERFACE.method("census", CensusRequest, CensusReply, _OPERATOR, "reads")
 SERVICE_LIST = SERVICE_INTERFACE.method("list", Empty, ServiceListReply, _API_OR_CONDUCTOR, "reads")
@@ -292,6 +300,8 @@ CELL_REGISTER = CELL_INTERFACE.method("register", CellRegisterRequest, Empty, _C
 CELL_CAPACITY = CELL_INTERFACE.method("capacity", CellCapacity, None, _CONDUCTOR, "control")
 MAPPING_DELETED = MAPPING_INTERFACE.method("deleted", MappingReleaseRequest, Empty, _CONDUCTOR)
 MAPPING_REFUSED = MAPPING_INTERFACE.method("refused", MappingReleaseRequest, Empty, _CONDUCTOR)
+MAPPING_MOVE = MAPPING_INTERFACE.method("move", CrossMoveRequest, CrossMoveReply, _OPERATOR_OR_CONDUCTOR)
+MAPPING_MOVED = MAPPING_INTERFACE.method("moved", CrossMoveGetRequest, CrossMoveReply, _OPERATOR, "reads")
 MAPPING_REMAP = MAPPING_INTERFACE.method("remap", RemapRequest, RemapReply, _OPERATOR_OR_CONDUCTOR)
 
 UPKEEP_ARCHIVE = UPKEEP_INTERFACE.method("archive", UpkeepRequest, UpkeepReply, _OPERATOR)

@@ -15,6 +15,10 @@ TASK_LIVE_MIGRATE = "live_migrate"
 TASK_EVACUATE = "evacuate"
 TASK_CONFIRM_RESIZE = "confirm_resize"
 TASK_REVERT_RESIZE = "revert_resize"
+TASK_EXPORT = "export"
+TASK_IMPORT = "import"
+CROSSING_KINDS = frozenset({TASK_EXPORT, TASK_IMPORT})
+"""The two sides of a move to another cell: the root says what they do."""
 
 TASK_RUNNING = "running"
 TASK_PARKED = "parked"

@@ -12,6 +12,7 @@ from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.auto_confirm import AutoConfirm
 from zcompute.conductor.cell.census import Census
 from zcompute.conductor.cell.claim_service import Claims
+from zcompute.conductor.cell.crossing import Crossing
 from zcompute.conductor.cell.fencing import Fencing
 from zcompute.conductor.cell.grants import Grants
 from zcompute.conductor.cell.history_purge import history_purge
@@ -123,6 +124,7 @@ class CellRole:
         self._actions = Actions(
             env, self.engine, self._settings, task_settings, self._forced_down, raising, self._outbox.check_room
         )
+        self._crossing = Crossing(env, self.engine, self._settings, task_settings)
         self._auto_confirm = AutoConfirm(
             env.ledger, env.store, env.config.conductor.resize_confirm_window_s, self._settings, self._actions.confirm
         )
@@ -148,6 +150,7 @@ class CellRole:
             *self._placements.handlers(),
             *self._instances.handlers(),
             *self._actions.handlers(),
+            *self._crossing.handlers(),
             *self._tasks.handlers(),
             *self._quarantine.handlers(),
             *self._reads.handlers(),

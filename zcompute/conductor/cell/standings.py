@@ -10,7 +10,7 @@ from zcompute.db.replicas.need import PRIMARY
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
 from zcompute.db.view import View
 from zcompute.objects.epochs import history_of
-from zcompute.objects.instance import POWER_NOSTATE, VM_DELETED, Instance
+from zcompute.objects.instance import ARRIVING, LEFT, POWER_NOSTATE, VM_DELETED, Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.quotas import Standing, StandingReply, StandingRequest
 from zcompute.objects.methods import QUOTA_STANDING
@@ -28,6 +28,25 @@ def confirmed(instance: Instance) -> bool:
     if not history:
         return True
     return history_of(instance.agent_epoch) >= history and instance.power_state != POWER_NOSTATE
+
+
+def standing_of(instance: Instance, owed: bool) -> Standing:
+    """What the cell says of one row. Of a server that comes from another cell, or has left for one, this cell has no
+    word that anything may be decided by: the root knows more. Pure."""
+    elsewhere = instance.crossing in (ARRIVING, LEFT)
+    return Standing(
+        uuid=instance.uuid,
+        generation=instance.mapping_generation,
+        project_id=instance.project_id,
+        deleted=instance.vm_state == VM_DELETED and instance.crossing != LEFT,
+        owed=owed or elsewhere,
+        busy=instance.task_id is not None or elsewhere,
+        confirmed=confirmed(instance),
+        cores=(amount := charged(instance, None)).cores,
+        ram_mb=amount.ram_mb,
+        decided=instance.decided,
+        group_uuid=instance.spec.group.uuid if instance.spec.group is not None else None,
+    )
 
 
 class Standings:
@@ -51,22 +70,7 @@ class Standings:
             where = {"instance_uuid": list(uuids)}
             owed = {row.instance_uuid for row in view.scan(ROOT_OUTBOX, where=where, limit=2 * SERVERS_MAX)}
             return StandingReply(
-                servers=[
-                    Standing(
-                        uuid=instance.uuid,
-                        generation=instance.mapping_generation,
-                        project_id=instance.project_id,
-                        deleted=instance.vm_state == VM_DELETED,
-                        owed=instance.uuid in owed,
-                        busy=instance.task_id is not None,
-                        confirmed=confirmed(instance),
-                        cores=(amount := charged(instance, None)).cores,
-                        ram_mb=amount.ram_mb,
-                        decided=instance.decided,
-                        group_uuid=instance.spec.group.uuid if instance.spec.group is not None else None,
-                    )
-                    for instance in instances.values()
-                ]
+                servers=[standing_of(instance, instance.uuid in owed) for instance in instances.values()]
             )
 
         return self._env.reads.read(context, read, PRIMARY)

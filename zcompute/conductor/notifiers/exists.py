@@ -17,14 +17,17 @@ from zcompute.conductor.notifiers.settings import NotifierSettings
 from zcompute.db.errors import StoreError
 from zcompute.db.store import Store
 from zcompute.db.tables import INSTANCES, USAGE_AUDITS
-from zcompute.objects.instance import Instance
+from zcompute.objects.instance import ARRIVING, LEFT, Instance
 from zcompute.objects.notification import UsageAudit
 
 log = logging.getLogger(__name__)
 
 
 def existed(instance: Instance, beginning_us: int, ending_us: int) -> bool:
-    """Whether the instance was there at some time of the period. Pure."""
+    """Whether the instance was there at some time of the period. Of a server that goes to another cell one row counts.
+    Pure."""
+    if instance.crossing in (ARRIVING, LEFT):
+        return False
     deleted_at_us = instance.deleted_at_us
     return instance.created_at_us < ending_us and (deleted_at_us is None or deleted_at_us >= beginning_us)
 

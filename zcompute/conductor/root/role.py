@@ -25,6 +25,7 @@ from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cell_states import register_cell
 from zcompute.conductor.root.cells import CellsFeed
 from zcompute.conductor.root.charging import Key
+from zcompute.conductor.root.cross_moves import CrossMoves
 from zcompute.conductor.root.flavors import Flavors
 from zcompute.conductor.root.grouping import Room, Seen, group_keys, group_not_found
 from zcompute.conductor.root.groups import Groups
@@ -36,11 +37,11 @@ from zcompute.conductor.root.reads import RootReads
 from zcompute.conductor.root.reconciler import Reconciler
 from zcompute.conductor.root.remapping import Remapping
 from zcompute.conductor.root.resizing import Resizing
-from zcompute.conductor.root.settings import HandOffLimits, RootSettings
+from zcompute.conductor.root.settings import CrossMoveSettings, HandOffLimits, RootSettings
 from zcompute.conductor.root.topology import Topology
 from zcompute.conductor.upkeep.service import Upkeep
 from zcompute.db.errors import StoreError
-from zcompute.db.tables import BUILD_REQUESTS, CELLS, IMAGES, OPERATIONS
+from zcompute.db.tables import BUILD_REQUESTS, CELLS, CROSS_MOVES, IMAGES, OPERATIONS
 from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
 from zcompute.measure import Measure
@@ -126,11 +127,27 @@ class RootRole:
             env.config.conductor.build_deadline_s,
             self._limits,
         )
+        self._cross_moves = CrossMoves(
+            env,
+            self._cells,
+            CrossMoveSettings(
+                deadline_s=env.config.conductor.cross_move_deadline_s,
+                lists_s_max=env.config.conductor.cross_move_wait_s,
+            ),
+        )
         self._purge = Purge(
             env.ledger,
             env.store,
             OPERATIONS,
             "created_at_us",
+            env.config.conductor.operations_retention_hours * 3600,
+            PurgeSettings(round_s=env.config.conductor.purge_every_s),
+        )
+        self._moves_purge = Purge(
+            env.ledger,
+            env.store,
+            CROSS_MOVES,
+            "ended_at_us",
             env.config.conductor.operations_retention_hours * 3600,
             PurgeSettings(round_s=env.config.conductor.purge_every_s),
         )
@@ -172,6 +189,7 @@ class RootRole:
             *self._resizing.handlers(),
             *self._reconciler.handlers(),
             *self._remapping.handlers(),
+            *self._cross_moves.handlers(),
         ]
         return [
             *((method, unavailable_without_database(handler)) for method, handler in served),
@@ -188,6 +206,7 @@ class RootRole:
         self._purge.start()
         self._image_purge.start()
         self._image_sweep.start()
+        self._moves_purge.start()
         self._reconciler.start()
         self._ledger.on_decided(tell_of_rows)
         self._notifications.start()
@@ -209,6 +228,8 @@ class RootRole:
         self._image_purge.stop()
         self._image_sweep.stop()
         self._hand_off.stop()
+        self._cross_moves.stop()
+        self._moves_purge.stop()
         self._cells.stop()
 
     def measures(self) -> Iterable[Measure]:
@@ -399,16 +420,19 @@ class RootRole:
         self._cells.greet(link)
         if link.peer.role == "conductor" and link.peer.cell != ROOT_CELL:
             self._hand_off.hurry(link.peer.cell)
+            self._cross_moves.hurry(link.peer.cell)
 
     def _gained(self, partitions: list[int]) -> None:
         if self._running and partitions:
             self._notifications.gained(partitions)
+            self._cross_moves.gained(partitions)
             resumer = gevent.spawn(self._resume, list(partitions))
             self._resumers.add(resumer)
             resumer.link(self._resumers.discard)
 
     def _lost(self, partitions: list[int]) -> None:
         self._hand_off.drop(partitions)
+        self._cross_moves.lost([partition for partition in partitions if not self._ledger.owns(partition)])
         self._notifications.lost([partition for partition in partitions if not self._ledger.owns(partition)])
 
     def _resume(self, partitions: list[int]) -> None:

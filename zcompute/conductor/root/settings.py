@@ -25,6 +25,29 @@ class HandOffLimits:
 
 
 @dataclass(frozen=True)
+class CrossMoveSettings:
+    """Moves of servers between cells. ``moves_max`` are under way at a conductor at once, a cell that does not answer
+    is asked again after ``retry_ms_min`` to ``retry_ms_max``, one that is at work every ``look_ms``.
+
+    ``deadline_s``: by then the switch has been committed, or the move is rolled back. ``lists_s_max``: no list lasts
+    longer (zcompute.api.settings); the source stops the server only when every list that began before the target had a
+    row has ended, so that none misses it on both sides.
+    """
+
+    moves_max: int = 500
+    deadline_s: int = 3600
+    lists_s_max: float = 6.0
+    call_ms_max: int = 5000
+    commit_ms_max: int = 150_000
+    retry_ms_min: int = 50
+    retry_ms_max: int = 5000
+    look_ms: int = 200
+    scan_rows_max: int = 500
+    scan_retry_ms: int = 500
+    busy_retry_ms: int = 1000
+
+
+@dataclass(frozen=True)
 class RootSettings:
     """The other limits of the root role."""
 

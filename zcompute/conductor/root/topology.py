@@ -16,9 +16,10 @@ from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cell_states import check_deletable, check_name, create_cell, delete_cell, living, set_state
 from zcompute.conductor.root.cells import CellsFeed
 from zcompute.conductor.root.settings import RootSettings
-from zcompute.db.tables import BUILD_REQUESTS, CELLS, ENROLMENTS, MAPPINGS, TableCodec
+from zcompute.db.tables import BUILD_REQUESTS, CELLS, CROSS_MOVES, ENROLMENTS, MAPPINGS, TableCodec
 from zcompute.failpoints import failpoint
 from zcompute.objects.cell import ROOT_CELL, CellInfo
+from zcompute.objects.cross_move import CROSS_RUNNING
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.topology import (
     CellCreateRequest,
@@ -156,6 +157,9 @@ class Topology:
             count = self._count(table, name)
             if count:
                 left.append(f"{'at least ' if count >= most else ''}{count} {what}")
+        coming = {"target_cell": name, "state": CROSS_RUNNING}
+        if self._env.store.scan(CROSS_MOVES, where=coming, limit=1):
+            left.append("servers are being moved to it")
         linked = self._linked(name)
         if linked:
             left.append(f"conductors still run: {', '.join(linked)}")

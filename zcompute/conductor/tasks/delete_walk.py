@@ -10,6 +10,7 @@ from zcompute.objects.errors import InstanceBusy, InstanceNotFound
 from zcompute.objects.instance import POWER_NOSTATE, TASK_DELETING, VM_DELETED, VM_ERROR, Instance
 from zcompute.objects.report import OUTCOME_DONE, StepResult
 from zcompute.objects.task import (
+    CROSSING_KINDS,
     TASK_ACT,
     TASK_BUILD,
     TASK_DELETE,
@@ -24,7 +25,7 @@ STEP_DESTROY = "destroy"
 STEP_FINISH = "finish"
 
 OUTBOX_DELETED = "deleted"
-PRE_EMPTED = frozenset({TASK_BUILD, TASK_ACT, *PLANS})
+PRE_EMPTED = frozenset({TASK_BUILD, TASK_ACT, *PLANS}) - CROSSING_KINDS
 REASON_DELETED = "the server was deleted while it was built"
 REASON_PRE_EMPTED = "the server was deleted meanwhile"
 

@@ -11,10 +11,11 @@ from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, Key, Ta
 from zcompute.objects.actions import ACTIONS
 from zcompute.objects.history import RESULT_ERROR, RESULT_SUCCESS, InstanceAction, InstanceActionEvent
 from zcompute.objects.instance import VM_ERROR, Instance
-from zcompute.objects.task import TASK_BUILD, Task
+from zcompute.objects.task import TASK_BUILD, TASK_EXPORT, TASK_IMPORT, Task
 
 MESSAGE_CHARS_MAX = 255
-ACTION_NAMES = {TASK_BUILD: "create"}  # Nova's, where a task's kind is called otherwise
+# Nova's, where a task's kind is called otherwise.
+ACTION_NAMES = {TASK_BUILD: "create", TASK_EXPORT: "migrate", TASK_IMPORT: "migrate"}
 ATTEMPTS_TOLD_MAX = 20  # of one step: a host that fails it again and again writes no more rows than that
 REPLACED = "another task has taken its place"
 

@@ -21,6 +21,8 @@ from zcompute.objects.instance import (
 from zcompute.objects.task import (
     TASK_CONFIRM_RESIZE,
     TASK_EVACUATE,
+    TASK_EXPORT,
+    TASK_IMPORT,
     TASK_LIVE_MIGRATE,
     TASK_MIGRATE,
     TASK_RESIZE,
@@ -49,6 +51,8 @@ MOVE_DEADLINES_S = {
     TASK_RESIZE: 3600,
     TASK_LIVE_MIGRATE: 3600,
     TASK_EVACUATE: 1800,
+    TASK_EXPORT: 3600,
+    TASK_IMPORT: 3600,
     TASK_CONFIRM_RESIZE: 600,
     TASK_REVERT_RESIZE: 1800,
 }

@@ -93,6 +93,7 @@ class InstanceBrief(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     power_state: int = 0
     progress: int = 0
     host: str | None = None
+    crossing: str = ""
 
 
 class InstanceBriefsReply(msgspec.Struct, kw_only=True):

@@ -14,11 +14,12 @@ from zcompute.db.store import ToldRow
 from zcompute.objects.build_request import BUILD_PENDING, InstanceMapping, Usage
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.command import VERB_ACTIVATE, VERB_REOPEN, VERB_SEND
+from zcompute.objects.cross_move import CrossMove
 from zcompute.objects.flavor import Amounts
 from zcompute.objects.group import AFFINITY, ANTI_AFFINITY, SOFT_ANTI_AFFINITY, GroupPlacement, GroupRule
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim
-from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, Move
+from zcompute.objects.instance import LEAVING, POWER_RUNNING, POWER_SHUTDOWN, Move
 from zcompute.objects.notification import NotifierCursor
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task, TaskBody
 
@@ -268,11 +269,21 @@ def mapped_as_of_a_group(region):
     mapping_of(region, ACTIVE).group_uuid = GROUP
 
 
+def a_copy_for_no_move(region):
+    region.instance(ACTIVE).crossing = LEAVING
+
+
+def a_copy_of_an_older_generation(region):
+    next(mapping for mapping in region.root.mappings if mapping.uuid == ACTIVE).generation += 1
+
+
 CORRUPTIONS = [
     (place_left, kinds.PLACEMENT_LEAKED, STRANGER),
     (place_lost, kinds.PLACEMENT_MISSING, ACTIVE),
     (more_on_a_host_than_the_group_allows, kinds.GROUP_VIOLATED, GROUP),
     (mapped_as_of_a_group, kinds.GROUP_MEMBER_WRONG, ACTIVE),
+    (a_copy_for_no_move, kinds.CROSSING_WITHOUT_MOVE, ACTIVE),
+    (a_copy_of_an_older_generation, kinds.SERVER_WITHOUT_MAPPING, ACTIVE),
     (running_nowhere, kinds.SERVER_ON_NO_HOST, ACTIVE),
     (running_twice, kinds.SERVER_ON_SEVERAL_HOSTS, ACTIVE),
     (running_twice, kinds.ORPHAN_DOMAIN, ACTIVE),
@@ -335,6 +346,22 @@ def test_a_single_corruption_is_found(corrupt, kind, subject, region):
     found = compare(region.snapshot())
     assert (kind, subject) in {(finding.kind, finding.subject) for finding in found}
     assert {finding.subject for finding in found} <= {subject, HOST, OTHER, ACTIVE, "p"}, "nothing else is accused"
+
+
+def test_a_move_to_another_cell_excuses_its_copies_until_it_stands_still():
+    region = clean_region([Plan("active")])
+    a_copy_for_no_move(region)
+    a_copy_of_an_older_generation(region)
+    move = CrossMove(
+        uuid=ACTIVE, project_id="p", operation_id="op", source_cell="c1", target_cell="c2", generation=2, step="leave",
+        deadline_at_us=NOW_US,
+    )  # fmt: skip
+    region.root.cross_moves.append(move)
+    assert compare(region.snapshot()) == []
+    motion = moving(region.snapshot())
+    assert [found.kind for found in stood_still(motion, motion, 9.0)] == [kinds.TASK_STUCK]
+    move.deadline_at_us -= 601 * 10**6
+    assert [found.kind for found in compare(region.snapshot())] == [kinds.TASK_STUCK]
 
 
 def test_every_kind_has_a_corruption_that_shows_it():

@@ -3,15 +3,15 @@
 import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
-from tests.unit.conductor.cell.test_moves import Death, force_down, held, migrated, move, where
+from tests.unit.conductor.cell.test_moves import WITHIN, Death, force_down, held, migrated, move, where
 from tests.unit.conductor.ledger_world import wait_for
-from zcompute.conductor.tasks.moves.plans import PLANS, STEP_PREPARE
+from zcompute.conductor.tasks.moves.plans import STEP_PREPARE
 from zcompute.objects.instance import VM_ACTIVE, VM_DELETED
 from zcompute.objects.partition import partition_of
 
-STEPS = [(kind, step) for kind, plan in PLANS.items() for step in plan.steps]
+STEPS = [(kind, step) for kind, plan in WITHIN.items() for step in plan.steps]
 UNDOS = [
-    (kind, step) for kind, plan in PLANS.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])
+    (kind, step) for kind, plan in WITHIN.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])
 ]
 
 

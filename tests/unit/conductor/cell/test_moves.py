@@ -28,9 +28,10 @@ from zcompute.objects.history import InstanceActionEvent
 from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED
 from zcompute.objects.partition import partition_of
 from zcompute.objects.server_list import instance_of
-from zcompute.objects.task import TASK_PARKED, Task, TaskBody
+from zcompute.objects.task import CROSSING_KINDS, TASK_PARKED, Task, TaskBody
 
 BIG = flavor("2", vcpus=4, memory_mb=4096)
+WITHIN = {kind: plan for kind, plan in PLANS.items() if kind not in CROSSING_KINDS}  # the cell
 
 
 @pytest.fixture
@@ -607,7 +608,7 @@ def die_at(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in PLANS.items() for step in plan.steps])
+@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in WITHIN.items() for step in plan.steps])
 def test_the_owner_dies_at_a_step_and_the_next_one_carries_on_to_the_same_end(
     kind: str, step: str, before: bool
 ) -> None:
@@ -632,7 +633,7 @@ def test_the_owner_dies_at_a_step_and_the_next_one_carries_on_to_the_same_end(
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [(kind, step) for kind, plan in PLANS.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])]
+    [(kind, step) for kind, plan in WITHIN.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])]
     + [
         ("migrate", "rolled_back"),
         ("resize", "rolled_back"),

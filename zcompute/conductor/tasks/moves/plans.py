@@ -19,6 +19,8 @@ from zcompute.objects.instance import (
 from zcompute.objects.task import (
     TASK_CONFIRM_RESIZE,
     TASK_EVACUATE,
+    TASK_EXPORT,
+    TASK_IMPORT,
     TASK_LIVE_MIGRATE,
     TASK_MIGRATE,
     TASK_RESIZE,
@@ -33,6 +35,9 @@ STEP_SEND = "send"
 STEP_MIGRATE = "migrate"
 STEP_REACH = "reach"
 STEP_CHECK_FENCE = "check_fence"
+STEP_HOLD = "hold"
+STEP_SENT = "sent"
+STEP_PREPARED = "prepared"
 STEP_SWITCH = "switch"
 STEP_SWITCH_BACK = "switch_back"
 STEP_ACTIVATE = "activate"
@@ -53,6 +58,8 @@ NOTHING_BEGUN = frozenset({STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_CHECK_FEN
 """Steps before which, and in which, no host has been told to do anything."""
 AT_SOURCE = frozenset({STEP_SEND, STEP_MIGRATE, STEP_CLEAN_SOURCE, STEP_REOPEN, STEP_UNDO_SEND})
 """Steps at the host that the move leaves; all others that command a host are at the one it goes to."""
+AWAIT_ROOT = frozenset({STEP_HOLD, STEP_SENT, STEP_PREPARED})
+"""Steps that end with a word of the root, which alone knows what the other cell has done."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Plan:
     def all_steps(self) -> tuple[str, ...]:
         """With those of the way back."""
         back = [UNDO[name] for name in reversed(self.steps) if name in UNDO]
-        return (*self.steps, *back, *([STEP_ROLLED_BACK] if STEP_CLAIM in self.steps else []))
+        return (*self.steps, *back, *([STEP_ROLLED_BACK] if back or STEP_CLAIM in self.steps else []))
 
 
 _COLD = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND, STEP_SWITCH, STEP_ACTIVATE, STEP_FINISH)
@@ -148,6 +155,26 @@ PLANS: dict[str, Plan] = {
             ),
             {STEP_SCHEDULE: TASK_REBUILDING},
             {BEGIN: ("instance.evacuate",)},
+        ),
+        Plan(
+            TASK_EXPORT,
+            (STEP_HOLD, STEP_SEND, STEP_SENT, STEP_CLEAN_SOURCE, STEP_FINISH),
+            {STEP_HOLD: TASK_RESIZE_PREP, STEP_SEND: TASK_RESIZE_MIGRATING, STEP_SENT: TASK_RESIZE_MIGRATED},
+            {BEGIN: ("instance.resize.start",), STEP_ROLLED_BACK: ("instance.resize.error",)},
+        ),
+        Plan(
+            TASK_IMPORT,
+            (
+                STEP_SCHEDULE,
+                STEP_CLAIM,
+                STEP_PREPARE,
+                STEP_PREPARED,
+                STEP_SWITCH,
+                STEP_ACTIVATE,
+                STEP_FINISH,
+            ),
+            {STEP_SCHEDULE: TASK_RESIZE_PREP, STEP_SWITCH: TASK_RESIZE_MIGRATED, STEP_ACTIVATE: TASK_RESIZE_FINISH},
+            {STEP_FINISH: ("instance.resize.end",)},
         ),
         Plan(
             TASK_CONFIRM_RESIZE,

@@ -22,13 +22,16 @@ from zcompute.conductor.tasks.moves.plans import (
     STEP_CLEAN_SOURCE,
     STEP_FINISH,
     STEP_GRANT,
+    STEP_HOLD,
     STEP_MIGRATE,
     STEP_POWER_OFF,
     STEP_PREPARE,
+    STEP_PREPARED,
     STEP_REOPEN,
     STEP_ROLLED_BACK,
     STEP_SCHEDULE,
     STEP_SEND,
+    STEP_SENT,
     STEP_SPAWN,
     STEP_SWITCH,
     STEP_SWITCH_BACK,
@@ -143,6 +146,22 @@ class Commit:
 
     def run(self, run: TaskRun) -> None:
         _journal(run, self.decide)
+
+
+@dataclass
+class AwaitRoot:
+    """The root's word is the next step: it alone knows what the other cell has done (zcompute.conductor.cell.crossing
+    takes it). Without it the task is parked at its deadline, and the word carries it on."""
+
+    name: str
+    commands_hosts: bool = False
+    ends: bool = False
+
+    def run(self, run: TaskRun) -> None:
+        task = run.now_task()
+        while run.is_at(task):
+            run.changed.clear()
+            run.wait(run.settings.resend_ms)
 
 
 @dataclass
@@ -281,7 +300,8 @@ def _prepare(order: Order, instance: Instance, task: Task) -> StepRequest:
 
 def _send(order: Order, instance: Instance, task: Task) -> StepRequest:
     answer = task.body.answers.get(STEP_PREPARE, {})
-    return _step(VERB_SEND, order, instance, task, peer_host=task.body.host or "", peer=answer)
+    peer_host = task.body.host or task.body.destination or ""  # the latter is of another cell
+    return _step(VERB_SEND, order, instance, task, peer_host=peer_host, peer=answer)
 
 
 def _migrate(order: Order, instance: Instance, task: Task) -> StepRequest:
@@ -355,6 +375,9 @@ STEPS: dict[str, Step] = {
         Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back, beside=_abort_where_asked),
         Reach(),
         CheckFence(),
+        AwaitRoot(STEP_HOLD),
+        AwaitRoot(STEP_SENT),
+        AwaitRoot(STEP_PREPARED),
         Commit(STEP_SWITCH, walk.switch),
         Commit(STEP_SWITCH_BACK, walk.switch_back),
         Command(STEP_ACTIVATE, STEP, _activate, walk.host_is_lost, _again, grants=True),

@@ -15,7 +15,10 @@ from zcompute.conductor.tasks.moves.plans import (
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import (
+    LEFT,
+    POWER_NOSTATE,
     VM_ACTIVE,
+    VM_DELETED,
     VM_ERROR,
     VM_RESIZED,
     Instance,
@@ -24,6 +27,8 @@ from zcompute.objects.instance import (
 from zcompute.objects.report import OUTCOME_DONE, StepResult
 from zcompute.objects.task import (
     TASK_CONFIRM_RESIZE,
+    TASK_EXPORT,
+    TASK_IMPORT,
     TASK_PARKED,
     TASK_RESIZE,
     TASK_REVERT_RESIZE,
@@ -156,9 +161,11 @@ def prepare_failed(instance: Instance, task: Task, reason: str, now_us: int, end
 
 
 def rolled_back(instance: Instance, task: Task, now_us: int) -> Decision:
-    """The server is what it was; its history says why."""
+    """The server is what it was; its history says why. What was to come from another cell is not here."""
+    if task.kind == TASK_IMPORT:
+        return Decision(instance=left_cell(instance, now_us), ended=True, failed=task.body.result)
     former = msgspec.structs.replace(
-        instance, vm_state=task.body.former_vm_state, task_state=None, task_id=None, fault=task.body.fault
+        instance, vm_state=task.body.former_vm_state, task_state=None, task_id=None, fault=task.body.fault, crossing=""
     )
     events = PLANS[task.kind].events.get(STEP_ROLLED_BACK, ())
     owed = _owed(instance, former, task, now_us)
@@ -200,6 +207,7 @@ def switch(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decisi
         observed_seq=0,
         flavor=flavor_of(instance, task),
         move=move if keeps else None,
+        crossing="",
     )
     return advance(switched, task, now_us, ending_s, body)
 
@@ -236,6 +244,8 @@ def host_is_lost(instance: Instance, task: Task, now_us: int, ending_s: int) -> 
 def finish(instance: Instance, task: Task, now_us: int) -> Decision:
     """All claims that were owed are released."""
     body, events = task.body, PLANS[task.kind].events
+    if task.kind == TASK_EXPORT:
+        return Decision(instance=left_cell(instance, now_us), ended=True, events=events.get(STEP_FINISH, ()))
     if body.result:
         lost = msgspec.structs.replace(
             instance, vm_state=VM_ERROR, task_state=None, task_id=None, fault=make_fault(body.result, now_us)
@@ -260,6 +270,22 @@ def finish(instance: Instance, task: Task, now_us: int) -> Decision:
     )
     owed = _owed(instance, ended, task, now_us)
     return Decision(instance=ended, ended=True, outbox=owed, events=events.get(STEP_FINISH, ()))
+
+
+def left_cell(instance: Instance, now_us: int) -> Instance:
+    """What is kept of a server that is in another cell: it was not deleted, so the root is owed no word of it."""
+    return msgspec.structs.replace(
+        instance,
+        vm_state=VM_DELETED,
+        task_state=None,
+        task_id=None,
+        claim=None,
+        move=None,
+        fault=None,
+        power_state=POWER_NOSTATE,
+        deleted_at_us=now_us,
+        crossing=LEFT,
+    )
 
 
 # -- words of agents ----------------------------------------------------------------------------------------------
