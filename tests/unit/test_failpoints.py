@@ -24,9 +24,10 @@ OF_IMAGES = ("image.", "create_image.")  # tests/failpoints/test_quotas.py
 OF_GROUPS = ("group.",)  # tests/failpoints/test_groups.py
 OF_UPGRADES = ("migrate.",)  # tests/contract/store/test_schema_life.py
 OF_CELLS = ("cell.", "enrolment.")  # tests/cluster/test_enrolment.py
+OF_MOVES = ("telling.",)  # tests/failpoints/test_moves.py
 OF_PROMOTIONS = ("promote.",)  # tests/cluster/test_failover.py
 OF_CROSS_MOVES = ("crossmove.", "crossing.")  # tests/failpoints/test_cross_moves.py
-OF_TASKS = OF_RESIZES + OF_GROUPS + OF_IMAGES + OF_CROSS_MOVES
+OF_TASKS = OF_RESIZES + OF_GROUPS + OF_IMAGES + OF_MOVES + OF_CROSS_MOVES
 OF_OTHERS = OF_AGENTS + OF_QUOTAS + OF_TASKS + OF_UPGRADES + OF_CELLS + OF_PROMOTIONS  # than conductors as such
 
 

@@ -190,6 +190,11 @@ class Commands:
         if host.epoch is None:
             raise self._busy(f"host {order.host} has not begun its epoch yet")
         if not self._fences.allows(order.partition, order.owner_epoch):
+            log.warning(
+                "command of a former owner refused step=%s instance=%s host=%s owner_epoch=%d known=%d",
+                order.step, order.instance_uuid, order.host, order.owner_epoch,
+                self._fences.epochs[order.partition],
+            )  # fmt: skip
             raise CommandRefused(
                 f"partition {order.partition} has an owner since {self._fences.epochs[order.partition]}, "
                 f"the order is of {order.owner_epoch}",

@@ -11,6 +11,7 @@ import msgspec
 from zcompute.bus.errors import BusError, UnknownMethod, UnsupportedVersion
 from zcompute.conductor.tasks.decision import Decision, raise_generation
 from zcompute.conductor.tasks.run import TaskRun
+from zcompute.failpoints import failpoint
 from zcompute.objects.command import Order
 from zcompute.objects.errors import CommandRefused
 from zcompute.objects.instance import Instance
@@ -92,7 +93,9 @@ def _send(run: TaskRun, task: Task, host: str, telling: Telling) -> bool:
     run.commanded.add(host)
     request = telling.make(order, instance, task)
     try:
+        failpoint("telling.before_send")
         run.env.commands.send(host, telling.method, request, timeout_ms=run.left_ms(run.settings.command_ms_max))
+        failpoint("telling.after_send")
     except CommandRefused as error:
         if error.details.get("reason") != STALE_GENERATION:
             raise
