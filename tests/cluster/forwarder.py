@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gevent
 from gevent import socket
+from gevent.event import Event
 from gevent.server import StreamServer
 
 from zcompute.cli.up.process import ServiceProcess
@@ -22,14 +23,26 @@ ENTRY = Path(__file__).with_name("detour.py")
 
 
 class Forwarder:
-    """Forwards TCP to ``target`` on 127.0.0.1 while it is open."""
+    """Forwards TCP to ``target`` on 127.0.0.1 while it is open. What the target says can be held back for a while: it
+    comes then, whatever others have said meanwhile."""
 
     def __init__(self, target: int) -> None:
         self._target = target
         self._server: StreamServer | None = None
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._flows = Event()
+        self._flows.set()
         self.port = 0
         self.open()
+
+    def hold(self) -> None:
+        """Nothing of what the target says from now on comes, until ``release``. Shorter than the bus takes it for dead:
+        ``silence_ms_max``."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        """All of it comes."""
+        self._flows.set()
 
     def open(self) -> None:
         """Let connections in (again), on the same port."""
@@ -60,16 +73,18 @@ class Forwarder:
         pair = (near, far)
         self._pairs.add(pair)
         try:
-            gevent.joinall([gevent.spawn(_pump, near, far), gevent.spawn(_pump, far, near)])
+            gevent.joinall([gevent.spawn(_pump, near, far), gevent.spawn(_pump, far, near, self._flows)])
         finally:
             self._pairs.discard(pair)
             near.close()
             far.close()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, flows: Event | None = None) -> None:
     try:
         while data := source.recv(CHUNK_BYTES):
+            if flows is not None:
+                flows.wait()
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
     except OSError:
