@@ -6,10 +6,7 @@ from zcompute.compute.verbs import VERBS
 from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.objects.actions import ACTIONS
 
-VERBS_EXCUSED = {
-    "resize": "on the same host: no plan asks for it",
-    "snapshot": "changes nothing of the domain",
-}
+VERBS_EXCUSED = {"resize": "on the same host: no plan asks for it"}
 
 
 def test_every_action_is_simulated_or_excused_and_none_is_both() -> None:

@@ -10,8 +10,11 @@ from tests.simulation.cell.checker import Checker
 from tests.simulation.cell.fleet import CELL
 from tests.simulation.cell.loop import Process, VirtualLoop
 from tests.simulation.cell.plan import Event
+from tests.simulation.cell.root_images import RootImages
 from zcompute.bus import BusError, Endpoint
+from zcompute.objects.actions import SNAPSHOT
 from zcompute.objects.build_request import BuildRequest
+from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import InstanceBusy, InstanceNotFound, ServiceError
 from zcompute.objects.flavor import Flavor
 from zcompute.objects.instance import ServerSpec
@@ -32,6 +35,7 @@ class Clients:
 
     loop: VirtualLoop
     checker: Checker
+    images: RootImages
     dice: random.Random
     root: Endpoint | None
     root_process: Process
@@ -87,7 +91,15 @@ class Clients:
             return
         self.acts += 1
         name = f"act {self.acts}"
-        request = InstanceActionRequest(uuid=uuid, project_id="p", operation_id=name, action=event.who)
-        self.loop.spawn(
-            self.root_process, self._operate, INSTANCE_ACTION, request, lambda: self.checker.acted(uuid, name)
+        snapshot = event.who == SNAPSHOT.key
+        arguments = StepArguments(image_ref=name if snapshot else "")
+        request = InstanceActionRequest(
+            uuid=uuid, project_id="p", operation_id=name, action=event.who, arguments=arguments
         )
+
+        def accepted() -> None:
+            self.checker.acted(uuid, name)
+            if snapshot:
+                self.images.begun(name)
+
+        self.loop.spawn(self.root_process, self._operate, INSTANCE_ACTION, request, accepted)

@@ -9,6 +9,8 @@ import msgspec
 from zcompute.compute.errors import DomainExists, DomainMissing, DriverError
 from zcompute.compute.virt.driver import Capabilities, Domain, Done
 from zcompute.objects.command import (
+    CHECKSUM,
+    SIZE_BYTES,
     VERB_ABORT,
     VERB_ACTIVATE,
     VERB_MIGRATE,
@@ -20,6 +22,7 @@ from zcompute.objects.command import (
     VERB_RESCUE,
     VERB_RESUME,
     VERB_SEND,
+    VERB_SNAPSHOT,
     VERB_START,
     VERB_STOP,
     VERB_SUSPEND,
@@ -122,7 +125,7 @@ class Hypervisors:
 class SimDriver:
     """zcompute.compute.virt.driver.Driver for one host. A death may fall before or behind the effect of a command."""
 
-    capabilities = Capabilities("sim", frozenset({*_POWER_AFTER, *_MOVING}))
+    capabilities = Capabilities("sim", frozenset({*_POWER_AFTER, *_MOVING, VERB_SNAPSHOT}))
 
     def __init__(self, all_hosts: Hypervisors, host: str) -> None:
         self._all = all_hosts
@@ -178,6 +181,13 @@ class SimDriver:
             self._all.run(host, domain)
         self._work()
         return Done(self._all.domains[host][instance.uuid])
+
+    def snapshot(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        self._begin(host, "act", order)
+        if instance.uuid not in self._all.domains[host]:
+            raise DomainMissing(instance.uuid)
+        self._work()
+        return Done(self._all.domains[host].get(instance.uuid), {SIZE_BYTES: "1", CHECKSUM: "c"})
 
     # -- moves ------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from zcompute.objects.actions import (
     RESTORE,
     RESUME,
     REVERT_RESIZE,
+    SNAPSHOT,
     SOFT_DELETE,
     START,
     STOP,
@@ -40,6 +41,7 @@ ACTS: dict[str, int] = {
     RESCUE.key: 1,
     UNRESCUE.key: 1,
     REBUILD.key: 1,
+    SNAPSHOT.key: 2,
 }
 """Actions that are asked for at any time, and how often against one another."""
 

@@ -18,6 +18,7 @@ from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
 from tests.simulation.cell.operators import Operators
 from tests.simulation.cell.plan import Event, Scale
+from tests.simulation.cell.root_images import RootImages
 from tests.simulation.cell.root_quota import RootQuota
 from tests.simulation.cell.wire import Network, Weather
 from zcompute import __version__
@@ -74,6 +75,7 @@ class World(Operators):
         self.hypervisors = Hypervisors(seed)
         self.quota = RootQuota(seed)
         self.checker = Checker(self.server.rows, self.hypervisors, self.loop.now, self.quota.charged)
+        self.images = RootImages(self.checker.violated)
         self.directory = Path(tempfile.mkdtemp(prefix="zcompute-sim-", dir=_memory()))
         self.agent_settings = Settings(observe_ms=3_000)
         self.conductor_names = [f"c{n + 1}" for n in range(scale.conductors)]
@@ -176,6 +178,7 @@ class World(Operators):
             endpoint.serve(method, lambda *_: Empty())
         endpoint.serve(CELL_CAPACITY, lambda *_: None)
         self.quota.serve(endpoint)
+        self.images.serve(endpoint)
         endpoint.bind("tcp://r1:1")
 
     def _start_scheduler(self) -> None:
@@ -463,7 +466,7 @@ class World(Operators):
             for agent in self.agents.values()
             if agent.service is not None and len(agent.service.reporter)
         ]
-        return found or self.checker.unrest()
+        return found or self.checker.unrest() or self.images.unrest()
 
 
 def _memory() -> str | None:
