@@ -112,6 +112,10 @@ class ConductorConfig(Section, frozen=True):
     reclaim_interval_s: Annotated[
         int, msgspec.Meta(description="a deleted server can be restored for so long; 0 = it goes at once", ge=0)
     ] = 0
+    live_migration_permit_post_copy: Annotated[
+        bool,
+        msgspec.Meta(description="a live migration that is completed by force goes on in post-copy; else it is paused"),
+    ] = False
     resize_confirm_window_s: Annotated[
         int, msgspec.Meta(description="a migrated server is confirmed by itself after so long; 0 = never", ge=0)
     ] = 0

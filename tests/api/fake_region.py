@@ -29,6 +29,7 @@ from zcompute.objects.messages.instances import InstanceBrief
 from zcompute.objects.partition import PARTITIONS, ConductorInfo, PartitionMap
 from zcompute.objects.quota import Amount, Limits
 from zcompute.objects.server_list import instance_of, matches, order_of, page_of
+from zcompute.objects.task import Task
 
 NOVAS = Limits(instances=10, cores=20, ram_mb=51200)
 TINY = Flavor(flavorid="1", name="m1.tiny", vcpus=1, memory_mb=512, root_gb=1)
@@ -106,6 +107,8 @@ class FakeCell(FakeConductor):
         self.instances: dict[str, Instance] = {}
         self.histories: dict[str, m.InstanceActionsReply] = {}
         self.forced_down: set[str] = set()
+        self.tasks: list[Task] = []
+        self.words: list[tuple[str, m.TaskOrder]] = []
         super().__init__(cell)
 
     def handlers(self) -> list[tuple[m.Method, Callable[[Any], Any]]]:
@@ -118,7 +121,20 @@ class FakeCell(FakeConductor):
             (m.INSTANCE_DELETE, self.delete),
             (m.INSTANCE_ACTION, self.act),
             (m.INSTANCE_HISTORY, lambda request: self.histories[request.uuid]),
+            (m.TASK_LIST, self.list_tasks),
+            (m.TASK_ABORT, lambda order: self.word("abort", order)),
+            (m.TASK_COMPLETE, lambda order: self.word("complete", order)),
         ]
+
+    def list_tasks(self, request: m.TaskListRequest) -> m.TaskListReply:
+        """By server and kind."""
+        found = [task for task in self.tasks if task.instance_uuid == request.instance_uuid]
+        return m.TaskListReply(tasks=[task for task in found if task.kind == request.kind])
+
+    def word(self, word: str, order: m.TaskOrder) -> m.TaskReply:
+        """What was said of a task; nothing comes of it."""
+        self.words.append((word, order))
+        return m.TaskReply(task=None, changed=True)
 
     def get(self, request: m.InstanceGetRequest) -> m.InstanceReply:
         found = self.instances.get(request.uuid)

@@ -13,6 +13,7 @@ from zcompute.api.flavors import FlavorCollection, FlavorItem
 from zcompute.api.instance_actions import InstanceActionItem, InstanceActions
 from zcompute.api.listing import Listing
 from zcompute.api.locate import Servers
+from zcompute.api.migrations import Migrations, ServerMigration, ServerMigrationAction, ServerMigrations
 from zcompute.api.quotas import LimitsItem, QuotaSet, QuotaSetDefaults, QuotaSetDetail
 from zcompute.api.region import Region
 from zcompute.api.server_groups import ServerGroupCollection, ServerGroupItem
@@ -101,6 +102,7 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
     _handle_errors(app)
     servers = Servers(region)
     listing = Listing(region, servers, room=room)
+    migrations = Migrations(servers, region)
     routes: dict[str, object] = {
         "/": VersionList(),
         "/healthz": Health(region),
@@ -109,6 +111,9 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/servers/detail": ServerDetails(listing, config),
         "/v2.1/servers/{server_id}": ServerItem(servers),
         "/v2.1/servers/{server_id}/action": ServerActions(servers, region, config),
+        "/v2.1/servers/{server_id}/migrations": ServerMigrations(migrations),
+        "/v2.1/servers/{server_id}/migrations/{migration_id}": ServerMigration(migrations),
+        "/v2.1/servers/{server_id}/migrations/{migration_id}/action": ServerMigrationAction(migrations, config),
         "/v2.1/servers/{server_id}/os-instance-actions": InstanceActions(servers),
         "/v2.1/servers/{server_id}/os-instance-actions/{request_id}": InstanceActionItem(servers),
         "/v2.1/flavors": FlavorCollection(region, config, with_details=False),

@@ -1,4 +1,4 @@
-"""``zcompute task list|show|retry|abort``: the long operations of all cells, and the operator's word on one."""
+"""``zcompute task list|show|retry|abort|complete``: long operations of all cells, and the operator's word on one."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from zcompute.cli.tables import print_rows
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import ServiceError
 from zcompute.objects.messages.tasks import TaskListReply, TaskListRequest, TaskOrder, TaskReply
-from zcompute.objects.methods import TASK_ABORT, TASK_LIST, TASK_RETRY
+from zcompute.objects.methods import TASK_ABORT, TASK_COMPLETE, TASK_LIST, TASK_RETRY
 from zcompute.objects.task import TASK_PARKED, TASK_RUNNING, Task
 
 PAGE_ROWS = 500
@@ -104,6 +104,16 @@ def abort(name: str, cells: tuple[str, ...], config_path: str | None, state_dir:
     """End a task before it is done, where its kind allows it: a build ends in ERROR once its host has destroyed what
     it may have begun. A delete is never aborted."""
     _order(TASK_ABORT, "being ended", name, cells, config_path, state_dir, form)
+
+
+@task.command()
+@click.argument("name", metavar="TASK|SERVER")
+@click.option("--cell", "cells", multiple=True, help="Only ask this cell; may be repeated.")
+@operator_options
+def complete(name: str, cells: tuple[str, ...], config_path: str | None, state_dir: str, form: str) -> None:
+    """Have a live migration come to its end that does not by itself: by post-copy where that is permitted ([conductor]
+    live_migration_permit_post_copy), else the server is paused until it has moved."""
+    _order(TASK_COMPLETE, "being completed", name, cells, config_path, state_dir, form)
 
 
 def find(operator: Operator, cells: tuple[str, ...], request: TaskListRequest) -> Found:

@@ -7,6 +7,7 @@ from zcompute.compute.virt.driver import Done, Driver
 from zcompute.objects.command import (
     VERB_ABORT,
     VERB_ACTIVATE,
+    VERB_COMPLETE,
     VERB_MIGRATE,
     VERB_PAUSE,
     VERB_PREPARE,
@@ -33,11 +34,11 @@ VERBS = frozenset(
     {
         VERB_START, VERB_STOP, VERB_REBOOT, VERB_PAUSE, VERB_UNPAUSE, VERB_SUSPEND, VERB_RESUME, VERB_RESCUE,
         VERB_UNRESCUE, VERB_REBUILD, VERB_RESIZE, VERB_PREPARE, VERB_SEND, VERB_ACTIVATE, VERB_REOPEN, VERB_MIGRATE,
-        VERB_SNAPSHOT, VERB_ABORT,
+        VERB_SNAPSHOT, VERB_ABORT, VERB_COMPLETE,
     }
 )  # fmt: skip
 """Those that this agent knows, whatever its driver can do."""
-BESIDE = frozenset({VERB_ABORT})
+BESIDE = frozenset({VERB_ABORT, VERB_COMPLETE})
 """Those that are done beside what is under way for the instance, not behind it, each time that they come."""
 
 

@@ -325,9 +325,10 @@ QUOTA_RAISE = QUOTA_INTERFACE.method("raise", ServerAmount, Empty, _CONDUCTOR)
 QUOTA_SETTLE = QUOTA_INTERFACE.method("settle", ServerAmount, Empty, _CONDUCTOR)
 QUOTA_STANDING = QUOTA_INTERFACE.method("standing", StandingRequest, StandingReply, _CONDUCTOR, "reads")
 
-TASK_LIST = TASK_INTERFACE.method("list", TaskListRequest, TaskListReply, _OPERATOR, "reads")
+TASK_LIST = TASK_INTERFACE.method("list", TaskListRequest, TaskListReply, frozenset({"api", "operator"}), "reads")
 TASK_RETRY = TASK_INTERFACE.method("retry", TaskOrder, TaskReply, _OPERATOR_OR_CONDUCTOR)
-TASK_ABORT = TASK_INTERFACE.method("abort", TaskOrder, TaskReply, _OPERATOR_OR_CONDUCTOR)
+TASK_ABORT = TASK_INTERFACE.method("abort", TaskOrder, TaskReply, _API_OPERATOR_OR_CONDUCTOR)
+TASK_COMPLETE = TASK_INTERFACE.method("complete", TaskOrder, TaskReply, _API_OPERATOR_OR_CONDUCTOR)
 
 GROUP_CREATE = GROUP_INTERFACE.method("create", GroupCreateRequest, GroupView, _API)
 GROUP_GET = GROUP_INTERFACE.method("get", GroupRequest, GroupView, _API, "reads")

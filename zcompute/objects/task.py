@@ -43,7 +43,8 @@ class TaskBody(VersionedObject):
     ``action`` is what was asked for (a key of zcompute.objects.actions), with its ``arguments``;
     ``former_vm_state`` where a task that is rolled back returns to, ``fault`` then of before; ``result``: why it is.
     Of a move ``source`` is the host it leaves, ``host`` the one it goes to, ``destination`` the one that was asked for
-    by name; ``answers`` is what steps had to say to later ones, by the step's name."""
+    by name; ``answers`` is what steps had to say to later ones, by the step's name; ``complete``: a live migration is
+    to come to its end, whatever that takes."""
 
     host: str | None = None
     candidates: list[str] = msgspec.field(default_factory=list)
@@ -62,6 +63,7 @@ class TaskBody(VersionedObject):
     source: str | None = None
     destination: str | None = None
     answers: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
+    complete: bool = False
 
 
 class Task(VersionedObject):

@@ -145,6 +145,22 @@ def test_a_migration_that_is_aborted_behind_its_agents_death_leaves_one_that_run
     assert (slow.domains("node1")[one].power_state, slow.domains("node2")) == (POWER_RUNNING, {})
 
 
+@pytest.mark.parametrize("word", ["complete", "abort"])
+def test_a_migration_that_takes_long_ends_at_once_when_it_is_told_to(tmp_path: Path, word: str) -> None:
+    _, one, arguments = prepared(tmp_path)
+    slow = FakeDriver(tmp_path, HOSTS, step_ms=60_000)
+    getattr(slow, word)("node1", make_instance(one), arguments, make_order(one))  # nothing is under way yet
+    waiter = gevent.spawn(migrate, slow, one, arguments)
+    gevent.sleep(0)
+    getattr(slow, word)("node1", make_instance(one), arguments, make_order(one))
+    if word == "abort":
+        with pytest.raises(DriverError, match="aborted"):
+            waiter.get(timeout=5)
+    else:
+        waiter.get(timeout=5)
+    assert (one in slow.domains("node1"), one in slow.domains("node2")) == (word == "abort", word == "complete")
+
+
 def test_a_migration_that_had_arrived_when_its_agent_died_is_done_and_not_aborted(tmp_path: Path) -> None:
     driver, one, arguments = prepared(tmp_path)
     migrate(driver, one, arguments)

@@ -16,6 +16,7 @@ from zcompute.objects.command import (
     SIZE_BYTES,
     VERB_ABORT,
     VERB_ACTIVATE,
+    VERB_COMPLETE,
     VERB_MIGRATE,
     VERB_PAUSE,
     VERB_PREPARE,
@@ -57,7 +58,7 @@ CHANGES = {
     VERB_REOPEN: POWER_RUNNING,
     VERB_SNAPSHOT: POWER_RUNNING,
 }
-MOVING = {VERB_PREPARE, VERB_ACTIVATE, VERB_MIGRATE, VERB_ABORT}
+MOVING = {VERB_PREPARE, VERB_ACTIVATE, VERB_MIGRATE, VERB_ABORT, VERB_COMPLETE}
 
 
 def ordered(uuid: str, verb: str, host: str = "node1", generation: int = 2, grant: int = 1) -> Order:

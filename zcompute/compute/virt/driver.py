@@ -126,3 +126,8 @@ class Driver(Protocol):
 
     def abort(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         """Beside a migrate that is under way: have it fail, unless it is beyond that. Nothing to do where none is."""
+
+    def complete(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        """Beside a migrate that is under way: have it come to its end, with ``arguments.post_copy`` by letting the
+        domain run there before all of its memory has arrived, else by pausing it here until it has. Nothing to do where
+        none is."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gevent
+from gevent.event import Event
 
 from zcompute.compute.errors import DomainExists, DomainMissing, DriverError, HostUnknown
 from zcompute.compute.verbs import VERBS
@@ -45,6 +46,14 @@ ADDRESS = "address"
 _SCHEME = "fake://"
 
 
+class Handing:
+    """One live migration under way; ``woken`` ends the time that it takes."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+        self.woken = Event()
+
+
 class FakeDriver:
     """Driver of fake hosts. ``build_ms`` and ``delete_ms`` pass before the domain appears or goes, ``step_ms`` before
     any other change. Hosts of several agents share their directory, through which a live migration hands over."""
@@ -69,7 +78,7 @@ class FakeDriver:
         self._build_s = build_ms / 1000
         self._delete_s = delete_ms / 1000
         self._step_s = step_ms / 1000
-        self._migrating: dict[tuple[str, str], bool] = {}  # whether it is to be aborted
+        self._migrating: dict[tuple[str, str], Handing] = {}
 
     def hosts(self) -> list[str]:
         return list(self._hosts)
@@ -217,10 +226,10 @@ class FakeDriver:
 
     def _hand_over(self, source: FakeHost, there: FakeHost, instance: Instance, order: Order) -> None:
         key = (order.host, instance.uuid)
-        self._migrating[key] = False
+        handing = self._migrating[key] = Handing()
         try:
-            self._take_a_step()
-            if self._migrating[key]:
+            handing.woken.wait(self._step_s)
+            if handing.aborted:
                 raise DriverError(f"the live migration of {instance.uuid} was aborted")
             with source.locked():
                 if instance.uuid not in source.domains():
@@ -241,8 +250,15 @@ class FakeDriver:
 
     def abort(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
         self._host(host)
-        if (host, instance.uuid) in self._migrating:
-            self._migrating[host, instance.uuid] = True
+        if (handing := self._migrating.get((host, instance.uuid))) is not None:
+            handing.aborted = True
+            handing.woken.set()
+        return Done(self.domains(host).get(instance.uuid))
+
+    def complete(self, host: str, instance: Instance, arguments: StepArguments, order: Order) -> Done:
+        self._host(host)
+        if (handing := self._migrating.get((host, instance.uuid))) is not None:
+            handing.woken.set()
         return Done(self.domains(host).get(instance.uuid))
 
     def _take_a_step(self) -> None:

@@ -78,6 +78,7 @@ class CellRole:
         task_settings = task_settings or TaskSettings(
             build_deadline_s=env.config.conductor.build_deadline_s,
             delete_deadline_s=env.config.conductor.delete_deadline_s,
+            permit_post_copy=env.config.conductor.live_migration_permit_post_copy,
         )
         self._table = HostTable()
         self._fellows = Fellows(env.endpoint, env.cell)

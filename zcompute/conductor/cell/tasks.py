@@ -1,38 +1,39 @@
-"""What operators see of a cell's tasks, and their word on one: at any conductor, and at the instance's owner."""
+"""What operators, and the API for administrators, see of a cell's tasks, and their word on one: at any conductor, and
+at the instance's owner."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zcompute.bus.errors import Busy, Forbidden, InvalidRequest
+from zcompute.bus.errors import Busy, InvalidRequest
+from zcompute.conductor.cell.operators import OPERATOR, check_operator
 from zcompute.conductor.cell.reads import unavailable_without_database
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.change import Change, Keys, Ticket
 from zcompute.conductor.env import ConductorEnv, Handler
-from zcompute.conductor.tasks.aborts import Word, abort, retry
+from zcompute.conductor.tasks.aborts import Word, abort, complete, retry
 from zcompute.conductor.tasks.decision import Decision, Snapshot, apply
 from zcompute.conductor.tasks.engine import TaskEngine
 from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.settings import TaskSettings
 from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.db.view import View
-from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import OperationConflict, TaskNotFound
 from zcompute.objects.history import RESULT_SUCCESS, InstanceAction
 from zcompute.objects.instance import Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.tasks import TaskListReply, TaskListRequest, TaskOrder, TaskReply
-from zcompute.objects.methods import TASK_ABORT, TASK_LIST, TASK_RETRY
+from zcompute.objects.methods import TASK_ABORT, TASK_COMPLETE, TASK_LIST, TASK_RETRY
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_PARKED
 
 log = logging.getLogger(__name__)
 
 READS_MAX = 5
-OPERATOR = "operator"
 ACTION_RETRY = "task_retry"
 ACTION_ABORT = "task_abort"
+ACTION_COMPLETE = "task_complete"
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ class Tasks:
             (TASK_LIST, unavailable_without_database(self.page)),
             (TASK_RETRY, self.retry),
             (TASK_ABORT, self.abort),
+            (TASK_COMPLETE, self.complete),
         ]
 
     def page(self, request: TaskListRequest, context: Any) -> TaskListReply:
         """A page, read from a replica that is current. Raises InvalidRequest, Forbidden, Unavailable."""
-        _check_operator(context)
+        check_operator(context)
         if not 1 <= request.limit <= self._settings.list_rows_max:
             raise InvalidRequest(f"expected 1 to {self._settings.list_rows_max} rows", field="limit")
 
@@ -90,11 +92,14 @@ class Tasks:
         """End a task before it is done. Raises as retry does."""
         return self._at_owner(order, context, TASK_ABORT, ACTION_ABORT, abort)
 
+    def complete(self, order: TaskOrder, context: Any) -> TaskReply:
+        """Have a live migration come to its end. Raises as retry does."""
+        return self._at_owner(order, context, TASK_COMPLETE, ACTION_COMPLETE, complete)
+
     def _at_owner(
         self, order: TaskOrder, context: Any, method: Method, action: str, decide: Callable[[Word], Decision]
     ) -> TaskReply:
-        if context.peer.role == OPERATOR:
-            _check_operator(context)
+        check_operator(context)
         if self._env.forwarding.needed(order.instance_uuid, context):
             reply: TaskReply = self._env.forwarding.call(order.instance_uuid, method, order, context)
             return reply
@@ -159,11 +164,6 @@ def _where(request: TaskListRequest, found: str) -> dict[str, Any]:
     named = {"state": request.state, "kind": request.kind, "instance_uuid": request.instance_uuid}
     where = {column: value for column, value in named.items() if value is not None}
     return where if request.found is None else {**where, found: request.found}
-
-
-def _check_operator(context: Any) -> None:
-    if context.peer.cell != ROOT_CELL:
-        raise Forbidden(f"an operator of cell {context.peer.cell} has no say here")
 
 
 def _history(instance: Instance, order: TaskOrder, action: str, request_id: str, now_us: int) -> InstanceAction:

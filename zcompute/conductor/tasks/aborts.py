@@ -21,7 +21,7 @@ from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S,
 from zcompute.objects.actions import ACTIONS
 from zcompute.objects.errors import TaskRefused
 from zcompute.objects.instance import TASK_DELETING, TASK_SCHEDULING, TASK_SPAWNING, VM_BUILDING, Instance
-from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE, TASK_PARKED, TASK_RUNNING, Task
+from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE, TASK_LIVE_MIGRATE, TASK_PARKED, TASK_RUNNING, Task
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,19 @@ def abort(word: Word) -> Decision:
     if function is None:
         raise refused(word.task, f"tasks of kind {word.task.kind} cannot be aborted")
     return function(word)
+
+
+def complete(word: Word) -> Decision:
+    """A live migration comes to its end, as Nova's live_migration_force_complete.
+
+    Raises TaskRefused for any other task, and where its source does not hand the domain over just now.
+    """
+    task = word.task
+    if task.kind != TASK_LIVE_MIGRATE:
+        raise refused(task, "only a live migration is completed")
+    if task.step != STEP_MIGRATE or task.state != TASK_RUNNING or task.body.result:
+        raise refused(task, f"it is completed while its source hands the server over (step {STEP_MIGRATE})")
+    return Decision(task=replace(task, body=replace(task.body, complete=True)))
 
 
 def refused(task: Task, why: str) -> TaskRefused:

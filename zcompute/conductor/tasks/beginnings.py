@@ -13,6 +13,7 @@ from zcompute.conductor.tasks.moves.begin import begin_move
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
 from zcompute.objects.actions import (
     ACTIONS,
+    LIVE_MIGRATE,
     LOCK,
     REBUILD,
     RESET_STATE,
@@ -88,6 +89,12 @@ def _snapshot(it: Beginning) -> Decision:
     return _act(it)
 
 
+def _live_migrate(it: Beginning) -> Decision:
+    """Post-copy is no wish of the client's: the operator permits it, for those that are completed by force."""
+    arguments = replace(it.request.arguments, post_copy=it.settings.permit_post_copy)
+    return _move(dataclasses.replace(it, request=replace(it.request, arguments=arguments)))
+
+
 def _move(it: Beginning) -> Decision:
     return begin_move(
         it.action.kind,
@@ -142,6 +149,7 @@ BEGINNINGS: dict[str, Begin] = {
     REBUILD.key: _rebuild,
     SNAPSHOT.key: _snapshot,
     **{key: _move for key, action in ACTIONS.items() if action.kind},
+    LIVE_MIGRATE.key: _live_migrate,
     LOCK.key: _lock,
     UNLOCK.key: _unlock,
     RESET_STATE.key: _reset_state,

@@ -63,6 +63,7 @@ MOVE_DEADLINES_S = {
 class TaskSettings:
     """``runners_max`` tasks run at once, the others wait in order; ``tasks_max`` in all, beyond it callers get Busy.
 
+    ``permit_post_copy``: a live migration that is completed may finish behind the switch.
     ``act_deadline_s_max`` and ``move_deadline_s_max`` cap what ACT_DEADLINES_S and MOVE_DEADLINES_S give;
     ``act_link_wait_ms_max``: an action whose host was told nothing and is not linked for so long fails.
     """
@@ -92,6 +93,7 @@ class TaskSettings:
     act_deadline_s_max: int = 1800
     act_link_wait_ms_max: int = 30_000
     move_deadline_s_max: int = 3600
+    permit_post_copy: bool = False
     build_deadline_s: int = 300
     delete_deadline_s: int = 300
     retry_deadline_s: int = 300  # of a parked task of another kind that an operator begins again

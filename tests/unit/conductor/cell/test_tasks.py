@@ -351,3 +351,47 @@ def test_a_live_migration_is_aborted_at_its_source_whose_word_decides(make, done
     assert (row.host, found.result) == (("h2", "Success") if done_first else ("h1", "Error"))
     if not done_first:
         assert found.message == "the move was aborted by an operator"
+
+
+@pytest.mark.parametrize("post_copy", [False, True])
+def test_a_live_migration_is_completed_at_its_source_and_by_post_copy_where_that_is_permitted(
+    make, post_copy: bool
+) -> None:
+    world = make("h1", "h2", settings=replace(QUICK, permit_post_copy=post_copy))
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    with pytest.raises(TaskNotFound):
+        world.say("complete", uuid)
+    source = world.agents["h1"]
+    source.silent = True
+    world.act(uuid, "live_migrate", administrator=True, operation_id="op-m")
+    wait_for(lambda: "migrate" in source.verbs)
+    assert "complete" not in source.verbs
+    world.say("complete", uuid)
+    wait_for(lambda: "complete" in source.verbs)
+    assert world.task(uuid).body.arguments.post_copy == post_copy
+    source.silent = False
+    source.finish("migrate", next(order for order in reversed(source.named("step")) if order.step == "migrate"))
+    assert (world.wait_state(uuid, VM_ACTIVE).host, world.history(uuid, "op-m").result) == ("h2", "Success")
+
+
+def test_only_a_live_migration_that_is_being_handed_over_is_completed_and_not_one_that_is_aborted(make) -> None:
+    world = make("h1", "h2")
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    world.agents["h2"].silent = True
+    world.act(uuid, "live_migrate", administrator=True)
+    wait_for(lambda: "prepare" in world.agents["h2"].verbs)
+    with pytest.raises(TaskRefused, match="while its source hands the server over"):
+        world.say("complete", uuid)
+    world.agents["h1"].silent = True
+    world.agents["h2"].silent = False
+    world.agents["h2"].finish("prepare", world.agents["h2"].named("step")[-1])
+    wait_for(lambda: "migrate" in world.agents["h1"].verbs)
+    world.say("abort", uuid)
+    with pytest.raises(TaskRefused, match="while its source hands the server over"):
+        world.say("complete", uuid, operation_id="op-y")
+    other = world.build(uuid=str(uuid4()))
+    wait_for(lambda: world.instance(other).task_id is not None)
+    with pytest.raises(TaskRefused, match="only a live migration is completed"):
+        world.say("complete", other)

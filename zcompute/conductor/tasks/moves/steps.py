@@ -46,6 +46,7 @@ from zcompute.conductor.tasks.telling import Refuse, Telling, tell
 from zcompute.objects.command import (
     VERB_ABORT,
     VERB_ACTIVATE,
+    VERB_COMPLETE,
     VERB_MIGRATE,
     VERB_PREPARE,
     VERB_REOPEN,
@@ -254,20 +255,20 @@ class GrantHost:
         )
 
 
-def _abort_where_asked(run: TaskRun) -> None:
-    """Tell the source to abort the migration that it has under way, when somebody wants that. What comes of it is the
-    migration's own result."""
+def _end_where_asked(run: TaskRun) -> None:
+    """Tell the source to abort, or to complete, the migration that it has under way, when somebody wants that. What
+    comes of it is the migration's own result."""
     task = run.now_task()
-    if not task.body.result:
+    verb = VERB_ABORT if task.body.result else VERB_COMPLETE if task.body.complete else ""
+    if not verb:
         return
     host = host_of_step(task)
-    order = run.env.commands.order(run.instance, task, host)
-    order = msgspec.structs.replace(order, step=VERB_ABORT)
-    request = StepRequest(order=order, verb=VERB_ABORT, instance=run.instance)
+    order = msgspec.structs.replace(run.env.commands.order(run.instance, task, host), step=verb)
+    request = _step(verb, order, run.instance, task)
     try:
         run.env.commands.send(host, STEP, request, timeout_ms=run.left_ms(run.settings.command_ms_max))
     except (BusError, ServiceError) as error:
-        log.info("abort not told uuid=%s host=%s error=%s", run.uuid, host, error)
+        log.info("%s not told uuid=%s host=%s error=%s", verb, run.uuid, host, error)
 
 
 def _with_ending(failed: Failed, ending_s: int) -> Refuse:
@@ -372,7 +373,7 @@ STEPS: dict[str, Step] = {
         Claim(),
         Command(STEP_PREPARE, STEP, _prepare, _destination_lost, walk.prepare_failed, untold=walk.next_destination),
         Command(STEP_SEND, STEP, _send, _source_lost, walk.roll_back),
-        Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back, beside=_abort_where_asked),
+        Command(STEP_MIGRATE, STEP, _migrate, _source_lost, walk.roll_back, beside=_end_where_asked),
         Reach(),
         CheckFence(),
         AwaitRoot(STEP_HOLD),
