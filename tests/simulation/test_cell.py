@@ -67,7 +67,7 @@ def test_a_guard_of_moves_that_is_switched_off_is_missed(guard: str, tmp_path: P
     assert found["failed"], f"{found['seeds']} seeds without {guard}, and nothing was found"
 
 
-@pytest.mark.parametrize("guard", ["fence", "watermark", "sequence", "outbox", "generation", "epoch"])
+@pytest.mark.parametrize("guard", ["fence", "watermark", "sequence", "outbox", "generation", "epoch", "group"])
 def test_a_guard_that_is_switched_off_is_missed(guard: str, tmp_path: Path) -> None:
     found = simulate(tmp_path, "--seeds", str(SABOTAGE_SEEDS), "--sabotage", guard, "--first")
     assert found["failed"], f"{found['seeds']} seeds without {guard}, and nothing was found"

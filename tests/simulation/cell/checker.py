@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tests.simulation.cell.database import Rows
+from tests.simulation.cell.groups import against_policy, placed
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S
 from tests.simulation.cell.rest import AtRest
@@ -124,6 +125,8 @@ class Checker(AtRest):
                 self.violated("lost", f"instance {old.uuid} is gone")
             return
         new = self._instance(new_row)
+        if placed(new) and (old is None or old.host != new.host):
+            self._members_by_policy()
         observed = (new.generation, new.agent_epoch, new.observed_seq)
         if old is not None:
             self._never_back(old, new)
@@ -139,6 +142,10 @@ class Checker(AtRest):
             told = isinstance(body, Observation) and (body.power_state == new.power_state or body.gone)
             if not told and new.host not in self._stateless:
                 self.violated("invented", f"{new.uuid} shows power {new.power_state}, {new.host} reported {body}")
+
+    def _members_by_policy(self) -> None:
+        for text in against_policy(map(self._instance, self._rows.tables[INSTANCES.name].values())):
+            self.violated("group", text)
 
     def _never_back(self, old: Instance, new: Instance) -> None:
         uuid = new.uuid

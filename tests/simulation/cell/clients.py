@@ -8,6 +8,7 @@ import gevent
 
 from tests.simulation.cell.checker import Checker
 from tests.simulation.cell.fleet import CELL
+from tests.simulation.cell.groups import rule_of
 from tests.simulation.cell.loop import Process, VirtualLoop
 from tests.simulation.cell.plan import Event
 from tests.simulation.cell.root_images import RootImages
@@ -69,8 +70,8 @@ class Clients:
     def create(self, number: int) -> None:
         uuid = uuid_of(number)
         request = BuildRequest(
-            uuid=uuid, project_id="p", user_id="u", name=f"n{number}", flavor=FLAVOR, spec=ServerSpec(),
-            operation_id=f"create {number}", cell=CELL,
+            uuid=uuid, project_id="p", user_id="u", name=f"n{number}", flavor=FLAVOR,
+            spec=ServerSpec(group=rule_of(number)), operation_id=f"create {number}", cell=CELL,
         )  # fmt: skip
         message = BuildRequestMessage(build_request=request)
         self.loop.spawn(self.root_process, self._operate, INSTANCE_BUILD, message, lambda: self.checker.created(uuid))

@@ -456,6 +456,8 @@ class SimStore:
 
     def fetch(self, table: TableCodec[Any], keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], Any]:
         def look() -> dict[tuple[Any, ...], Any]:
+            if table.derived:
+                return {key: row for key in keys if (row := self.rows.row(table, key)) is not None}
             stored = self.rows.tables[table.name]
             return {key: table.from_row(stored[key]) for key in keys if key in stored}
 

@@ -8,7 +8,7 @@ from tests.simulation.cell.database import Rows
 from tests.simulation.cell.hypervisor import Hypervisors
 from zcompute.conductor.tasks.charge import charged
 from zcompute.conductor.tasks.moves.plans import PLANS
-from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, TASKS
+from zcompute.db.tables import CLAIMS, GROUP_PLACEMENTS, HOSTS, INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.objects.actions import ACTIONS
 from zcompute.objects.history import RESULT_SUCCESS
 from zcompute.objects.instance import (
@@ -91,7 +91,18 @@ class AtRest:
             for row in self._rows.tables[CLAIMS.name].values()
         }
         left = [f"claim {name} of {uuid} on {host} is left" for uuid, name, host in sorted(claims - named)]
-        return left + [f"claim {name} of {uuid} on {host} is not there" for uuid, name, host in sorted(named - claims)]
+        left += [f"claim {name} of {uuid} on {host} is not there" for uuid, name, host in sorted(named - claims)]
+        return left + self._places_left(named)
+
+    def _places_left(self, named: set[tuple[str, str, str]]) -> list[str]:
+        """The places of servers in groups are those of their claims."""
+        rows = map(GROUP_PLACEMENTS.from_row, self._rows.tables[GROUP_PLACEMENTS.name].values())
+        places = {(row.instance_uuid, row.name, row.host) for row in rows}
+        instances = map(self._instance, self._rows.tables[INSTANCES.name].values())
+        members = {instance.uuid for instance in instances if instance.spec.group is not None}
+        expected = {claim for claim in named if claim[0] in members}
+        left = [f"place {name} of {uuid} on {host} is left" for uuid, name, host in sorted(places - expected)]
+        return left + [f"place {name} of {uuid} on {host} is missing" for uuid, name, host in sorted(expected - places)]
 
     def _machines_left(self) -> list[str]:
         """Machines of which the cell knows nothing, or that they are elsewhere; hosts that are out of service keep what

@@ -128,6 +128,15 @@ def _no_move_generation(world: World) -> None:
     walk.go_to = unraised
 
 
+def _no_group(world: World) -> None:
+    """Every place in a server group is granted, and no host is left out for one."""
+    from zcompute.conductor.cell import placement_service
+    from zcompute.conductor.tasks import placing
+
+    placement_service.refusal = lambda placements, request: ""
+    placing.leaning_of = lambda rule, members: placing.Leaning()
+
+
 SABOTAGES: dict[str, Callable[[World], None]] = {
     "fence": _no_fence,
     "watermark": _no_watermark,
@@ -138,4 +147,5 @@ SABOTAGES: dict[str, Callable[[World], None]] = {
     "quarantine": _no_quarantine,
     "fence_check": _no_fence_check,
     "move_generation": _no_move_generation,
+    "group": _no_group,
 }

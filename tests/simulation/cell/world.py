@@ -186,7 +186,8 @@ class World(Operators):
 
         def select(request: Any, context: Any) -> SelectReply:
             ignored = {*request.ignore_hosts, *(self.hosts_forced_down() if self.dice.random() < 0.8 else ())}
-            hosts = [name for name in self.agents if name not in ignored]
+            only = request.only_hosts or self.agents
+            hosts = [name for name in self.agents if name not in ignored and name in only]
             self.dice.shuffle(hosts)
             del hosts[self.hosts_max :]
             return SelectReply(hosts=[hosts[: 1 + request.alternates] for _ in request.instance_uuids])
