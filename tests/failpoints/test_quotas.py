@@ -91,14 +91,20 @@ def wait_owners(region: Region) -> None:
 
 @contextmanager
 def armed(
-    region: Region, victims: tuple[str, ...], place: str, gate: Path, monkeypatch: pytest.MonkeyPatch
+    region: Region,
+    victims: tuple[str, ...],
+    place: str,
+    gate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    passes: int = 1,
 ) -> Iterator[None]:
-    """All of them may die there; the first to pass does, and the gate is closed behind it. Who is dead is restarted."""
+    """All of them may die there; the first to pass it so often does, and the gate is closed behind it. Who is dead is
+    restarted."""
     for service_id in victims:
         wait_owners(region)
         region.kill(service_id)
         with monkeypatch.context() as patch:
-            patch.setenv(ENVIRONMENT, f"{place}=kill")
+            patch.setenv(ENVIRONMENT, f"{place}=kill@{passes}")
             patch.setenv(GATE, str(gate))
             region.restart(service_id)
     region.wait_ready()
