@@ -5,15 +5,20 @@ import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
 from tests.unit.conductor.cell.test_group_tasks import active, member
-from tests.unit.conductor.cell.test_moves import FINAL, die_at, force_down, held, migrated
-from zcompute.conductor.tasks.moves.plans import PLANS, STEP_CLAIM, STEP_PREPARE, STEP_SCHEDULE
+from tests.unit.conductor.cell.test_moves import FINAL, WITHIN, die_at, force_down, held, migrated
+from zcompute.conductor.tasks.moves.plans import STEP_CLAIM, STEP_PREPARE, STEP_SCHEDULE, Plan
 from zcompute.db.tables import GROUP_PLACEMENTS
 from zcompute.objects.group import AFFINITY, ANTI_AFFINITY
 from zcompute.objects.instance import VM_ACTIVE
 
+
+def _undos(plan: Plan) -> list[str]:
+    return plan.undos(plan.steps[3])
+
+
 BACK = [
-    *((kind, step) for kind, plan in PLANS.items() if STEP_PREPARE in plan.steps for step in plan.undos(plan.steps[3])),
-    *((kind, "rolled_back") for kind, plan in PLANS.items() if STEP_CLAIM in plan.steps),
+    *((kind, step) for kind, plan in WITHIN.items() if STEP_PREPARE in plan.steps for step in _undos(plan)),
+    *((kind, "rolled_back") for kind, plan in WITHIN.items() if STEP_CLAIM in plan.steps),
 ]
 
 
@@ -25,7 +30,7 @@ def assert_places_are_of_claims(world: CellWorld) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in PLANS.items() for step in plan.steps])
+@pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in WITHIN.items() for step in plan.steps])
 def test_the_owner_dies_at_a_step_of_a_members_move(kind: str, step: str, before: bool) -> None:
     """A neighbour is on the host that comes first in the scheduler's mind."""
     world = CellWorld("h1", "h2", "h3")
@@ -67,7 +72,7 @@ def test_the_owner_dies_on_the_way_back_of_a_members_move(kind: str, step: str, 
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("kind", [kind for kind, plan in PLANS.items() if plan.steps[0] == STEP_SCHEDULE])
+@pytest.mark.parametrize("kind", [kind for kind, plan in WITHIN.items() if plan.steps[0] == STEP_SCHEDULE])
 def test_the_owner_dies_while_the_policy_keeps_a_member_where_it_is(kind: str, before: bool) -> None:
     world = CellWorld("h1", "h2", "h3")
     try:
