@@ -189,7 +189,7 @@ def test_a_stopped_cell_is_named_costs_its_own_rows_only_and_comes_back(
             client = ApiClient(url_of(api), region.token)
             began_s = time.monotonic()
             assert client.request("GET", f"/v2.1/servers/{lost}")[0] == 503
-            assert time.monotonic() - began_s < 1
+            assert time.monotonic() - began_s < 3
             client.close()
         wait_until(lambda: not gate.silent, "the cell answers")
         seen.clear()

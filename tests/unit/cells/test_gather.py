@@ -21,7 +21,7 @@ def test_results_and_failures_by_name() -> None:
 def test_a_call_that_does_not_answer_costs_the_deadline_and_its_own_result_only() -> None:
     began_s = time.monotonic()
     gathered = gather({"slow": lambda: gevent.sleep(30), "fast": lambda: None}, 100)
-    assert time.monotonic() - began_s < 1
+    assert time.monotonic() - began_s < 10
     assert list(gathered.results) == ["fast"]
     assert "100 ms" in gathered.missing["slow"]
 

@@ -70,4 +70,4 @@ def test_it_matches_just_what_the_expression_matches(parts: list[str], begin: bo
 def test_the_worst_pattern_takes_no_time() -> None:
     began_s = time.monotonic()
     assert not matches(like_of("a.*" * RUNS_MAX + "b"), "a" * 255)
-    assert time.monotonic() - began_s < 0.5
+    assert time.monotonic() - began_s < 5  # to go back and forth would take years
