@@ -242,6 +242,9 @@ class ApiConfig(Section, frozen=True):
     deadline_ms: Annotated[int, msgspec.Meta(description="how long a request may take", ge=100)] = 30000
     list_limit_max: Annotated[int, msgspec.Meta(description="largest page of a list", ge=1)] = 1000
     workers: Annotated[int, msgspec.Meta(description="processes that serve behind one address", ge=1, le=64)] = 1
+    require_known_images: Annotated[
+        bool, msgspec.Meta(description="refuse to build servers of images that `zcompute image list` does not show")
+    ] = False
 
 
 class LogConfig(Section, frozen=True):

@@ -2,10 +2,12 @@
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from tests.unit.conductor.root.image_desk import Desk
 from zcompute import bus
 from zcompute.conductor.cell.actions import host_in_question
 from zcompute.conductor.page_size import PAGE_BYTES_MAX, fitted
@@ -186,6 +188,7 @@ class FakeRoot(FakeConductor):
         self.cells = cells
         self.quotas: dict[str, Limits] = {}
         self.groups: dict[str, ServerGroup] = {}
+        self.images = Desk()
         self._clock_us = 1_700_000_000_000_000
         super().__init__(ROOT_CELL)
 
@@ -205,6 +208,7 @@ class FakeRoot(FakeConductor):
             (m.GROUP_GET, self.group),
             (m.GROUP_LIST, self.list_groups),
             (m.GROUP_DELETE, self.delete_group),
+            *((method, partial(self.image, handler)) for method, handler in self.images.images.handlers()),
             (m.CELL_LIST, lambda _: m.CellListReply(cells=[self.cell_info(cell) for cell in self.cells])),
         ]
 
@@ -244,6 +248,10 @@ class FakeRoot(FakeConductor):
         reply = m.ServersCreateReply(uuids=uuids, reservation_id="r-12345678")
         self.operations[key] = (request.digest, reply)
         return reply
+
+    def image(self, handler: Callable[[Any, Any], Any], request: Any) -> Any:
+        """The real directory."""
+        return handler(request, self.images.context)
 
     def create_group(self, request: m.GroupCreateRequest) -> m.GroupView:
         group = self.groups[request.uuid] = ServerGroup(
@@ -324,6 +332,7 @@ class FakeRegion:
     def forget_servers(self) -> None:
         """As new."""
         root = self.root
+        root.images.ledger.rows.clear()
         for kept in (root.quotas, root.operations, root.mappings, root.build_requests, self.c1.instances,
                      self.c2.instances):  # fmt: skip
             kept.clear()

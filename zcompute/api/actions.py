@@ -14,6 +14,7 @@ from zcompute.api.creation import operation_id_of
 from zcompute.api.deadline import Deadline
 from zcompute.api.errors import BadRequest, Forbidden, ItemNotFound
 from zcompute.api.flavors import usable_flavor
+from zcompute.api.image_lookup import ImageLookup
 from zcompute.api.image_making import make_image
 from zcompute.api.links import resource_links
 from zcompute.api.locate import Servers
@@ -21,18 +22,25 @@ from zcompute.api.region import Region
 from zcompute.api.uuids import canonical_uuid
 from zcompute.api.views import server_view
 from zcompute.config import ApiConfig
-from zcompute.objects.actions import ACTIONS, DELETE
+from zcompute.objects.actions import ACTIONS, DELETE, REBUILD, RESCUE
 from zcompute.objects.errors import FlavorNotFound, InstanceNotFound
 
 log = logging.getLogger(__name__)
+
+# In Nova's words.
+UNKNOWN_IMAGE = {
+    REBUILD.key: "Cannot find image for rebuild",
+    RESCUE.key: "Requested rescue image '{image}' is not supported",
+}
 
 
 class ServerActions:
     """Every action of one server: accepted once a commit says that it will be done."""
 
-    def __init__(self, servers: Servers, region: Region, config: ApiConfig) -> None:
+    def __init__(self, servers: Servers, region: Region, lookup: ImageLookup, config: ApiConfig) -> None:
         self._servers = servers
         self._region = region
+        self._lookup = lookup
         self._config = config
 
     def on_post(self, req: Any, resp: Any, server_id: str) -> None:
@@ -50,15 +58,15 @@ class ServerActions:
             raise ItemNotFound(f"Instance {server_id[:80]} could not be found.")
         if asked.flavorid:
             asked = self._with_flavor(asked, caller, context.deadline_of(req))
-        made = ""
+        made, deadline = "", context.deadline_of(req)
         try:
             if asked.image_name:
-                deadline = context.deadline_of(req)
                 made = make_image(self._region, self._servers, wanted, caller, asked, operation_id, deadline)
             elif asked.deletes:
-                self._servers.delete(wanted, caller, operation_id, context.deadline_of(req), force=True)
+                self._servers.delete(wanted, caller, operation_id, deadline, force=True)
             else:
-                self._servers.act(wanted, caller, asked, operation_id, context.deadline_of(req))
+                self._check_image(wanted, caller, asked, deadline)
+                self._servers.act(wanted, caller, asked, operation_id, deadline)
         except InstanceNotFound:
             raise ItemNotFound(f"Instance {wanted} could not be found.") from None
         log.info("action accepted instance=%s action=%s operation=%s", wanted, asked.action, operation_id)
@@ -70,6 +78,17 @@ class ServerActions:
             resp.status = asked.status
         if made:
             resp.set_header("Location", resource_links(context.base_url_of(req), "images", made)[0].href)
+
+    def _check_image(self, server: str, caller: Caller, asked: Asked, deadline: Deadline) -> None:
+        """Of what is booted or made anew. Raises BadRequest, InstanceNotFound."""
+        image_ref, unknown = asked.arguments.image_ref, UNKNOWN_IMAGE.get(asked.action)
+        if unknown is None or not image_ref:
+            return
+        scope = None if caller.is_admin else caller.project_id
+        unknown = unknown.format(image=image_ref[:80])
+        self._lookup.check(
+            image_ref, lambda: self._servers.show(server, scope, deadline).flavor, caller, deadline, unknown
+        )
 
     def _with_flavor(self, asked: Asked, caller: Caller, deadline: Deadline) -> Asked:
         try:

@@ -10,6 +10,8 @@ from zcompute.api.actions import ServerActions
 from zcompute.api.auth import Authenticator
 from zcompute.api.deadline import Deadline
 from zcompute.api.flavors import FlavorCollection, FlavorItem
+from zcompute.api.image_lookup import ImageLookup
+from zcompute.api.images import ImageCollection, ImageItem
 from zcompute.api.instance_actions import InstanceActionItem, InstanceActions
 from zcompute.api.listing import Listing
 from zcompute.api.locate import Servers
@@ -101,16 +103,17 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
     app.req_options.auto_parse_qs_csv = False
     _handle_errors(app)
     servers = Servers(region)
+    lookup = ImageLookup(region, required=config.require_known_images)
     listing = Listing(region, servers, room=room)
     migrations = Migrations(servers, region)
     routes: dict[str, object] = {
         "/": VersionList(),
         "/healthz": Health(region),
         "/v2.1": VersionDocument(),
-        "/v2.1/servers": ServerCollection(region, listing, config),
+        "/v2.1/servers": ServerCollection(region, listing, lookup, config),
         "/v2.1/servers/detail": ServerDetails(listing, config),
         "/v2.1/servers/{server_id}": ServerItem(servers),
-        "/v2.1/servers/{server_id}/action": ServerActions(servers, region, config),
+        "/v2.1/servers/{server_id}/action": ServerActions(servers, region, lookup, config),
         "/v2.1/servers/{server_id}/migrations": ServerMigrations(migrations),
         "/v2.1/servers/{server_id}/migrations/{migration_id}": ServerMigration(migrations),
         "/v2.1/servers/{server_id}/migrations/{migration_id}/action": ServerMigrationAction(migrations, config),
@@ -119,6 +122,9 @@ def make_app(region: Region, authenticator: Authenticator, config: ApiConfig, ro
         "/v2.1/flavors": FlavorCollection(region, config, with_details=False),
         "/v2.1/flavors/detail": FlavorCollection(region, config, with_details=True),
         "/v2.1/flavors/{flavor_id}": FlavorItem(region),
+        "/v2.1/images": ImageCollection(region, config, with_details=False),
+        "/v2.1/images/detail": ImageCollection(region, config, with_details=True),
+        "/v2.1/images/{image_id}": ImageItem(region),
         "/v2.1/limits": LimitsItem(region),
         "/v2.1/os-quota-sets/{project_id}": QuotaSet(region, config),
         "/v2.1/os-quota-sets/{project_id}/defaults": QuotaSetDefaults(region),

@@ -156,6 +156,8 @@ def _of_service_error(error: service_errors.ServiceError) -> ApiError:
         return ItemNotFound(f"Flavor {details.get('flavor', '')} could not be found.")
     if isinstance(error, service_errors.ServerGroupNotFound):
         return BadRequest(f"Instance group {details.get('group', '')} could not be found.")
+    if isinstance(error, service_errors.ImageNotFound):
+        return ItemNotFound("Image not found.")
     if isinstance(error, service_errors.MarkerNotFound):
         return BadRequest(f"marker [{details.get('marker', '')}] not found")
     if isinstance(error, service_errors.OperationConflict):

@@ -120,15 +120,24 @@ class FlavorCollection:
         context.answer(resp, body)
 
 
+def flavor_of(region: Region, flavorid: str, deadline: Deadline) -> Flavor | None:
+    """Any flavor, None where there is none. Raises the bus' errors."""
+    if len(flavorid) > FLAVOR_ID_CHARS_MAX:
+        return None
+    request = FlavorGetRequest(flavorid=flavorid)
+    timeout_ms = deadline.left_at_most(LIMITS.read_ms_max)
+    try:
+        return cast(FlavorReply, region.ask(ROOT_CELL, FLAVOR_GET, request, timeout_ms)).flavor
+    except FlavorNotFound:
+        return None
+
+
 def usable_flavor(region: Region, flavorid: str, caller: Caller, deadline: Deadline) -> Flavor:
     """The flavor that a server of this caller may become. Raises FlavorNotFound: as Nova's, for a disabled one too."""
-    if len(flavorid) > FLAVOR_ID_CHARS_MAX:
-        raise FlavorNotFound("no flavor has so long an id", flavor=flavorid[:FLAVOR_ID_CHARS_MAX])
-    request = FlavorGetRequest(flavorid=flavorid)
-    reply = cast(FlavorReply, region.ask(ROOT_CELL, FLAVOR_GET, request, deadline.left_at_most(LIMITS.read_ms_max)))
-    if reply.flavor.disabled or not (reply.flavor.is_public or caller.is_admin):
-        raise FlavorNotFound("not for this caller", flavor=flavorid)
-    return reply.flavor
+    flavor = flavor_of(region, flavorid, deadline)
+    if flavor is None or flavor.disabled or not (flavor.is_public or caller.is_admin):
+        raise FlavorNotFound("none for this caller", flavor=flavorid[:FLAVOR_ID_CHARS_MAX])
+    return flavor
 
 
 class FlavorItem:

@@ -9,6 +9,7 @@ from gevent.lock import BoundedSemaphore
 from zcompute.api import context
 from zcompute.api.creation import admin_pass, boolean, create_request, operation_id_of
 from zcompute.api.errors import BadRequest, ItemNotFound, ServiceUnavailable
+from zcompute.api.image_lookup import ImageLookup
 from zcompute.api.links import next_link, resource_links
 from zcompute.api.listing import Listing, Page, named_in_header
 from zcompute.api.locate import Servers
@@ -33,8 +34,9 @@ MISSING_HEADER = "X-Zcompute-Missing-Cells"
 class ServerCollection:
     """GET and POST /servers."""
 
-    def __init__(self, region: Region, listing: Listing, config: ApiConfig) -> None:
+    def __init__(self, region: Region, listing: Listing, lookup: ImageLookup, config: ApiConfig) -> None:
         self._region = region
+        self._lookup = lookup
         self._listing = listing
         self._config = config
 
@@ -50,6 +52,7 @@ class ServerCollection:
         operation_id = str(uuid.uuid4()) if key is None else operation_id_of(key, caller.project_id)
         request = create_request(body, caller, operation_id)
         deadline = context.deadline_of(req)
+        self._lookup.check_for_new_server(request.spec.image_ref, request.flavorid, caller, deadline)
         failpoint("servers.before_create")
         try:
             reply = cast(

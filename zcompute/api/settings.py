@@ -40,6 +40,9 @@ class Limits:
     places_max: int = 100_000
     page_rows_max: int = 1_000  # no more come from a cell at once: a longer page would end early
     details_in_flight_max: int = 32
+    known_max: int = 10_000  # images, and as many flavors, that boots have named
+    known_s: float = 10.0
+    absent_s: float = 1.0
     tokens_max: int = 10_000
     token_reload_s: float = 5.0
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("zcompute.cli.config_commands:config", "Print or check configuration."),
     "db": ("zcompute.cli.db_commands:db", "Create, upgrade and look at a cell's database."),
     "host": ("zcompute.cli.host_commands:host", "List hosts; force them down, and let them work again."),
+    "image": ("zcompute.cli.image_commands:image", "Register, list, show and delete images."),
     "keys": ("zcompute.cli.keys_commands:keys", "Create, list, rotate and revoke keys."),
     "notifications": (
         "zcompute.cli.notifications_commands:notifications",

@@ -1,10 +1,14 @@
-"""What a new region's root database is given before its conductors start: the flavors everybody expects."""
+"""What a new region's root database is given before its conductors start: the flavors everybody expects, an image."""
+
+import time
 
 import sqlalchemy as sa
+from msgspec import structs
 
 from zcompute.db import migrate, schema
-from zcompute.db.tables import FLAVORS
+from zcompute.db.tables import FLAVORS, IMAGES
 from zcompute.objects.flavor import Flavor
+from zcompute.objects.image import IMAGE_ACTIVE, PUBLIC, Image
 from zcompute.objects.partition import GLOBAL_KEY, partition_of
 
 FLAVORS_DEFAULT: tuple[Flavor, ...] = (
@@ -13,6 +17,15 @@ FLAVORS_DEFAULT: tuple[Flavor, ...] = (
     Flavor(flavorid="3", name="m1.medium", vcpus=2, memory_mb=4096, root_gb=40),
     Flavor(flavorid="4", name="m1.large", vcpus=4, memory_mb=8192, root_gb=80),
 )
+
+DEFAULT_IMAGE = Image(
+    id="3f7c4b1e-0f3f-4d39-9d4e-5c1f2ad0e0aa",
+    project_id="operator",
+    name="zcompute-default",
+    status=IMAGE_ACTIVE,
+    visibility=PUBLIC,
+)
+"""What embedded regions boot."""
 
 
 def flavors(url: str, wanted: tuple[Flavor, ...] = FLAVORS_DEFAULT) -> int:
@@ -29,3 +42,16 @@ def flavors(url: str, wanted: tuple[Flavor, ...] = FLAVORS_DEFAULT) -> int:
         if rows:
             connection.execute(sa.insert(table), rows)
     return len(missing)
+
+
+def default_image(url: str) -> int:
+    """Insert it where it is not there yet, deleted or not; how many. As ``flavors``."""
+    table = schema.root_only.tables[IMAGES.name]
+    now_us = time.time_ns() // 1000
+    image = structs.replace(DEFAULT_IMAGE, created_at_us=now_us, updated_at_us=now_us)
+    row = dict(zip(IMAGES.columns, IMAGES.to_row(image, partition_of(image.id)), strict=True))
+    with migrate.connected(url) as connection, connection.begin():
+        there = connection.scalar(sa.select(table.c.id).where(table.c.id == image.id))
+        if there is None:
+            connection.execute(sa.insert(table), [row])
+    return int(there is None)

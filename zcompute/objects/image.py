@@ -47,6 +47,12 @@ class Image(VersionedObject):
     deleted_by: str = ""
     revision: int = 1
 
+    def is_shown_to(self, project_id: str | None) -> bool:
+        """Whether it is there for this project; None is an administrator."""
+        if self.status == IMAGE_DELETED:
+            return False
+        return self.visibility == PUBLIC or project_id in (None, self.project_id)
+
 
 class ImageOutcome(VersionedObject):
     """What has become of an image that a task was to make: ``status`` IMAGE_ACTIVE with size and checksum (MD5, in

@@ -16,12 +16,13 @@ from gevent.pool import Pool
 
 from zcompute.cli.client import ApiFailed, error_text
 from zcompute.cli.up.region import Region
+from zcompute.db.seed import DEFAULT_IMAGE
 
 POLL_S = 0.04
 LIST_LIMIT = 1000
 BOOT_DEADLINE_S = 120.0
 ENDED = frozenset({"ACTIVE", "ERROR", "DELETED"})
-IMAGE = "3f7c4b1e-0f3f-4d39-9d4e-5c1f2ad0e0aa"
+IMAGE = DEFAULT_IMAGE.id
 
 
 @dataclass

@@ -69,6 +69,7 @@ class Databases:
             for cell, url in self.urls.items():
                 upgrade(url, KIND_ROOT if cell == ROOT_CELL else KIND_CELL, cell)
             seed.flavors(self.urls[ROOT_CELL])
+            seed.default_image(self.urls[ROOT_CELL])
         except StoreError as error:
             raise CommandError(f"the databases did not come up: {' '.join(str(error).split())}") from error
 

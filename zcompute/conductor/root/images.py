@@ -10,7 +10,7 @@ from zcompute.bus.errors import InvalidRequest
 from zcompute.conductor.change import Change
 from zcompute.conductor.env import ConductorEnv, Handler
 from zcompute.conductor.reading import ClientReads
-from zcompute.conductor.root.imaging import create_image, delete_image, image_not_found, sees, update_image
+from zcompute.conductor.root.imaging import create_image, delete_image, image_not_found, update_image
 from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.columns import INT_MAX
 from zcompute.db.tables import IMAGES
@@ -121,7 +121,7 @@ class Images:
     def get(self, request: ImageGetRequest, context: Any) -> ImageReply:
         """Raises ImageNotFound."""
         image = self._reads.get(context, IMAGE_BY_ID, (request.id,))
-        if image is None or not sees(image, request.project_id):
+        if image is None or not image.is_shown_to(request.project_id):
             raise image_not_found(request.id)
         return ImageReply(image=image)
 

@@ -14,7 +14,6 @@ from zcompute.objects.image import (
     IMAGE_ACTIVE,
     IMAGE_DELETED,
     IMAGE_ERROR,
-    PUBLIC,
     UNFINISHED,
     Image,
 )
@@ -26,13 +25,6 @@ REASON_CHARS_MAX = 255
 def image_not_found(image_id: str) -> ImageNotFound:
     """In Nova's words."""
     return ImageNotFound(f"Image {image_id[:80]} could not be found.", image=image_id[:80])
-
-
-def sees(image: Image | None, project_id: str | None) -> bool:
-    """Whether the image is there for this project; None is an administrator."""
-    if image is None or image.status == IMAGE_DELETED:
-        return False
-    return image.visibility == PUBLIC or project_id in (None, image.project_id)
 
 
 def create_image(change: Change, image: Image) -> Image:
@@ -63,7 +55,7 @@ def delete_image(change: Change, request: ImageDeleteRequest) -> bool:
         return True
     if image is not None and image.status == IMAGE_DELETED and image.deleted_by == request.operation_id:
         return False
-    if image is None or not sees(image, request.project_id):
+    if image is None or not image.is_shown_to(request.project_id):
         raise image_not_found(request.id)
     if request.project_id not in (None, image.project_id):
         raise ActionForbidden("You are not allowed to delete the image.", action="delete")

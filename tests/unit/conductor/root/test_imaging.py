@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.unit.conductor.root.fakes import NOW_US, UUIDS, FakeLedger, FakeLink
+from tests.unit.conductor.root.fakes import NOW_US, UUIDS, FakeLink
+from tests.unit.conductor.root.image_desk import SAVING, SERVER, Desk
 from zcompute.bus.errors import InvalidRequest, LinkDown
 from zcompute.conductor.root.image_sweep import (
     NEVER_BEGUN,
@@ -17,9 +18,8 @@ from zcompute.conductor.root.image_sweep import (
     ask_history,
     why_given_up,
 )
-from zcompute.conductor.root.images import Images, check_image, page_of
-from zcompute.conductor.root.settings import RootSettings
-from zcompute.db.tables import IMAGES, MAPPINGS
+from zcompute.conductor.root.images import check_image, page_of
+from zcompute.db.tables import MAPPINGS
 from zcompute.objects.build_request import InstanceMapping
 from zcompute.objects.errors import ActionForbidden, ImageNotFound, InstanceNotFound, OperationConflict
 from zcompute.objects.history import InstanceAction
@@ -33,69 +33,15 @@ from zcompute.objects.image import (
     ImageOutcome,
 )
 from zcompute.objects.messages.images import (
-    ImageCreateRequest,
     ImageDeleteRequest,
-    ImageGetRequest,
     ImageListRequest,
-    ImageUpdateRequest,
 )
 from zcompute.objects.messages.instances import InstanceActionsReply
 from zcompute.objects.partition import partition_of
 
-SERVER = UUIDS[0]
-SAVING = Image(id=UUIDS[1], project_id="demo", name="one", status=IMAGE_SAVING, server_uuid=SERVER, operation_id="op-1")
 DONE = ImageOutcome(image_id=SAVING.id, status=IMAGE_ACTIVE, size_bytes=7, checksum="c")
 FAILED = ImageOutcome(image_id=SAVING.id, status=IMAGE_ERROR, reason="disk full")
 LONG = SweepLimits().doubt_s * 1_000_000 + 1
-
-
-class Desk:
-    """The handlers at an owner of everything, reading what was committed."""
-
-    def __init__(self) -> None:
-        self.ledger = FakeLedger()
-        env: Any = SimpleNamespace(ledger=self.ledger, forwarding=SimpleNamespace(needed=lambda key, context: False))
-        reads: Any = SimpleNamespace(
-            get=lambda context, joined, key: self.ledger.get(IMAGES, *key),
-            read=lambda context, work: work(self),
-        )
-        self.cells: list[str] = []
-        self.images = Images(env, reads, RootSettings(), lambda context, cell: self.cells.append(cell))
-        self.context: Any = SimpleNamespace(remaining_ms=lambda: 1000)
-
-    def scan(self, table: Any, *, where: dict[str, Any], limit: int, after: Any = None) -> list[Any]:
-        """As a View's."""
-
-        def holds(row: Any) -> bool:
-            return all(
-                getattr(row, column) in value if isinstance(value, list) else getattr(row, column) == value
-                for column, value in where.items()
-            )
-
-        rows = [row for row in self.ledger.all(table) if holds(row) and (after is None or row.id > after[0])]
-        return sorted(rows, key=lambda row: row.id)[:limit]
-
-    def create(self, image: Image = SAVING) -> Image:
-        return self.images.create(ImageCreateRequest(image=replace(image)), self.context).image
-
-    def get(self, image_id: str = SAVING.id, project_id: str | None = "demo") -> Image:
-        return self.images.get(ImageGetRequest(id=image_id, project_id=project_id), self.context).image
-
-    def tell(self, outcome: ImageOutcome, server: str = SERVER) -> None:
-        self.images.update(ImageUpdateRequest(cell="c1", server_uuid=server, outcome=outcome), self.context)
-
-    def delete(self, operation_id: str = "op-d", project_id: str | None = "demo", withdrawn: int = 0) -> None:
-        request = ImageDeleteRequest(
-            id=SAVING.id, operation_id=operation_id, project_id=project_id, withdrawn_revision=withdrawn
-        )
-        self.images.delete(request, self.context)
-
-    def status(self) -> str:
-        row = self.ledger.get(IMAGES, SAVING.id)
-        return "" if row is None else row.status
-
-    def listed(self, **fields: Any) -> list[str]:
-        return [image.id for image in self.images.page(ImageListRequest(**fields), self.context).images]
 
 
 @pytest.fixture
