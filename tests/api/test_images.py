@@ -121,7 +121,6 @@ def test_a_refusal_does_not_withdraw_what_the_same_operation_is_making(client, r
     server, key = server_in(client, region), {"Idempotency-Key": "k2"}
 
     def refused_meanwhile():
-        region.c2.before.clear()
         row = region.root.images.ledger.all(TABLE)[0]
         region.root.images.create(replace(row))
         raise InstanceBusy("busy", uuid=server)
