@@ -134,6 +134,7 @@ class Servers:
         except InstanceNotFound:
             return None
         except BusError as silence:
+            self.places.drop(uuid)
             try:
                 moved = _place(self._locate(uuid, project_id, deadline)) != place
             except BusError:

@@ -184,7 +184,7 @@ def _cells(operator: Operator, cells: tuple[str, ...], found: Found) -> list[str
     except CommandError as error:
         found.missing.append(Missing(ROOT_CELL, f"the cells are not all known: {error.message}"))
         return list(cells) or [cell for cell in operator.cells() if cell != ROOT_CELL]
-    known.append(ROOT_CELL)  # moves between cells are its tasks
+    known.insert(0, ROOT_CELL)  # moves between cells are its tasks, and first: they say what those of cells do
     strange = [cell for cell in cells if cell not in known]
     if strange:
         raise CommandError(f"cell {strange[0]} is not known, those known are {', '.join(known) or '(none)'}")

@@ -1,25 +1,28 @@
 """A server's move to another cell: to its end, back, and across the death of every owner at every step."""
 
 import dataclasses
+import random
 from collections.abc import Iterator
+from functools import partial
 
+import msgspec
 import pytest
 
 from tests.unit.conductor.cell.test_moves import Death
 from tests.unit.conductor.cross_world import FAST, OPERATION, CrossWorld, RootDeath, Side
 from tests.unit.conductor.ledger_world import wait_for
 from tests.unit.conductor.root.fakes import context
-from zcompute.bus.errors import InvalidRequest
+from zcompute.bus.errors import DeadlineExceeded, InvalidRequest, NotOwner
 from zcompute.conductor.root.cross_walk import BACK, FORWARD, STEP_SWITCH
 from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.db.tables import CELLS
 from zcompute.objects.cell import CellInfo
 from zcompute.objects.errors import CellNotFound, CellRefused, InstanceBusy, InstanceNotFound, TaskNotFound, TaskRefused
-from zcompute.objects.instance import ARRIVING, LEAVING, LEFT, VM_ACTIVE, VM_DELETED, VM_STOPPED
+from zcompute.objects.instance import ARRIVING, LEAVING, LEFT, VM_ACTIVE, VM_DELETED, VM_ERROR, VM_STOPPED
 from zcompute.objects.messages.crossing import CrossMoveGetRequest
 from zcompute.objects.messages.tasks import TaskListRequest, TaskOrder
 from zcompute.objects.partition import partition_of
-from zcompute.objects.task import TASK_EXPORT, TASK_IMPORT
+from zcompute.objects.task import TASK_EXPORT, TASK_IMPORT, TASK_PARKED
 
 OTHER = "0e000000-0000-4000-8000-000000000002"
 
@@ -283,6 +286,43 @@ def test_a_host_that_is_lost_while_it_takes_the_server_ends_the_move_in_error_th
     assert world.domains_on().count("h1") == 0
 
 
+def test_a_side_that_waits_for_the_root_takes_no_runner(world: CrossWorld) -> None:
+    world.c2.away = True
+    world.ask()
+    wait_for(lambda: world.move.step == "prepare")
+    wait_for(lambda: world.c1.world.engine.counts() == (1, 0, 0))
+    world.c2.away = False
+    assert_moved(world)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_side_that_the_root_says_nothing_to_parks_and_its_word_carries_it_on(world: CrossWorld, on: bool) -> None:
+    world.c2.world.agents["k1"].silent = True
+    world.ask()
+    agent = world.c2.world.agents["k1"]
+    wait_for(lambda: agent.verbs == ["prepare"])
+    world.moves.stop()  # the root is away
+    agent.silent = False
+    agent.finish("prepare", agent.named("step")[-1])
+    wait_for(lambda: world.c2.world.task(world.uuid).step == "prepared")
+    for side in (world.c1, world.c2):
+        engine = side.world.engine
+        wait_for(lambda engine=engine: engine.counts() == (1, 0, 0))
+        task = side.world.task(world.uuid)
+        late = msgspec.structs.replace(task, deadline_at_us=1)
+        engine._runs[world.uuid].task = late
+        engine._queue_up(engine._runs[world.uuid])
+        wait_for(lambda side=side: side.world.task(world.uuid).state == TASK_PARKED)
+        assert world.row(side.name).vm_state == VM_ERROR
+    if not on:
+        world.ledger.now = world.move.deadline_at_us
+    world.new_owner()
+    if on:
+        assert_moved(world)
+    else:
+        assert_stayed(world)
+
+
 def test_refused_at_once_without_a_trace(world: CrossWorld) -> None:
     with pytest.raises(CellRefused, match="is in cell c1"):
         world.ask("c1")
@@ -401,3 +441,63 @@ def test_a_new_owner_in_a_cell_carries_on_back(
     death.over()
     regained(side, world.uuid)
     assert_stayed(world)
+
+
+# -- all of it at once --------------------------------------------------------------------------------------------
+
+
+class Weather:
+    """Calls that are lost before or after they are done, cells that are away, owners that change, hosts that cannot:
+    by a seed. At every call: at most one copy runs, and the cell that the mapping names has the server."""
+
+    def __init__(self, world: CrossWorld, seed: int) -> None:
+        self.world, self.random = world, random.Random(seed)
+        self.calls_left = 60
+        self.calls = {side.name: side.call for side in (world.c1, world.c2)}
+        for side in (world.c1, world.c2):
+            side.call = partial(self.call, side.name)
+            for agent in side.world.agents.values():
+                if self.random.random() < 0.25:
+                    agent.cannot.add(self.random.choice(["prepare", "send"]))
+
+    def call(self, name: str, method, order, *, timeout_ms: int):
+        self.holds()
+        self.calls_left -= 1
+        chance = self.random.random() if self.calls_left > 0 else 1.0
+        side = self.world.side(name)
+        if chance < 0.2:
+            raise DeadlineExceeded("lost on its way")
+        if chance < 0.3:
+            regained(side, self.world.uuid)
+        if 0.3 < chance < 0.32:
+            self.world.ledger.now = self.world.move.deadline_at_us
+        reply = self.calls[name](method, order, timeout_ms=timeout_ms)
+        if 0.3 < chance < 0.5:
+            raise DeadlineExceeded("the answer is lost")
+        if 0.5 < chance < 0.6:
+            raise NotOwner("another owns the project", partition=0, map_version=2)
+        self.holds()
+        return reply
+
+    def holds(self) -> None:
+        world = self.world
+        assert len(world.running_on()) <= 1, world.running_on()
+        row = world.row(world.mapping.cell)
+        assert (row.vm_state, row.mapping_generation) != (VM_DELETED, world.mapping.generation)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_lost_and_whoever_changes_one_copy_is_left(world: CrossWorld, seed: int) -> None:
+    Weather(world, seed)
+    world.ask()
+
+    def ended() -> bool:
+        if world.move.state != "ended" and not world.moves._runs:
+            world.new_owner()
+        return world.move.state == "ended"
+
+    wait_for(ended)
+    if world.move.body.result:
+        assert_stayed(world)
+    else:
+        assert_moved(world, world.row("c2").host)

@@ -9,12 +9,28 @@ from zcompute.db.errors import StoreError
 from zcompute.db.tables import HOSTS, INSTANCES, ROOT_OUTBOX
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import HostNotFound
-from zcompute.objects.instance import VM_ACTIVE, VM_BUILDING, VM_ERROR
+from zcompute.objects.instance import (
+    VM_ACTIVE,
+    VM_BUILDING,
+    VM_ERROR,
+    VM_PAUSED,
+    VM_RESCUED,
+    VM_RESIZED,
+    VM_SHELVED,
+    VM_SHELVED_OFFLOADED,
+    VM_SOFT_DELETED,
+    VM_STOPPED,
+    VM_SUSPENDED,
+)
 from zcompute.objects.interface import Method
 from zcompute.objects.messages.topology import CensusReply, CensusRequest, HostListReply, HostListRequest
 from zcompute.objects.methods import HOST_LIST, INSTANCE_CENSUS
 
-LIVING = [VM_ACTIVE, VM_BUILDING, VM_ERROR]
+LIVING = [
+    VM_ACTIVE, VM_BUILDING, VM_ERROR, VM_PAUSED, VM_RESCUED, VM_RESIZED, VM_SHELVED, VM_SHELVED_OFFLOADED,
+    VM_SOFT_DELETED, VM_STOPPED, VM_SUSPENDED,
+]  # fmt: skip
+"""Every state of a server that is there."""
 
 
 class Census:

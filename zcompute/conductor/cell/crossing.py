@@ -17,7 +17,7 @@ from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.failpoints import failpoint
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.interface import Method
-from zcompute.objects.messages.crossing import CROSS_ABSENT, CrossOrder, CrossReply
+from zcompute.objects.messages.crossing import CROSS_ABSENT, WORD_HOLD, WORD_PREPARE, CrossOrder, CrossReply
 from zcompute.objects.methods import INSTANCE_CROSS
 from zcompute.objects.partition import partition_of
 
@@ -57,7 +57,8 @@ class Crossing:
         if self._env.forwarding.needed(order.uuid, context):
             reply: CrossReply = self._env.forwarding.call(order.uuid, INSTANCE_CROSS, order, context)
             return reply
-        self._engine.check_room()
+        if order.word in (WORD_HOLD, WORD_PREPARE):  # the others carry on what is under way
+            self._engine.check_room()
         failpoint("crossing.before_commit")
         ticket = self._env.ledger.submit(
             partition_of(order.uuid), self._keys(order), lambda change: self._decide(change, order, context)

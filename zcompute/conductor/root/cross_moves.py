@@ -50,6 +50,7 @@ from zcompute.db.errors import StoreError
 from zcompute.db.tables import BUILD_REQUESTS, CELLS, CROSS_MOVES, MAPPINGS
 from zcompute.failpoints import failpoint
 from zcompute.log import REPEATED
+from zcompute.measure import Measure
 from zcompute.objects.cell import CELL_ENABLED
 from zcompute.objects.cross_move import CROSS_RUNNING, KIND_CROSS_MOVE, CrossMove
 from zcompute.objects.errors import CellRefused, InstanceNotFound, ObjectError, ServiceError, TaskNotFound, TaskRefused
@@ -109,8 +110,13 @@ class CrossMoves:
         return [(MAPPING_MOVE, self.move), (MAPPING_MOVED, self.moved), (TASK_LIST, self.tasks),
                 (TASK_ABORT, self.abort), (TASK_RETRY, self.retry)]  # fmt: skip
 
-    def __len__(self) -> int:
-        return len(self._runs)
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics."""
+        oldest = min((run.move.created_at_us for run in self._runs.values()), default=0)
+        age_s = max(0.0, (self._env.ledger.now_us() - oldest) / 1e6) if oldest else 0.0
+        yield Measure("cross_moves", "Servers that are being moved to another cell", len(self._runs))
+        yield Measure("cross_moves_max", "At so many no further move is begun", self._settings.moves_max)
+        yield Measure("cross_moves_oldest_seconds", "Age of the oldest of these", age_s)
 
     # -- what operators ask -------------------------------------------------------------------------------------------
 

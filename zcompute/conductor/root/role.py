@@ -234,7 +234,12 @@ class RootRole:
 
     def measures(self) -> Iterable[Measure]:
         """For the metrics."""
-        return [*self._notifications.measures(), *self._quotas.measures(), *self._reconciler.measures()]
+        return [
+            *self._notifications.measures(),
+            *self._quotas.measures(),
+            *self._reconciler.measures(),
+            *self._cross_moves.measures(),
+        ]
 
     def servers_create(self, request: ServersCreateRequest, context: Any) -> ServersCreateReply:
         """At the project's owner. Raises OperationConflict, FlavorNotFound, ServerGroupNotFound, InvalidRequest, Busy,

@@ -7,6 +7,7 @@ of a kind that this release does not know.
 
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -23,7 +24,7 @@ from zcompute.conductor.tasks.forgetting import Forgetting
 from zcompute.conductor.tasks.ghosts import Ghosts
 from zcompute.conductor.tasks.history import action_key
 from zcompute.conductor.tasks.parked import ParkedSweep
-from zcompute.conductor.tasks.run import DeadlinePassed, Step, TaskEnv, TaskLost, TaskRun
+from zcompute.conductor.tasks.run import DeadlinePassed, Step, TaskEnv, TaskLost, TaskRun, TaskWaits
 from zcompute.conductor.tasks.steps import STEP_NAMES, step_of
 from zcompute.db.tables import TASKS
 from zcompute.measure import Measure, Spread
@@ -225,6 +226,10 @@ class TaskEngine:
                 failures = 0
             except TaskLost:
                 self._leave(run)  # a later gain finds it in the table again
+                return
+            except TaskWaits:
+                if not run.parked:
+                    gevent.spawn_later(max(0.0, run.deadline - time.monotonic()), self._queue_up, run)
                 return
             except DeadlinePassed:
                 if run.parked or self._park(run):

@@ -44,6 +44,10 @@ class DeadlinePassed(TaskError):
     """The task's deadline is over."""
 
 
+class TaskWaits(TaskError):
+    """The step ends with a word from outside, which begins the task's runner again: none is needed until then."""
+
+
 @dataclass
 class TaskEnv:
     """What steps work with. ``forced_down`` tells which of some hosts are forced down, read at the primary;

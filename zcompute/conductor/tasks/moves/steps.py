@@ -41,7 +41,7 @@ from zcompute.conductor.tasks.moves.plans import (
 )
 from zcompute.conductor.tasks.moves.reach import Reach
 from zcompute.conductor.tasks.placing import claim_present, select_hosts
-from zcompute.conductor.tasks.run import Step, TaskRun
+from zcompute.conductor.tasks.run import Step, TaskRun, TaskWaits
 from zcompute.conductor.tasks.telling import Refuse, Telling, tell
 from zcompute.objects.command import (
     VERB_ABORT,
@@ -159,10 +159,8 @@ class AwaitRoot:
     ends: bool = False
 
     def run(self, run: TaskRun) -> None:
-        task = run.now_task()
-        while run.is_at(task):
-            run.changed.clear()
-            run.wait(run.settings.resend_ms)
+        run.left_ms(1)
+        raise TaskWaits(f"task {run.task_id} waits for the root's word in step {self.name}")
 
 
 @dataclass
