@@ -5,7 +5,7 @@
 A cell of three conductors on MariaDB, two agents with ten hosts, 10 ms a step; each of many servers is asked for one
 thing after the other that its state allows, moves as often as all else, so that over a hundred tasks are under way.
 Before that, without kills: what a move costs of CPU, all processes together. Exit status 1 when anything was stuck, on
-two hosts, leaked or odd.
+two hosts, leaked or odd, or members of a server group where its policy does not allow them.
 """
 
 from gevent import monkey
@@ -25,6 +25,7 @@ import gevent  # noqa: E402
 from loadtest.report import Target, parser, publish  # noqa: E402
 from loadtest.tasks.hosts import on_two_hosts, read_lines  # noqa: E402
 from loadtest.tasks.looking import Looking  # noqa: E402
+from loadtest.tasks.members import Members  # noqa: E402
 from loadtest.tasks.walking import MOVES, Walkers  # noqa: E402
 from zcompute.cli.up.boots import Booter  # noqa: E402
 from zcompute.cli.up.databases import MARIADB  # noqa: E402
@@ -42,6 +43,7 @@ TARGETS = (
     Target("on_two_hosts", at_most=0),
     Target("claims_leaked", at_most=0),
     Target("odd", at_most=0),
+    Target("groups_broken", at_most=0),
     Target("under_way_p50", at_least=100),
     Target("resume_p99_s", at_most=2.0),
     Target("cpu_ms_move", at_most=NOVA_BOOT_CPU_MS / 3),
@@ -53,16 +55,17 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much: servers, seconds without kills, kills and the pause after each."""
+    """How much: servers, server groups besides, seconds without kills, kills and the pause after each."""
 
     servers: int = 250
+    groups: int = 12  # of each policy
     calm_s: float = 15.0
     kills: int = 30
     pause_s: tuple[float, float] = (0.8, 2.0)
 
 
 FULL = Plan()
-QUICK = Plan(servers=60, calm_s=4.0, kills=3)
+QUICK = Plan(servers=60, groups=3, calm_s=4.0, kills=3)
 
 
 def measure(directory: Path, plan: Plan, seed: int) -> tuple[Metrics, list[str]]:
@@ -71,9 +74,12 @@ def measure(directory: Path, plan: Plan, seed: int) -> tuple[Metrics, list[str]]
     try:
         region.start()
         servers = [boot.uuid for boot in Booter(region, plan.servers, 20).run().boots if boot.status == "ACTIVE"]
+        members = Members(region, plan.groups)
+        servers += members.servers
         looking = Looking(region.database_url(CELL))
+        members.watch(looking)
         walkers = Walkers(region, looking, seed)
-        metrics: Metrics = {"servers": len(servers), "seed": seed}
+        metrics: Metrics = {"servers": len(servers), "members": len(members.servers), "seed": seed}
         try:
             _run(region, looking, walkers, servers, plan, seed, metrics)
         finally:
@@ -83,7 +89,8 @@ def measure(directory: Path, plan: Plan, seed: int) -> tuple[Metrics, list[str]]
         audit = _audit(region)
         metrics["claims_leaked"] = sum("claim" in line for line in audit)
         metrics["audit_findings"] = len(audit)
-        return metrics, [*lines, *audit, *walkers.odd]
+        metrics["groups_broken"] = len(members.broken)
+        return metrics, [*lines, *audit, *members.broken, *walkers.odd]
     finally:
         region.stop()
 
@@ -164,7 +171,8 @@ def main() -> int:
         print(line)
     targets = [target for target in TARGETS if not (given.quick and target.metric == "under_way_p50")]
     publish("tasks", metrics, given.json, tuple(targets))
-    return 1 if metrics["stuck"] or metrics["on_two_hosts"] or metrics["audit_findings"] or metrics["odd"] else 0
+    wrong = ("stuck", "on_two_hosts", "audit_findings", "groups_broken", "odd")
+    return 1 if any(metrics[name] for name in wrong) else 0
 
 
 if __name__ == "__main__":

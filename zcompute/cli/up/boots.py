@@ -65,7 +65,8 @@ def percentile(sorted_values: list[float], percent: float) -> float:
 
 
 class Booter:
-    """Boots ``count`` servers with ``concurrency`` in flight. ``on_end`` hears of each that has ended."""
+    """Boots ``count`` servers with ``concurrency`` in flight. ``on_end`` hears of each that has ended. ``group``: the
+    server group of which all of them are members."""
 
     def __init__(
         self,
@@ -76,8 +77,10 @@ class Booter:
         flavor: str = "1",
         on_end: Callable[[Boot], None] | None = None,
         deadline_s: float = BOOT_DEADLINE_S,
+        group: str = "",
     ) -> None:
         self._region = region
+        self._hints = {"os:scheduler_hints": {"group": group}} if group else {}
         self._flavor = flavor
         self._on_end = on_end
         self._deadline_s = deadline_s
@@ -116,7 +119,8 @@ class Booter:
         deadline = started + self._deadline_s
         client = self._clients.pop()
         try:
-            body = {"server": {"name": boot.name, "flavorRef": self._flavor, "imageRef": IMAGE, "networks": "auto"}}
+            server = {"name": boot.name, "flavorRef": self._flavor, "imageRef": IMAGE, "networks": "auto"}
+            body: dict[str, Any] = {"server": server, **self._hints}
             key = {"Idempotency-Key": str(uuid.uuid4())}
             status, answer = client.repeated("POST", "/v2.1/servers", body, deadline=deadline, headers=key)
             if status != 202:
