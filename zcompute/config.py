@@ -130,6 +130,9 @@ class ConductorConfig(Section, frozen=True):
             ge=0,
         ),
     ] = 6.0
+    shelved_offload_time_s: Annotated[
+        int, msgspec.Meta(description="a shelved server leaves its host after so long; 0 = at once, -1 = never", ge=-1)
+    ] = 0
     operations_retention_hours: Annotated[
         int, msgspec.Meta(description="a repeated request is recognised for so long", ge=1)
     ] = 168

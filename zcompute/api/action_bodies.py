@@ -15,6 +15,7 @@ from zcompute.objects import actions
 from zcompute.objects.command import StepArguments
 
 ACCEPTED = "202 Accepted"
+SHELVED = "-shelved"  # as Nova names a shelved server's image
 IMAGE_METADATA_ITEMS_MAX = METADATA_ITEMS_MAX - 4  # beside those that every snapshot has
 
 
@@ -23,7 +24,8 @@ class Asked:
     """What a body asks for: ``action`` is a key of zcompute.objects.actions. ``answer``: the response's body, None for
     none (then ``status`` is the response's); ``shown_with``: the response is the server, with this password;
     ``deletes``: it is a delete, at once; ``flavorid``: its arguments want that flavor; ``image_name``: it makes
-    an image of this name, which has a row of its own first."""
+    an image of this name, which has a row of its own first; ``image_suffix``: its name is the server's, and this behind
+    it."""
 
     action: str
     arguments: StepArguments = field(default_factory=StepArguments)
@@ -37,6 +39,7 @@ class Asked:
     status: str = ACCEPTED
     flavorid: str = ""
     image_name: str = ""
+    image_suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,10 @@ def _create_image(body: CreateImage, _caller: Caller, _operation_id: str) -> Ask
     return Asked(actions.SNAPSHOT.key, image_name=body.name, metadata=body.metadata)
 
 
+def _shelve(_body: Nothing | None, _caller: Caller, _operation_id: str) -> Asked:
+    return Asked(actions.SHELVE.key, image_suffix=SHELVED)
+
+
 def _resize(body: Resize, _caller: Caller, _operation_id: str) -> Asked:
     return Asked(actions.RESIZE.key, flavorid=last_part(str(body.flavor_ref)))
 
@@ -215,6 +222,9 @@ KEYS: dict[str, Key] = {
     "evacuate": Key(
         msgspec.json.Decoder(Evacuate), _evacuate, (actions.EVACUATE,), "onSharedStorage: false, host?, adminPass?"
     ),
+    "shelve": Key(msgspec.json.Decoder(Nothing | None), _shelve, (actions.SHELVE,)),
+    "shelveOffload": _plain(actions.SHELVE_OFFLOAD),
+    "unshelve": _plain(actions.UNSHELVE),
     "lock": _plain(actions.LOCK),
     "unlock": _plain(actions.UNLOCK),
     "os-resetState": Key(

@@ -60,7 +60,7 @@ class ServerActions:
             asked = self._with_flavor(asked, caller, context.deadline_of(req))
         made, deadline = "", context.deadline_of(req)
         try:
-            if asked.image_name:
+            if asked.image_name or asked.image_suffix:
                 made = make_image(self._region, self._servers, wanted, caller, asked, operation_id, deadline)
             elif asked.deletes:
                 self._servers.delete(wanted, caller, operation_id, deadline, force=True)
@@ -76,7 +76,7 @@ class ServerActions:
             context.answer(resp, asked.answer)
         else:
             resp.status = asked.status
-        if made:
+        if made and asked.image_name:
             resp.set_header("Location", resource_links(context.base_url_of(req), "images", made)[0].href)
 
     def _check_image(self, server: str, caller: Caller, asked: Asked, deadline: Deadline) -> None:

@@ -1,4 +1,4 @@
-"""createImage: the image has its row at the root before its server's cell is asked to make it.
+"""createImage and shelve: the image has its row at the root before its server's cell is asked to make it.
 
 Whatever dies in between leaves a row that says ``saving``. Where the cell definitely refuses, it goes again; where
 nobody knows, the cell's word or the root's sweep says what it is.
@@ -27,6 +27,7 @@ from zcompute.objects.methods import IMAGE_CREATE, IMAGE_DELETE
 
 log = logging.getLogger(__name__)
 
+IMAGE_NAME_CHARS_MAX = 255
 _IMAGES = uuid.UUID("0f6f1a2e-6a0c-5b7e-9d8e-2f6f4a1f3c55")  # the namespace of ids that are made of operations
 
 
@@ -49,7 +50,7 @@ def image_of(instance: Instance, caller: Caller, asked: Asked, operation_id: str
         id=image_id_of(caller.project_id, operation_id),
         project_id=caller.project_id,
         user_id=caller.user_id,
-        name=asked.image_name,
+        name=asked.image_name or instance.name[: IMAGE_NAME_CHARS_MAX - len(asked.image_suffix)] + asked.image_suffix,
         status=IMAGE_SAVING,
         min_disk_gb=instance.flavor.root_gb,
         properties=properties,
@@ -61,7 +62,7 @@ def image_of(instance: Instance, caller: Caller, asked: Asked, operation_id: str
 def make_image(
     region: Region, servers: Servers, server: str, caller: Caller, asked: Asked, operation_id: str, deadline: Deadline
 ) -> str:
-    """Have it made; returns its id. Raises what Servers.act does."""
+    """Have it made, for its own sake or of a server that is shelved; returns its id. Raises what Servers.act does."""
     instance = servers.show(server, None if caller.is_admin else caller.project_id, deadline)
     image = image_of(instance, caller, asked, operation_id)
     failpoint("create_image.before_row")

@@ -11,8 +11,8 @@ from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_CHECK_FENCE,
     STEP_CLAIM,
-    STEP_CLEAN_SOURCE,
     STEP_FINISH,
+    STEP_LEAVE,
     STEP_REACH,
     STEP_ROLLED_BACK,
     STEP_SCHEDULE,
@@ -58,6 +58,12 @@ goes to. The root repeats a word to each side until that says that it is there: 
 activate (import ends) and leave (export ends). Where a side waits for the root it goes neither on nor back by itself;
 at its deadline it is parked, and the word carries it on. Before the switch the root takes a move back: reopen at the
 source, then discard at the target.
+
+What is shelved has an image in place of a destination: from the commit of the snapshot on there is no way back.
+`shelve` goes on to leave the host with `[conductor] shelved_offload_time_s` 0 (the default; Nova's
+shelved_offload_time), else it is `shelve_here`, and the server's owner begins `shelve_offload` after so long, looking
+once a minute for the 100 of each partition that wait longest (never with -1). `unshelve` is of a server that is on no
+host, `unshelve_here` of one that still is on its own: the same action to clients.
 """
 
 _WHAT = {
@@ -80,6 +86,13 @@ _WHAT = {
     "clean_source": "the source destroys its copy",
     "clean_destination": "the destination destroys its copy",
     "reopen": "the source's copy is the server again",
+    "shut_down": "stopped, if it runs",
+    "snapshot": "makes the image; the server is shelved with the commit",
+    "leave": "the commit: on no host, without a claim",
+    "power_on": "starts it again",
+    "build": "makes it of its image",
+    "undo_shut_down": "where it ran: it runs again",
+    "undo_build": "destroys what it has begun",
     "undo_send": "the source's copy runs again",
     "undo_prepare": "the destination destroys what it has begun",
     STEP_ROLLED_BACK: "claims are released; the server is what it was",
@@ -90,6 +103,7 @@ _WHAT = {
 _AT_NO_HOST = (
     STEP_SCHEDULE, STEP_CLAIM, STEP_CHECK_FENCE, STEP_SWITCH, STEP_SWITCH_BACK, STEP_FINISH, STEP_ROLLED_BACK,
     *AWAIT_ROOT,
+    STEP_LEAVE,
 )  # fmt: skip
 
 
@@ -108,8 +122,7 @@ def _diagram(kind: str) -> list[str]:
         lines.append(f"    {step} --> {following}")
     lines.append(f"    {plan.steps[-1]} --> [*]")
     if STEP_ROLLED_BACK in plan.all_steps:
-        last = STEP_SWITCH if STEP_SWITCH in plan.steps else STEP_CLEAN_SOURCE  # of an export the root switches
-        for step in plan.steps[: plan.steps.index(last)]:
+        for step in plan.revocable:
             undos = plan.undos(step)
             lines.append(f"    {step} --> {undos[0] if undos else STEP_ROLLED_BACK}")
         for undo in [name for name in plan.all_steps if name in UNDO.values()]:

@@ -136,6 +136,8 @@ _table(
     _need("decided", sa.BigInteger),
     _may("soft_deleted_at_us", sa.BigInteger),
     _may("resized_at_us", sa.BigInteger),
+    _may("shelved_at_us", sa.BigInteger),
+    _may("shelved_image_ref", ident(64)),
     _since("locked", sa.Boolean),
     _since("locked_by_admin", sa.Boolean),
     _may("locked_reason", text(255)),
@@ -151,6 +153,7 @@ _table(
     sa.Index("ix_instances_deleted", "partition_id", "deleted_at_us"),
     sa.Index("ix_instances_soft_deleted", "partition_id", "soft_deleted_at_us"),
     sa.Index("ix_instances_resized", "partition_id", "resized_at_us"),
+    sa.Index("ix_instances_shelved", "partition_id", "shelved_at_us"),
 )
 _table(
     cell_only,

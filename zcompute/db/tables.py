@@ -223,7 +223,7 @@ INSTANCES: TableCodec[Instance] = TableCodec(
         *plain("vm_state", "task_state", "power_state", "progress", "host", "claim", "task_id"),
         *packed("fault", Fault),
         *plain("generation", "command_generation", "agent_epoch", "observed_seq", "decided"),
-        *plain("soft_deleted_at_us", "resized_at_us"),
+        *plain("soft_deleted_at_us", "resized_at_us", "shelved_at_us", "shelved_image_ref"),
         *flags("locked", "locked_by_admin"),
         *plain("locked_reason"),
         *packed("move", Move),

@@ -41,6 +41,8 @@ from zcompute.objects.instance import (
     VM_PAUSED,
     VM_RESCUED,
     VM_RESIZED,
+    VM_SHELVED,
+    VM_SHELVED_OFFLOADED,
     VM_SOFT_DELETED,
     VM_STOPPED,
     VM_SUSPENDED,
@@ -53,6 +55,11 @@ from zcompute.objects.task import (
     TASK_MIGRATE,
     TASK_RESIZE,
     TASK_REVERT_RESIZE,
+    TASK_SHELVE,
+    TASK_SHELVE_HERE,
+    TASK_SHELVE_OFFLOAD,
+    TASK_UNSHELVE,
+    TASK_UNSHELVE_HERE,
 )
 
 
@@ -62,10 +69,10 @@ class Action:
 
     ``vm_states`` it may begin in, None for any that is not deleted; ``task_state`` while it goes on (empty: it is over
     at once, or the move says so), ``vm_state`` at its end (empty: as it was). ``verb`` is what the agent is told, or
-    ``kind`` the kind of a move's task; ``event`` is the name that notifications have. ``unlocked``: a lock keeps all
-    but administrators from it. ``administrators``: nobody else may do it. ``key_said``: what Nova's refusals call it,
-    where that is not its name in the history. ``makes_image``: of its
-    arguments' image_ref, of which the root is told what has become.
+    ``kind`` the kind of a move's task (``kind_here``: that of one in which the server stays on its host); ``event`` is
+    the name that notifications have. ``unlocked``: a lock keeps all but administrators from it. ``administrators``:
+    nobody else may do it. ``key_said``: what Nova's refusals call it, where that is not its name in the history.
+    ``makes_image``: of its arguments' image_ref, of which the root is told what has become.
     """
 
     key: str
@@ -78,6 +85,7 @@ class Action:
     unlocked: bool = True
     administrators: bool = False
     kind: str = ""
+    kind_here: str = ""
     key_said: str = ""
     makes_image: bool = False
 
@@ -135,6 +143,31 @@ LIVE_MIGRATE = Action(
     key_said="os-migrateLive",
 )  # fmt: skip
 EVACUATE = Action("evacuate", "evacuate", _of(VM_ACTIVE, VM_STOPPED, VM_ERROR), administrators=True, kind=TASK_EVACUATE)
+SHELVE = Action(
+    "shelve",
+    "shelve",
+    _of(VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED),
+    vm_state=VM_SHELVED_OFFLOADED,
+    kind=TASK_SHELVE,
+    kind_here=TASK_SHELVE_HERE,
+    makes_image=True,
+)
+SHELVE_OFFLOAD = Action(
+    "shelve_offload",
+    "shelveOffload",
+    _of(VM_SHELVED),
+    vm_state=VM_SHELVED_OFFLOADED,
+    administrators=True,
+    kind=TASK_SHELVE_OFFLOAD,
+)
+UNSHELVE = Action(
+    "unshelve",
+    "unshelve",
+    _of(VM_SHELVED, VM_SHELVED_OFFLOADED),
+    vm_state=VM_ACTIVE,
+    kind=TASK_UNSHELVE,
+    kind_here=TASK_UNSHELVE_HERE,
+)
 
 SOFT_DELETE = Action(  # what a delete does where servers are reclaimed later
     "soft_delete", "delete", None, VERB_STOP, TASK_SOFT_DELETING, VM_SOFT_DELETED, "soft_delete"
@@ -147,7 +180,7 @@ ACTIONS: dict[str, Action] = {
     for action in (
         START, STOP, REBOOT, REBOOT_HARD, PAUSE, UNPAUSE, SUSPEND, RESUME, RESCUE, UNRESCUE, REBUILD, SNAPSHOT, LOCK,
         UNLOCK, RESET_STATE, SOFT_DELETE, RESTORE, MIGRATE, RESIZE, CONFIRM_RESIZE, REVERT_RESIZE, LIVE_MIGRATE,
-        EVACUATE,
+        EVACUATE, SHELVE, SHELVE_OFFLOAD, UNSHELVE,
     )
 }  # fmt: skip
 
@@ -176,7 +209,7 @@ def check_state(action: Action, instance: Instance, *, administrator: bool) -> N
         raise _refused(_while(action, instance, "vm_state", instance.vm_state), instance)
     if (action.verb or action.kind) and instance.launched_at_us is None:
         raise _refused(f"Cannot '{action.name}' instance {instance.uuid} which has never been active", instance)
-    if (action.verb or action.kind) and instance.host is None:
+    if (action.verb or action.kind) and instance.host is None and instance.vm_state != VM_SHELVED_OFFLOADED:
         raise _refused(f"Instance {instance.uuid} is not ready", instance)
 
 

@@ -113,7 +113,9 @@ class Instance(VersionedObject):
     ``claim`` names the claim in force ("task/attempt"); ``move.former_claim`` is in force beside it. ``locked`` refuses
     actions to all but administrators; ``locked_by_admin``: only they take that lock away.
     ``soft_deleted_at_us``: since when it could be reclaimed; ``resized_at_us``: since when a move of it could be
-    confirmed, None unless it is RESIZED and without a task. Times are UTC microseconds.
+    confirmed, None unless it is RESIZED and without a task; ``shelved_at_us``: since when it could be offloaded, None
+    unless it is SHELVED and without a task. ``shelved_image_ref``: the image that its disk was made into, as long as
+    that is of use. Times are UTC microseconds.
     ``crossing``: of a server that goes to another cell. LEAVING and ARRIVING are its rows in both cells meanwhile: the
     root's mapping says which of them is the server. LEFT: deleted here, without the server being so.
     """
@@ -133,6 +135,7 @@ class Instance(VersionedObject):
     deleted_at_us: int | None = None
     soft_deleted_at_us: int | None = None
     resized_at_us: int | None = None
+    shelved_at_us: int | None = None
     vm_state: str = VM_BUILDING
     task_state: str | None = TASK_SCHEDULING
     power_state: int = POWER_NOSTATE
@@ -152,3 +155,4 @@ class Instance(VersionedObject):
     locked_reason: str | None = None
     move: Move | None = None
     crossing: str = ""
+    shelved_image_ref: str | None = None

@@ -174,10 +174,11 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     EventKind("service.delete", ServiceStatusPayload),
     *_actions(
         InstanceActionPayload, "power_on", "power_off", "pause", "unpause", "suspend", "rescue", "unrescue",
-        "restore", "soft_delete", "snapshot", emitted=True,
+        "restore", "soft_delete", "snapshot", "shelve",
+        "shelve_offload", "unshelve", emitted=True,
     ),
     *_actions(
-        InstanceActionPayload, "shutdown", "shelve", "shelve_offload", "unshelve",
+        InstanceActionPayload, "shutdown",
         "trigger_crash_dump", "interface_attach", "interface_detach", "volume_attach", "volume_detach",
     ),
     *_actions(InstanceActionPayload, "reboot", "resume", error=True, emitted=True),

@@ -19,6 +19,11 @@ TASK_EXPORT = "export"
 TASK_IMPORT = "import"
 CROSSING_KINDS = frozenset({TASK_EXPORT, TASK_IMPORT})
 """The two sides of a move to another cell: the root says what they do."""
+TASK_SHELVE = "shelve"  # and offload, at once
+TASK_SHELVE_HERE = "shelve_here"  # it stays on its host for a while
+TASK_SHELVE_OFFLOAD = "shelve_offload"
+TASK_UNSHELVE = "unshelve"  # of one that is on no host
+TASK_UNSHELVE_HERE = "unshelve_here"
 
 TASK_RUNNING = "running"
 TASK_PARKED = "parked"

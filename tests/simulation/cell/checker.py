@@ -15,6 +15,7 @@ from tests.simulation.cell.loop import BEGIN_S
 from tests.simulation.cell.rest import AtRest
 from zcompute.bus import Ack, Report
 from zcompute.conductor.tasks.build_walk import STEP_SPAWN
+from zcompute.conductor.tasks.moves.plans import STEP_BUILD
 from zcompute.db.batch import Batch, Delete
 from zcompute.db.tables import CLAIMS, HOSTS, INSTANCE_ACTIONS, INSTANCES, NOTIFICATIONS, TASKS
 from zcompute.objects.command import Order
@@ -258,7 +259,7 @@ class Checker(AtRest):
     def began(self, host: str, name: str, order: Order) -> None:
         """A hypervisor begins to carry a command out; what a failed spawn clears away is no command."""
         newest = self._generations.get((host, order.instance_uuid), 0)
-        clears = name == "destroy" and order.step == STEP_SPAWN
+        clears = name == "destroy" and order.step in (STEP_SPAWN, STEP_BUILD)
         if order.generation < newest and not clears:
             self.violated("old command", f"{host} begins a {name} of generation {order.generation} after {newest}")
 

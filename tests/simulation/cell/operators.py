@@ -16,7 +16,7 @@ from tests.simulation.cell.root_quota import FLAVORS
 from zcompute.bus import BusError, InvalidRequest
 from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.db.tables import HOSTS, INSTANCES, TASKS
-from zcompute.objects.actions import RESIZE
+from zcompute.objects.actions import RESIZE, SHELVE
 from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import (
     ActionInvalid,
@@ -94,11 +94,15 @@ class Operators(Clients):
         request = InstanceActionRequest(
             uuid=uuid, project_id="p", operation_id=name, action=action, administrator=True,
             arguments=StepArguments(
-                peer_host=peer_host, flavor=self.dice.choice(FLAVORS) if action == RESIZE.key else None
+                peer_host=peer_host,
+                flavor=self.dice.choice(FLAVORS) if action == RESIZE.key else None,
+                image_ref=name if action == SHELVE.key else "",
             ),
         )  # fmt: skip
         if not self._ask(INSTANCE_ACTION, request):
             return False
+        if action == SHELVE.key:
+            self.images.begun(name)
         self.checker.seen[f"accepted {action}"] += 1
         self.checker.acted(uuid, name)
         return True

@@ -18,6 +18,7 @@ from zcompute.objects.instance import (
     VM_PAUSED,
     VM_RESCUED,
     VM_RESIZED,
+    VM_SHELVED_OFFLOADED,
     VM_STOPPED,
     VM_SUSPENDED,
     Instance,
@@ -25,7 +26,7 @@ from zcompute.objects.instance import (
 from zcompute.objects.quota import Amount
 
 HOST_NAME, HOST_FORCED_DOWN = map(HOSTS.columns.index, ("name", "forced_down"))
-WORKING = (VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED, VM_RESCUED, VM_RESIZED)
+WORKING = (VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED, VM_RESCUED, VM_RESIZED, VM_SHELVED_OFFLOADED)
 KIND_OF = {action.name: action.kind for action in ACTIONS.values() if action.kind in PLANS}
 
 
@@ -104,6 +105,11 @@ class AtRest:
         left = [f"place {name} of {uuid} on {host} is left" for uuid, name, host in sorted(places - expected)]
         return left + [f"place {name} of {uuid} on {host} is missing" for uuid, name, host in sorted(expected - places)]
 
+    def shelved_images(self) -> set[str]:
+        """Those that shelved servers have."""
+        instances = map(self._instance, self._rows.tables[INSTANCES.name].values())
+        return {instance.shelved_image_ref for instance in instances if instance.shelved_image_ref is not None}
+
     def _machines_left(self) -> list[str]:
         """Machines of which the cell knows nothing, or that they are elsewhere; hosts that are out of service keep what
         they have until they return."""
@@ -155,10 +161,12 @@ class AtRest:
             return [f"{uuid} is {instance.vm_state}, its move is {instance.move}"]
         if self._charged(uuid) != charged(instance, None):
             return [f"{uuid} is charged {self._charged(uuid)} at the root, it is {charged(instance, None)}"]
+        if (instance.vm_state == VM_SHELVED_OFFLOADED) != (instance.host is None and instance.claim is None):
+            return [f"{uuid} is {instance.vm_state} on {instance.host} with claim {instance.claim}"]
         expected = [host for host in _hosts_of(instance) if host not in lost]
         if sorted(where) != sorted(expected):
             return [f"{uuid} is {instance.vm_state} on {expected}, it is on {where}"]
-        if instance.host in lost:
+        if instance.host is None or instance.host in lost:
             return []
         copy = "" if instance.move is None else instance.move.former_host
         if copy in self._hypervisors.live(uuid):

@@ -467,7 +467,7 @@ class World(Operators):
             for agent in self.agents.values()
             if agent.service is not None and len(agent.service.reporter)
         ]
-        return found or self.checker.unrest() or self.images.unrest()
+        return found or self.checker.unrest() or self.images.unrest(self.checker.shelved_images())
 
 
 def _memory() -> str | None:

@@ -23,6 +23,7 @@ from zcompute.objects.actions import (
     RESET_STATE,
     RESIZE,
     REVERT_RESIZE,
+    SHELVE_OFFLOAD,
     Action,
     check_state,
 )
@@ -126,10 +127,29 @@ class Actions:
             action=CONFIRM_RESIZE.key,
             administrator=True,
         )
-        self._act(request, Unasked(self._settings.commit_ms_max), since_us)
+        self._act(
+            request,
+            Unasked(self._settings.commit_ms_max),
+            lambda now: now.move is not None and now.move.since_us == since_us,
+        )
 
-    def _act(self, request: InstanceActionRequest, context: Any, since_us: int | None) -> None:
-        """``since_us``: only for the move that ended then."""
+    def offload(self, instance: Instance) -> None:
+        """Offload this shelved instance, unless it has been unshelved since. Raises as ``act``."""
+        request = InstanceActionRequest(
+            uuid=instance.uuid,
+            project_id=instance.project_id,
+            operation_id=f"offload-{instance.uuid}-{instance.shelved_at_us}",
+            action=SHELVE_OFFLOAD.key,
+            administrator=True,
+        )
+        self._act(
+            request,
+            Unasked(self._settings.commit_ms_max),
+            lambda now: now.shelved_at_us is not None and now.shelved_at_us == instance.shelved_at_us,
+        )
+
+    def _act(self, request: InstanceActionRequest, context: Any, still: Callable[[Instance], bool] | None) -> None:
+        """``still``: whether it is to be done all the same, as the owner knows the instance."""
         action = ACTIONS.get(request.action)
         if action is None or action.key not in BEGINNINGS:
             raise InvalidRequest(
@@ -152,7 +172,7 @@ class Actions:
             if was_accepted(change.get(*operation), action, request):
                 return None
             instance = found(change.get(INSTANCES, (request.uuid,)), request)
-            if since_us is not None and (instance.move is None or instance.move.since_us != since_us):
+            if still is not None and not still(instance):
                 return None
             check_state(action, instance, administrator=request.administrator)
             host = host_in_question(action, instance)

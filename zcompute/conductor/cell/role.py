@@ -10,6 +10,7 @@ import gevent
 
 from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.auto_confirm import AutoConfirm
+from zcompute.conductor.cell.auto_offload import AutoOffload
 from zcompute.conductor.cell.census import Census
 from zcompute.conductor.cell.claim_service import Claims
 from zcompute.conductor.cell.crossing import Crossing
@@ -79,6 +80,7 @@ class CellRole:
             build_deadline_s=env.config.conductor.build_deadline_s,
             delete_deadline_s=env.config.conductor.delete_deadline_s,
             permit_post_copy=env.config.conductor.live_migration_permit_post_copy,
+            shelved_offload_time_s=env.config.conductor.shelved_offload_time_s,
         )
         self._table = HostTable()
         self._fellows = Fellows(env.endpoint, env.cell)
@@ -128,6 +130,9 @@ class CellRole:
         self._crossing = Crossing(env, self.engine, self._settings, task_settings)
         self._auto_confirm = AutoConfirm(
             env.ledger, env.store, env.config.conductor.resize_confirm_window_s, self._settings, self._actions.confirm
+        )
+        self._auto_offload = AutoOffload(
+            env.ledger, env.store, task_settings.shelved_offload_time_s, self._settings, self._actions.offload
         )
         self._tasks = Tasks(env, self.engine, self._settings, task_settings)
         self._reads = Reads(env, self._settings)
@@ -185,6 +190,7 @@ class CellRole:
         self._history.start()
         self._reclaim.start()
         self._auto_confirm.start()
+        self._auto_offload.start()
         env.ledger.on_gain(self._gained)
         env.ledger.on_lose(self._lost)
         gevent.spawn(self._gained, env.ledger.owned())
@@ -199,6 +205,7 @@ class CellRole:
         self._outbox.stop()
         self._history.stop()
         self._reclaim.stop()
+        self._auto_offload.stop()
         self._auto_confirm.stop()
         self._notifications.stop()
         self._enrolments.stop()

@@ -36,6 +36,8 @@ class CellSettings:
     reclaim_rows_max: int = 100  # of a partition, at each look
     confirm_look_s: float = 60.0
     confirm_rows_max: int = 100  # of a partition, at each look
+    offload_look_s: float = 60.0
+    offload_rows_max: int = 100  # of a partition, at each look
     list_rows_max: int = 1000
     without_max: int = 20_000  # uuids that a count leaves out
     history_rows_max: int = 1000

@@ -9,12 +9,15 @@ from zcompute.conductor.tasks.build_walk import STEP_ABANDON, STEP_CANCEL, STEP_
 from zcompute.conductor.tasks.decision import Decision
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
+    STEP_BUILD,
     STEP_CLAIM,
     STEP_MIGRATE,
     STEP_PREPARE,
     STEP_REACH,
     STEP_SCHEDULE,
     STEP_SEND,
+    STEP_SHUT_DOWN,
+    STEP_SNAPSHOT,
 )
 from zcompute.conductor.tasks.moves.walk import roll_back
 from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S, TaskSettings
@@ -146,11 +149,14 @@ def _retry_move(word: Word) -> Retrial:
 
 
 ABORTED_MOVE = "the move was aborted by an operator"
-ABORTABLE_STEPS = (STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_PREPARE, STEP_SEND, STEP_MIGRATE)
+ABORTABLE_STEPS = (
+    STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_PREPARE, STEP_SEND, STEP_MIGRATE, STEP_SHUT_DOWN, STEP_SNAPSHOT,
+    STEP_BUILD,
+)  # fmt: skip
 
 ABORTS: dict[str, Abort] = {
     TASK_BUILD: _abort_build,
-    **{plan.kind: _abort_move for plan in PLANS.values() if STEP_SCHEDULE in plan.steps},
+    **{plan.kind: _abort_move for plan in PLANS.values() if {STEP_SCHEDULE, STEP_SHUT_DOWN}.intersection(plan.steps)},
 }
 RETRIALS: dict[str, Retry] = {
     TASK_BUILD: _retry_build,

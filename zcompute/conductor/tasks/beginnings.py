@@ -17,9 +17,11 @@ from zcompute.objects.actions import (
     LOCK,
     REBUILD,
     RESET_STATE,
+    SHELVE,
     SNAPSHOT,
     SOFT_DELETE,
     UNLOCK,
+    UNSHELVE,
     Action,
     forbidden,
 )
@@ -30,6 +32,8 @@ from zcompute.objects.instance import (
     VM_ACTIVE,
     VM_ERROR,
     VM_RESIZED,
+    VM_SHELVED,
+    VM_SHELVED_OFFLOADED,
     VM_STOPPED,
     Instance,
 )
@@ -96,14 +100,27 @@ def _live_migrate(it: Beginning) -> Decision:
 
 
 def _move(it: Beginning) -> Decision:
+    return _move_of(it.action.kind, it)
+
+
+def _shelve(it: Beginning) -> Decision:
+    """It is offloaded in the same task, where the settings say at once."""
+    return _move_of(it.action.kind if it.settings.shelved_offload_time_s == 0 else it.action.kind_here, it)
+
+
+def _unshelve(it: Beginning) -> Decision:
+    return _move_of(it.action.kind if it.instance.host is None else it.action.kind_here, it)
+
+
+def _move_of(kind: str, it: Beginning) -> Decision:
     return begin_move(
-        it.action.kind,
+        kind,
         it.instance,
         it.request,
         task_id=it.task_id,
         request_id=it.request_id,
         now_us=it.now_us,
-        deadline_s=min(it.settings.move_deadline_s_max, MOVE_DEADLINES_S[it.action.kind]),
+        deadline_s=min(it.settings.move_deadline_s_max, MOVE_DEADLINES_S[kind]),
         forced_down=it.forced_down,
     )
 
@@ -129,7 +146,7 @@ def _unlock(it: Beginning) -> Decision:
 def _reset_state(it: Beginning) -> Decision:
     """Nova's os-resetState. A task under way is not cut off by it: no task is ever stuck, and a parked one ends with
     the word of its host, with a delete, or when the host is forced down. A server whose move waits to be confirmed
-    is RESIZED where it is not in ERROR, so that its other copy is not forgotten."""
+    is RESIZED where it is not in ERROR, so that its other copy is not forgotten; one that was shelved is so again."""
     instance = it.instance
     if instance.task_id is not None:
         raise InstanceBusy(
@@ -141,6 +158,8 @@ def _reset_state(it: Beginning) -> Decision:
     fault = make_fault("the state was set by an administrator", it.now_us) if it.request.vm_state == VM_ERROR else None
     waits = instance.move is not None and it.request.vm_state == VM_ACTIVE
     vm_state = VM_RESIZED if waits else it.request.vm_state
+    if instance.shelved_image_ref is not None and it.request.vm_state == VM_ACTIVE:
+        vm_state = VM_SHELVED_OFFLOADED if instance.host is None else VM_SHELVED
     return Decision(instance=replace(instance, vm_state=vm_state, fault=fault, soft_deleted_at_us=None))
 
 
@@ -150,6 +169,8 @@ BEGINNINGS: dict[str, Begin] = {
     SNAPSHOT.key: _snapshot,
     **{key: _move for key, action in ACTIONS.items() if action.kind},
     LIVE_MIGRATE.key: _live_migrate,
+    SHELVE.key: _shelve,
+    UNSHELVE.key: _unshelve,
     LOCK.key: _lock,
     UNLOCK.key: _unlock,
     RESET_STATE.key: _reset_state,

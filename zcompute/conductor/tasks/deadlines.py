@@ -7,15 +7,9 @@ from zcompute.conductor.tasks.settings import ACT_DEADLINES_S, MOVE_DEADLINES_S,
 from zcompute.objects.instance import (
     TASK_DELETING,
     TASK_SCHEDULING,
-    TASK_SHELVING,
-    TASK_SHELVING_OFFLOADING,
     TASK_SPAWNING,
-    TASK_UNSHELVING,
 )
 from zcompute.objects.task import TASK_ACT, TASK_BUILD, TASK_DELETE
-
-UNUSED = frozenset({TASK_SHELVING, TASK_SHELVING_OFFLOADING, TASK_UNSHELVING})
-"""task_states of Nova that no task of this release sets."""
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from zcompute.conductor.tasks.history import record
 from zcompute.conductor.tasks.imaging import OUTBOX_IMAGED, image_awaited, imaged, not_made
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX, TASKS
 from zcompute.objects.cell import OutboxEntry
-from zcompute.objects.image import ImageOutcome
-from zcompute.objects.instance import VM_ERROR, VM_RESIZED, Fault, Instance
+from zcompute.objects.image import IMAGE_DELETED, ImageOutcome
+from zcompute.objects.instance import VM_ERROR, VM_RESIZED, VM_SHELVED, VM_SHELVED_OFFLOADED, Fault, Instance
 from zcompute.objects.notification_payloads import ERROR
 from zcompute.objects.task import TASK_BUILD, TASK_PARKED, ClaimName, Task
 
 FAULT_CHARS_MAX = 255
+IMAGE_OF_USE = frozenset({VM_SHELVED, VM_SHELVED_OFFLOADED, VM_ERROR})
+"""vm_states in which the image of a shelved server has its disk: in ERROR nobody knows better."""
 FORCED_DOWN = "it is forced down"
 
 CREATE_START = "instance.create.start"
@@ -60,11 +62,14 @@ def apply(change: Change, former: Snapshot, decision: Decision) -> Snapshot:
     now_us = change.now_us
     instance, task = former.instance, former.task
     if decision.instance is not None:
+        of_use = decision.instance.vm_state in IMAGE_OF_USE
         instance = msgspec.structs.replace(
             decision.instance,
             updated_at_us=now_us,
             decided=decision.instance.decided + 1,
             resized_at_us=_waits_since_us(decision.instance),
+            shelved_at_us=_shelved_since_us(decision.instance, now_us),
+            shelved_image_ref=decision.instance.shelved_image_ref if of_use else None,
         )
         change.put(INSTANCES, instance)
     if decision.ended:
@@ -105,8 +110,13 @@ def _waits_since_us(instance: Instance) -> int | None:
 def _of_image(
     former: Snapshot, instance: Instance | None, task: Task | None, decision: Decision, now_us: int
 ) -> OutboxEntry | None:
-    """What the root is owed of an image: that it is there, or why not where the task that was to make it is no more."""
+    """What the root is owed of an image: that it is there, or why not where the task that was to make it is no more;
+    or that nobody wants it any more."""
     making = former.task
+    unwanted = None if former.instance is None else former.instance.shelved_image_ref
+    if unwanted is not None and instance is not None and instance.shelved_image_ref is None:
+        request_id = making.request_id if making is not None else "" if task is None else task.request_id
+        return imaged(instance, ImageOutcome(image_id=unwanted, status=IMAGE_DELETED), request_id, now_us)
     if instance is None or making is None or not image_awaited(making):
         return None
     if decision.made is not None:
@@ -114,6 +124,13 @@ def _of_image(
     if task is not None and task.id == making.id:
         return None
     return imaged(instance, not_made(making, decision.failed), making.request_id, now_us)
+
+
+def _shelved_since_us(instance: Instance, now_us: int) -> int | None:
+    """Since when it could be offloaded, in the same way."""
+    if instance.vm_state != VM_SHELVED or instance.task_id is not None:
+        return None
+    return instance.shelved_at_us or now_us
 
 
 def owe(change: Change, entry: OutboxEntry) -> None:

@@ -76,6 +76,7 @@ def accept_delete(
         task_state=TASK_DELETING,
         task_id=task_id,
         command_generation=instance.command_generation + 1,
+        shelved_image_ref=None,
     )
     building = task is not None and task.kind == TASK_BUILD
     interrupted = building and task is not None and task.step in HOST_TOLD and instance.vm_state != VM_ERROR

@@ -27,6 +27,11 @@ from zcompute.objects.task import (
     TASK_MIGRATE,
     TASK_RESIZE,
     TASK_REVERT_RESIZE,
+    TASK_SHELVE,
+    TASK_SHELVE_HERE,
+    TASK_SHELVE_OFFLOAD,
+    TASK_UNSHELVE,
+    TASK_UNSHELVE_HERE,
 )
 
 ACT_DEADLINES_S = {
@@ -55,6 +60,11 @@ MOVE_DEADLINES_S = {
     TASK_IMPORT: 3600,
     TASK_CONFIRM_RESIZE: 600,
     TASK_REVERT_RESIZE: 1800,
+    TASK_SHELVE: 3600,  # a disk is copied
+    TASK_SHELVE_HERE: 3600,
+    TASK_SHELVE_OFFLOAD: 600,
+    TASK_UNSHELVE: 1800,  # an image is fetched
+    TASK_UNSHELVE_HERE: 120,
 }
 """The same of a whole move, all its task_states together."""
 
@@ -66,6 +76,8 @@ class TaskSettings:
     ``permit_post_copy``: a live migration that is completed may finish behind the switch.
     ``act_deadline_s_max`` and ``move_deadline_s_max`` cap what ACT_DEADLINES_S and MOVE_DEADLINES_S give;
     ``act_link_wait_ms_max``: an action whose host was told nothing and is not linked for so long fails.
+    ``shelved_offload_time_s``: what is shelved is offloaded after so long, with 0 at once, with -1 never (Nova's
+    shelved_offload_time).
     """
 
     runners_max: int = 1000
@@ -94,6 +106,7 @@ class TaskSettings:
     act_link_wait_ms_max: int = 30_000
     move_deadline_s_max: int = 3600
     permit_post_copy: bool = False
+    shelved_offload_time_s: int = 0
     build_deadline_s: int = 300
     delete_deadline_s: int = 300
     retry_deadline_s: int = 300  # of a parked task of another kind that an operator begins again

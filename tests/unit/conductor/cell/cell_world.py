@@ -53,7 +53,7 @@ ANSWERS = {"prepare": {"address": "fake://there"}, "snapshot": {"size_bytes": "5
 
 class Agent:
     """One host's agent and the link to it. ``silent``: commands are taken, no result comes; ``mute``: no answer;
-    ``old``: of a release that knows no steps. ``verbs`` are those it was told."""
+    ``old``: of a release that knows no steps. ``verbs`` are those it was told, ``spawned_of`` the images."""
 
     def __init__(self, world: "CellWorld", host: str) -> None:
         self.world = world
@@ -69,6 +69,7 @@ class Agent:
         self.cannot: set[str] = set()
         self.running: set[str] = set()
         self.images = 0
+        self.spawned_of: list[str] = []
         self.awaited: set[str] = set()
         self.acks: list[Any] = []
         self.lanes = ReceiverLanes(Limits(lane_credit=2))
@@ -87,6 +88,8 @@ class Agent:
             if self.old:
                 raise UnsupportedVersion("no such method")
             self.verbs.append(request.verb)
+        if method.name == "spawn":
+            self.spawned_of.append(request.instance.spec.image_ref)
         verb = request.verb if method.name == "step" else method.name
         if method.name in ("spawn", "destroy", "step") and not self.silent:
             self.finish(verb, order)

@@ -3,10 +3,10 @@
 import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
-from tests.unit.conductor.cell.test_moves import WITHIN, Death, force_down, held, migrated, move, where
+from tests.unit.conductor.cell.test_moves import WITHIN, Death, held, move, ready_for, where
 from tests.unit.conductor.ledger_world import wait_for
 from zcompute.conductor.tasks.moves.plans import STEP_PREPARE
-from zcompute.objects.instance import VM_ACTIVE, VM_DELETED
+from zcompute.objects.instance import VM_DELETED
 from zcompute.objects.partition import partition_of
 
 STEPS = [(kind, step) for kind, plan in WITHIN.items() for step in plan.steps]
@@ -27,14 +27,8 @@ def stopped_at(world: CellWorld, uuid: str, kind: str, step: str, before: bool) 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(("kind", "step"), STEPS + UNDOS)
 def test_a_delete_at_any_step_of_a_move_leaves_no_copy_and_no_claim(kind: str, step: str, before: bool) -> None:
-    world = CellWorld("h1", "h2", "h3")
+    world, uuid = ready_for(kind)
     try:
-        uuid = world.build()
-        world.wait_state(uuid, VM_ACTIVE)
-        if kind in ("confirm_resize", "revert_resize"):
-            migrated(world, uuid)
-        if kind == "evacuate":
-            force_down(world, "h1")
         if (kind, step) in UNDOS:
             world.agents["h1"].cannot |= {"send", "migrate"}
         stopped_at(world, uuid, kind, step, before)

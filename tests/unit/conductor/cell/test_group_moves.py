@@ -5,11 +5,12 @@ import pytest
 
 from tests.unit.conductor.cell.cell_world import CellWorld
 from tests.unit.conductor.cell.test_group_tasks import active, member
-from tests.unit.conductor.cell.test_moves import FINAL, WITHIN, die_at, force_down, held, migrated
+from tests.unit.conductor.cell.test_moves import FINAL, WITHIN, die_at, force_down, held, make_ready, world_for
 from zcompute.conductor.tasks.moves.plans import STEP_CLAIM, STEP_PREPARE, STEP_SCHEDULE, Plan
 from zcompute.db.tables import GROUP_PLACEMENTS
 from zcompute.objects.group import AFFINITY, ANTI_AFFINITY
 from zcompute.objects.instance import VM_ACTIVE
+from zcompute.objects.task import TASK_UNSHELVE
 
 
 def _undos(plan: Plan) -> list[str]:
@@ -18,7 +19,7 @@ def _undos(plan: Plan) -> list[str]:
 
 BACK = [
     *((kind, step) for kind, plan in WITHIN.items() if STEP_PREPARE in plan.steps for step in _undos(plan)),
-    *((kind, "rolled_back") for kind, plan in WITHIN.items() if STEP_CLAIM in plan.steps),
+    *((kind, "rolled_back") for kind, plan in WITHIN.items() if STEP_CLAIM in plan.steps and kind != TASK_UNSHELVE),
 ]
 
 
@@ -33,16 +34,13 @@ def assert_places_are_of_claims(world: CellWorld) -> None:
 @pytest.mark.parametrize(("kind", "step"), [(kind, step) for kind, plan in WITHIN.items() for step in plan.steps])
 def test_the_owner_dies_at_a_step_of_a_members_move(kind: str, step: str, before: bool) -> None:
     """A neighbour is on the host that comes first in the scheduler's mind."""
-    world = CellWorld("h1", "h2", "h3")
+    world = world_for(kind)
     try:
         uuid = active(world, ANTI_AFFINITY)
         world.hosts = ["h3", "h1", "h2"]
         neighbour = active(world, ANTI_AFFINITY)
         assert world.instance(neighbour).host == "h3"
-        if kind in ("confirm_resize", "revert_resize"):
-            migrated(world, uuid)
-        if kind == "evacuate":
-            force_down(world, "h1")
+        make_ready(world, uuid, kind)
         die_at(world, uuid, kind, step, before)
         vm_state, _, _, claims = FINAL[kind]
         assert world.instance(uuid).vm_state == vm_state
@@ -77,8 +75,7 @@ def test_the_owner_dies_while_the_policy_keeps_a_member_where_it_is(kind: str, b
     world = CellWorld("h1", "h2", "h3")
     try:
         uuid, other = active(world, AFFINITY), active(world, AFFINITY)
-        if kind == "evacuate":
-            force_down(world, "h1")
+        make_ready(world, uuid, kind)
         die_at(world, uuid, kind, STEP_SCHEDULE, before)
         assert [world.instance(one).host for one in (uuid, other)] == ["h1", "h1"]
         assert_places_are_of_claims(world)

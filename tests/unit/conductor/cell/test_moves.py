@@ -1,12 +1,13 @@
 """Moves of a server through the engine: each kind to its end, back, and across the death of its owner at every step."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import msgspec
 import pytest
 
-from tests.unit.conductor.cell.cell_world import CellWorld
+from tests.unit.conductor.cell.cell_world import QUICK, CellWorld
 from tests.unit.conductor.ledger_world import flavor, wait_for
 from tests.unit.conductor.tasks.samples import build_request
 from zcompute.conductor.change import Ticket
@@ -25,11 +26,20 @@ from zcompute.db.tables import INSTANCE_ACTION_EVENTS, INSTANCE_ACTIONS, TASKS
 from zcompute.objects.command import StepArguments
 from zcompute.objects.errors import ActionInvalid, InstanceBusy
 from zcompute.objects.history import InstanceActionEvent
-from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED
+from zcompute.objects.instance import (
+    VM_ACTIVE,
+    VM_DELETED,
+    VM_ERROR,
+    VM_RESIZED,
+    VM_SHELVED,
+    VM_SHELVED_OFFLOADED,
+    VM_STOPPED,
+)
 from zcompute.objects.partition import partition_of
 from zcompute.objects.server_list import instance_of
 from zcompute.objects.task import CROSSING_KINDS, TASK_PARKED, Task, TaskBody
 
+IMAGE = "9b2b6f9e-0000-4000-8000-000000000001"
 BIG = flavor("2", vcpus=4, memory_mb=4096)
 WITHIN = {kind: plan for kind, plan in PLANS.items() if kind not in CROSSING_KINDS}  # the cell
 
@@ -54,8 +64,35 @@ def move(world: CellWorld, uuid: str, action: str, host: str = "", operation_id:
     if action == "resize":
         flavor = BIG
         world.root.know(world.instance(uuid))
-    arguments = StepArguments(peer_host=host, flavor=flavor)
-    world.act(uuid, action, administrator=True, operation_id=operation_id, arguments=arguments)
+    image = IMAGE if action.startswith("shelve") else ""
+    arguments = StepArguments(peer_host=host, flavor=flavor, image_ref=image)
+    world.act(uuid, action.removesuffix("_here"), administrator=True, operation_id=operation_id, arguments=arguments)
+
+
+def world_for(kind: str) -> CellWorld:
+    """One whose settings let this kind of move begin."""
+    stays = kind in ("shelve_here", "shelve_offload", "unshelve_here")
+    return CellWorld("h1", "h2", "h3", settings=replace(QUICK, shelved_offload_time_s=-1 if stays else 0))
+
+
+def make_ready(world: CellWorld, uuid: str, kind: str) -> None:
+    """The active server becomes one that this kind of move can begin with."""
+    if kind in ("confirm_resize", "revert_resize"):
+        migrated(world, uuid)
+    if kind == "evacuate":
+        force_down(world, "h1")
+    if kind in ("shelve_offload", "unshelve", "unshelve_here"):
+        move(world, uuid, "shelve", operation_id="op-shelve")
+        world.wait_state(uuid, VM_SHELVED_OFFLOADED if kind == "unshelve" else VM_SHELVED)
+
+
+def ready_for(kind: str) -> tuple[CellWorld, str]:
+    """A world with a server on h1 that this kind of move can begin with."""
+    world = world_for(kind)
+    uuid = world.build()
+    world.wait_state(uuid, VM_ACTIVE)
+    make_ready(world, uuid, kind)
+    return world, uuid
 
 
 def migrated(world: CellWorld, uuid: str) -> None:
@@ -539,6 +576,11 @@ FINAL = {
     "evacuate": (VM_ACTIVE, ["h1", "h2"], ["h2"], ["h2"]),  # what h1 has goes when it comes back
     "confirm_resize": (VM_ACTIVE, ["h2"], ["h2"], ["h2"]),
     "revert_resize": (VM_ACTIVE, ["h1"], ["h1"], ["h1"]),
+    "shelve": (VM_SHELVED_OFFLOADED, [], [], []),
+    "shelve_here": (VM_SHELVED, ["h1"], [], ["h1"]),
+    "shelve_offload": (VM_SHELVED_OFFLOADED, [], [], []),
+    "unshelve": (VM_ACTIVE, ["h1"], ["h1"], ["h1"]),
+    "unshelve_here": (VM_ACTIVE, ["h1"], ["h1"], ["h1"]),
 }
 
 
@@ -612,14 +654,8 @@ def die_at(
 def test_the_owner_dies_at_a_step_and_the_next_one_carries_on_to_the_same_end(
     kind: str, step: str, before: bool
 ) -> None:
-    world = CellWorld("h1", "h2", "h3")
+    world, uuid = ready_for(kind)
     try:
-        uuid = world.build()
-        world.wait_state(uuid, VM_ACTIVE)
-        if kind in ("confirm_resize", "revert_resize"):
-            migrated(world, uuid)
-        if kind == "evacuate":
-            force_down(world, "h1")
         die_at(world, uuid, kind, step, before)
         vm_state, there, running, claims = FINAL[kind]
         assert world.instance(uuid).vm_state == vm_state

@@ -16,6 +16,11 @@ from zcompute.objects.task import (
     TASK_MIGRATE,
     TASK_RESIZE,
     TASK_REVERT_RESIZE,
+    TASK_SHELVE,
+    TASK_SHELVE_HERE,
+    TASK_SHELVE_OFFLOAD,
+    TASK_UNSHELVE,
+    TASK_UNSHELVE_HERE,
     Task,
     TaskBody,
 )
@@ -26,6 +31,10 @@ _TO_ITSELF = {
     TASK_EVACUATE: "The target host can't be the same one.",
 }
 """Nova's words for a destination that is the present host."""
+
+
+_SHELVES = (TASK_SHELVE, TASK_SHELVE_HERE)
+_SHELVING = (*_SHELVES, TASK_SHELVE_OFFLOAD, TASK_UNSHELVE, TASK_UNSHELVE_HERE)
 
 
 def begin_move(
@@ -46,6 +55,8 @@ def begin_move(
     plan = PLANS[kind]
     if kind in (TASK_CONFIRM_RESIZE, TASK_REVERT_RESIZE):
         body = _back_or_on(kind, instance, forced_down)
+    elif kind in _SHELVING:
+        body = _on_or_off_the_shelf(kind, instance, request)
     else:
         body = _away(kind, instance, request, forced_down)
     task = Task(
@@ -83,7 +94,7 @@ def _check_flavor(instance: Instance, request: InstanceActionRequest) -> None:
         )
 
 
-def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_down: bool) -> TaskBody:
+def _check_no_move(instance: Instance) -> None:
     if instance.move is not None:
         raise InstanceBusy(
             f"Instance {instance.uuid} has a move from {instance.move.former_host} that is neither confirmed nor "
@@ -92,6 +103,21 @@ def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_
             vm_state=instance.vm_state,
             task_state="",
         )
+
+
+def _on_or_off_the_shelf(kind: str, instance: Instance, request: InstanceActionRequest) -> TaskBody:
+    _check_no_move(instance)
+    if kind in _SHELVES and not request.arguments.image_ref:
+        raise InvalidRequest("expected the id of the image to be made, found none", field="arguments.image_ref")
+    return TaskBody(
+        source=instance.host,
+        named_hosts=[instance.host] if instance.host else [],
+        former_vm_state=instance.vm_state,
+    )
+
+
+def _away(kind: str, instance: Instance, request: InstanceActionRequest, forced_down: bool) -> TaskBody:
+    _check_no_move(instance)
     if kind == TASK_RESIZE:
         _check_flavor(instance, request)
     destination = request.arguments.peer_host

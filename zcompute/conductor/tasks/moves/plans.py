@@ -1,7 +1,7 @@
 """Which move has which steps, in which order, and what undoes a step. Pure: from here come code, tests and docs.
 
 Up to the switch a move that cannot go on is rolled back: the undos of its steps, the last first, then ``rolled_back``.
-From the switch on it goes forward only.
+From the switch on it goes forward only. What a shelved server has instead of a switch is its image.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,13 @@ from zcompute.objects.instance import (
     TASK_RESIZE_MIGRATING,
     TASK_RESIZE_PREP,
     TASK_RESIZE_REVERTING,
+    TASK_SHELVING,
+    TASK_SHELVING_OFFLOADING,
+    TASK_UNSHELVING,
+    VM_ACTIVE,
+    VM_RESIZED,
+    VM_SHELVED,
+    VM_SHELVED_OFFLOADED,
 )
 from zcompute.objects.task import (
     TASK_CONFIRM_RESIZE,
@@ -25,6 +32,11 @@ from zcompute.objects.task import (
     TASK_MIGRATE,
     TASK_RESIZE,
     TASK_REVERT_RESIZE,
+    TASK_SHELVE,
+    TASK_SHELVE_HERE,
+    TASK_SHELVE_OFFLOAD,
+    TASK_UNSHELVE,
+    TASK_UNSHELVE_HERE,
     Task,
 )
 
@@ -48,15 +60,32 @@ STEP_CLEAN_SOURCE = "clean_source"
 STEP_CLEAN_DESTINATION = "clean_destination"
 STEP_REOPEN = "reopen"
 STEP_FINISH = "finish"
+STEP_SHUT_DOWN = "shut_down"
+STEP_SNAPSHOT = "snapshot"
+STEP_LEAVE = "leave"
+STEP_POWER_ON = "power_on"
+STEP_BUILD = "build"
 STEP_UNDO_SEND = "undo_send"
 STEP_UNDO_PREPARE = "undo_prepare"
+STEP_UNDO_SHUT_DOWN = "undo_shut_down"
+STEP_UNDO_BUILD = "undo_build"
 STEP_ROLLED_BACK = "rolled_back"
 
-UNDO = {STEP_SEND: STEP_UNDO_SEND, STEP_PREPARE: STEP_UNDO_PREPARE}
+UNDO = {
+    STEP_SEND: STEP_UNDO_SEND,
+    STEP_PREPARE: STEP_UNDO_PREPARE,
+    STEP_SHUT_DOWN: STEP_UNDO_SHUT_DOWN,
+    STEP_BUILD: STEP_UNDO_BUILD,
+}
 """What undoes a step. A live migration that has failed has changed nothing at its source."""
 NOTHING_BEGUN = frozenset({STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_CHECK_FENCE})
 """Steps before which, and in which, no host has been told to do anything."""
-AT_SOURCE = frozenset({STEP_SEND, STEP_MIGRATE, STEP_CLEAN_SOURCE, STEP_REOPEN, STEP_UNDO_SEND})
+AT_SOURCE = frozenset(
+    {
+        STEP_SEND, STEP_MIGRATE, STEP_CLEAN_SOURCE, STEP_REOPEN, STEP_UNDO_SEND, STEP_SHUT_DOWN, STEP_SNAPSHOT,
+        STEP_POWER_ON, STEP_UNDO_SHUT_DOWN,
+    }
+)  # fmt: skip
 """Steps at the host that the move leaves; all others that command a host are at the one it goes to."""
 AWAIT_ROOT = frozenset({STEP_HOLD, STEP_SENT, STEP_PREPARED})
 """Steps that end with a word of the root, which alone knows what the other cell has done."""
@@ -68,6 +97,7 @@ class Plan:
     when the move is accepted).
 
     ``leaves_copy``: the source keeps its stopped copy and its claim until the move is confirmed or reverted.
+    ``vm_state`` at its end, "": that of before.
     """
 
     kind: str
@@ -75,6 +105,7 @@ class Plan:
     task_states: dict[str, str] = field(default_factory=dict)
     events: dict[str, tuple[str, ...]] = field(default_factory=dict)
     leaves_copy: bool = False
+    vm_state: str = ""
 
     def after(self, step: str) -> str:
         """The step that follows."""
@@ -97,10 +128,21 @@ class Plan:
         return [UNDO[name] for name in reversed(done) if name in UNDO]
 
     @property
+    def revocable(self) -> tuple[str, ...]:
+        """The steps from which there is a way back: those before the switch (an export's is the root's), or up to the
+        one by which it is done."""
+        for last in (STEP_SNAPSHOT, STEP_POWER_ON):
+            if last in self.steps:
+                return self.steps[: self.steps.index(last) + 1]
+        if STEP_SWITCH in self.steps:
+            return self.steps[: self.steps.index(STEP_SWITCH)]
+        return self.steps[: self.steps.index(STEP_CLEAN_SOURCE)] if UNDO.keys() & set(self.steps) else ()
+
+    @property
     def all_steps(self) -> tuple[str, ...]:
         """With those of the way back."""
         back = [UNDO[name] for name in reversed(self.steps) if name in UNDO]
-        return (*self.steps, *back, *([STEP_ROLLED_BACK] if back or STEP_CLAIM in self.steps else []))
+        return (*self.steps, *back, *([STEP_ROLLED_BACK] if self.revocable else []))
 
 
 _COLD = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND, STEP_SWITCH, STEP_ACTIVATE, STEP_FINISH)
@@ -127,8 +169,8 @@ def _phases(name: str, failed: str = "") -> dict[str, tuple[str, ...]]:
 PLANS: dict[str, Plan] = {
     plan.kind: plan
     for plan in (
-        Plan(TASK_MIGRATE, _COLD, _COLD_STATES, _phases("resize", "error"), leaves_copy=True),
-        Plan(TASK_RESIZE, _COLD, _COLD_STATES, _phases("resize", "error"), leaves_copy=True),
+        Plan(TASK_MIGRATE, _COLD, _COLD_STATES, _phases("resize", "error"), True, VM_RESIZED),
+        Plan(TASK_RESIZE, _COLD, _COLD_STATES, _phases("resize", "error"), True, VM_RESIZED),
         Plan(
             TASK_LIVE_MIGRATE,
             (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_MIGRATE, STEP_SWITCH, STEP_GRANT, STEP_FINISH),
@@ -187,6 +229,45 @@ PLANS: dict[str, Plan] = {
             (STEP_CLEAN_DESTINATION, STEP_SWITCH_BACK, STEP_REOPEN, STEP_FINISH),
             {STEP_CLEAN_DESTINATION: TASK_RESIZE_REVERTING},
             _phases("resize_revert"),
+        ),
+        Plan(
+            TASK_SHELVE,
+            (STEP_SHUT_DOWN, STEP_SNAPSHOT, STEP_CLEAN_SOURCE, STEP_LEAVE, STEP_FINISH),
+            {STEP_SHUT_DOWN: TASK_SHELVING, STEP_CLEAN_SOURCE: TASK_SHELVING_OFFLOADING},
+            {
+                BEGIN: ("instance.shelve.start",),
+                STEP_SNAPSHOT: ("instance.shelve.end", "instance.shelve_offload.start"),
+                STEP_FINISH: ("instance.shelve_offload.end",),
+            },
+            vm_state=VM_SHELVED_OFFLOADED,
+        ),
+        Plan(
+            TASK_SHELVE_HERE,
+            (STEP_SHUT_DOWN, STEP_SNAPSHOT, STEP_FINISH),
+            {STEP_SHUT_DOWN: TASK_SHELVING},
+            _phases("shelve"),
+            vm_state=VM_SHELVED,
+        ),
+        Plan(
+            TASK_SHELVE_OFFLOAD,
+            (STEP_CLEAN_SOURCE, STEP_LEAVE, STEP_FINISH),
+            {STEP_CLEAN_SOURCE: TASK_SHELVING_OFFLOADING},
+            _phases("shelve_offload"),
+            vm_state=VM_SHELVED_OFFLOADED,
+        ),
+        Plan(
+            TASK_UNSHELVE,
+            (STEP_SCHEDULE, STEP_CLAIM, STEP_BUILD, STEP_SWITCH, STEP_GRANT, STEP_FINISH),
+            {STEP_SCHEDULE: TASK_UNSHELVING},
+            _phases("unshelve"),
+            vm_state=VM_ACTIVE,
+        ),
+        Plan(
+            TASK_UNSHELVE_HERE,
+            (STEP_POWER_ON, STEP_FINISH),
+            {STEP_POWER_ON: TASK_UNSHELVING},
+            _phases("unshelve"),
+            vm_state=VM_ACTIVE,
         ),
     )
 }

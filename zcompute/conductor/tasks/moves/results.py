@@ -1,20 +1,26 @@
 """What follows from an agent's word on a move's step. Pure: rows for zcompute.conductor.tasks.results."""
 
 from zcompute.conductor.tasks.awaited import Awaited, Ended
-from zcompute.conductor.tasks.moves import walk
+from zcompute.conductor.tasks.moves import shelving, walk
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_ACTIVATE,
+    STEP_BUILD,
     STEP_CLEAN_DESTINATION,
     STEP_CLEAN_SOURCE,
     STEP_MIGRATE,
     STEP_POWER_OFF,
+    STEP_POWER_ON,
     STEP_PREPARE,
     STEP_REOPEN,
     STEP_SEND,
+    STEP_SHUT_DOWN,
+    STEP_SNAPSHOT,
     STEP_SPAWN,
+    STEP_UNDO_BUILD,
     STEP_UNDO_PREPARE,
     STEP_UNDO_SEND,
+    STEP_UNDO_SHUT_DOWN,
     host_of_step,
 )
 from zcompute.objects.task import Task
@@ -31,6 +37,12 @@ ENDED: dict[str, Ended] = {
     STEP_CLEAN_DESTINATION: walk.cleaned,
     STEP_UNDO_SEND: walk.undo_ended,
     STEP_UNDO_PREPARE: walk.undo_ended,
+    STEP_SHUT_DOWN: shelving.first_step_ended,
+    STEP_POWER_ON: shelving.first_step_ended,
+    STEP_SNAPSHOT: shelving.snapshot_ended,
+    STEP_BUILD: walk.prepared,
+    STEP_UNDO_SHUT_DOWN: walk.undo_ended,
+    STEP_UNDO_BUILD: walk.undo_ended,
 }
 
 

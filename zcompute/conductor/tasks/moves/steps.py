@@ -12,10 +12,11 @@ from zcompute.bus.errors import BusError
 from zcompute.conductor.tasks.build_walk import begin_attempt, claim_refused, refusal_reason
 from zcompute.conductor.tasks.charge import OUTBOX_RESIZED
 from zcompute.conductor.tasks.decision import Decision, count_as_clean, counts_as_clean
-from zcompute.conductor.tasks.moves import walk
+from zcompute.conductor.tasks.moves import shelving, walk
 from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_ACTIVATE,
+    STEP_BUILD,
     STEP_CHECK_FENCE,
     STEP_CLAIM,
     STEP_CLEAN_DESTINATION,
@@ -23,8 +24,10 @@ from zcompute.conductor.tasks.moves.plans import (
     STEP_FINISH,
     STEP_GRANT,
     STEP_HOLD,
+    STEP_LEAVE,
     STEP_MIGRATE,
     STEP_POWER_OFF,
+    STEP_POWER_ON,
     STEP_PREPARE,
     STEP_PREPARED,
     STEP_REOPEN,
@@ -32,11 +35,15 @@ from zcompute.conductor.tasks.moves.plans import (
     STEP_SCHEDULE,
     STEP_SEND,
     STEP_SENT,
+    STEP_SHUT_DOWN,
+    STEP_SNAPSHOT,
     STEP_SPAWN,
     STEP_SWITCH,
     STEP_SWITCH_BACK,
+    STEP_UNDO_BUILD,
     STEP_UNDO_PREPARE,
     STEP_UNDO_SEND,
+    STEP_UNDO_SHUT_DOWN,
     host_of_step,
 )
 from zcompute.conductor.tasks.moves.reach import Reach
@@ -51,6 +58,8 @@ from zcompute.objects.command import (
     VERB_PREPARE,
     VERB_REOPEN,
     VERB_SEND,
+    VERB_SNAPSHOT,
+    VERB_START,
     VERB_STOP,
     AdoptRequest,
     DestroyRequest,
@@ -59,7 +68,7 @@ from zcompute.objects.command import (
     StepRequest,
 )
 from zcompute.objects.errors import ServiceError
-from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_STOPPED, Instance
+from zcompute.objects.instance import POWER_RUNNING, POWER_SHUTDOWN, VM_ACTIVE, VM_STOPPED, Instance
 from zcompute.objects.interface import Method
 from zcompute.objects.methods import ADOPT, DESTROY, SPAWN, STEP
 from zcompute.objects.task import Task
@@ -82,7 +91,7 @@ class Schedule:
         if body.reschedules > run.settings.reschedules_max:
             self._give_up(run, f"tried {len(body.refused)} hosts; {refusal_reason(body, {})}")
             return
-        ignored = {*body.refused, body.source or ""}
+        ignored = {*body.refused, *([body.source] if body.source else [])}
         if body.destination:
             hosts, reasons = [body.destination] if body.destination not in ignored else [], {}
         else:
@@ -187,7 +196,7 @@ class Command:
 
     ``at`` is the source, else the destination. ``lost`` is decided when that host is forced down, ``too_old`` when its
     agent is of a release that knows no steps. ``grants``: the host reports the instance from now on. A step that is not
-    ``needed`` is passed over; ``untold`` is decided when the host was told nothing, and is not linked for a while.
+    ``needed`` is ``passed`` over; ``untold`` is decided when the host was told nothing, and is not linked for a while.
     """
 
     name: str
@@ -197,6 +206,7 @@ class Command:
     too_old: Failed
     grants: bool = False
     needed: Callable[[Task], bool] = lambda _: True
+    passed: Callable[[Instance, Task, int, int], Decision] = walk.advance
     untold: Failed | None = None
     beside: Callable[[TaskRun], None] | None = None
     commands_hosts: bool = True
@@ -205,7 +215,7 @@ class Command:
     def run(self, run: TaskRun) -> None:
         task = run.now_task()
         if not self.needed(task):
-            _journal(run, walk.advance)
+            _journal(run, self.passed)
             return
         if task.body.failures:
             gevent.sleep(_pause_ms(run, task.body.failures) / 1000)
@@ -320,8 +330,19 @@ def _power_off(order: Order, instance: Instance, task: Task) -> StepRequest:
     return _step(VERB_STOP, order, instance, task)
 
 
+def _power_on(order: Order, instance: Instance, task: Task) -> StepRequest:
+    return _step(VERB_START, order, instance, task)
+
+
+def _snapshot(order: Order, instance: Instance, task: Task) -> StepRequest:
+    return _step(VERB_SNAPSHOT, order, instance, task)
+
+
 def _spawn(order: Order, instance: Instance, task: Task) -> SpawnRequest:
-    return SpawnRequest(order=order, instance=instance)
+    """Of the image that has its disk, where it was shelved and does not run again yet."""
+    made_of = instance.shelved_image_ref or instance.spec.image_ref
+    spec = msgspec.structs.replace(instance.spec, image_ref=made_of)
+    return SpawnRequest(order=order, instance=msgspec.structs.replace(instance, spec=spec))
 
 
 def _destroy(order: Order, instance: Instance, task: Task) -> DestroyRequest:
@@ -335,6 +356,14 @@ def _power_of(task: Task) -> int:
 
 def _was_stopped(task: Task) -> bool:
     return task.body.former_vm_state == VM_STOPPED
+
+
+def _is_up(task: Task) -> bool:
+    return not _was_stopped(task)
+
+
+def _ran(task: Task) -> bool:
+    return task.body.former_vm_state == VM_ACTIVE
 
 
 # -- what follows from an agent that is too old, or lost ----------------------------------------------------------
@@ -364,6 +393,10 @@ def _source_lost(instance: Instance, task: Task, now_us: int, ending_s: int) -> 
     return walk.roll_back(instance, task, f"host {task.body.source} was forced down", now_us, ending_s)
 
 
+def _not_reached(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decision:
+    return walk.call_off(instance, task, f"host {task.body.source} was forced down", now_us, ending_s)
+
+
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
@@ -388,6 +421,15 @@ STEPS: dict[str, Step] = {
         Command(STEP_REOPEN, STEP, _reopen, walk.host_is_lost, _again, grants=True),
         Command(STEP_UNDO_SEND, STEP, _reopen, walk.undone, _again, grants=True),
         Command(STEP_UNDO_PREPARE, DESTROY, _destroy, _clean(walk.undone), _again),
+        Command(STEP_SHUT_DOWN, STEP, _power_off, _not_reached, walk.call_off, needed=_is_up, untold=walk.call_off),
+        Command(STEP_SNAPSHOT, STEP, _snapshot, _source_lost, walk.roll_back),
+        Commit(STEP_LEAVE, shelving.leave),
+        Command(STEP_POWER_ON, STEP, _power_on, _not_reached, walk.call_off, untold=walk.call_off),
+        Command(STEP_BUILD, SPAWN, _spawn, _destination_lost, walk.prepare_failed, untold=walk.next_destination),
+        Command(
+            STEP_UNDO_SHUT_DOWN, STEP, _power_on, walk.undone, _again, needed=_ran, passed=shelving.stays_down
+        ),
+        Command(STEP_UNDO_BUILD, DESTROY, _destroy, _clean(walk.undone), _again),
         End(STEP_ROLLED_BACK, walk.rolled_back),
         End(STEP_FINISH, walk.finish),
     )

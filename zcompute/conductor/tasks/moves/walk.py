@@ -10,7 +10,7 @@ from zcompute.conductor.tasks.moves.plans import (
     PLANS,
     STEP_FINISH,
     STEP_ROLLED_BACK,
-    STEP_UNDO_PREPARE,
+    UNDO,
 )
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.flavor import Flavor
@@ -20,7 +20,6 @@ from zcompute.objects.instance import (
     VM_ACTIVE,
     VM_DELETED,
     VM_ERROR,
-    VM_RESIZED,
     Instance,
     Move,
 )
@@ -33,6 +32,7 @@ from zcompute.objects.task import (
     TASK_RESIZE,
     TASK_REVERT_RESIZE,
     TASK_RUNNING,
+    TASK_UNSHELVE,
     ClaimName,
     Task,
     TaskBody,
@@ -135,6 +135,12 @@ def roll_back(instance: Instance, task: Task, reason: str, now_us: int, ending_s
     return go_to(instance, task, undos[0] if undos else STEP_ROLLED_BACK, now_us, ending_s, body, reason)
 
 
+def call_off(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
+    """The first step has done nothing: there is nothing to undo."""
+    body = msgspec.structs.replace(task.body, result=task.body.result or reason[:REASON_CHARS_MAX])
+    return go_to(instance, task, STEP_ROLLED_BACK, now_us, ending_s, body, reason)
+
+
 def undone(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decision:
     """An undo is done: the next one, the end of the way back, or (nothing but this destination was wrong) the next
     candidate."""
@@ -157,7 +163,7 @@ def prepare_failed(instance: Instance, task: Task, reason: str, now_us: int, end
     body = msgspec.structs.replace(
         task.body, refused={**task.body.refused, task.body.host or "": reason[:REASON_CHARS_MAX]}
     )
-    return go_to(instance, task, STEP_UNDO_PREPARE, now_us, ending_s, body, reason)
+    return go_to(instance, task, UNDO[task.step], now_us, ending_s, body, reason)
 
 
 def rolled_back(instance: Instance, task: Task, now_us: int) -> Decision:
@@ -253,16 +259,17 @@ def finish(instance: Instance, task: Task, now_us: int) -> Decision:
         owed = _owed(instance, lost, task, now_us)
         told = events.get(STEP_ROLLED_BACK, ())
         return Decision(instance=lost, ended=True, outbox=owed, events=told, failed=body.result)
-    resized = PLANS[task.kind].leaves_copy
-    vm_state = VM_RESIZED if resized else VM_ACTIVE if body.former_vm_state == VM_ERROR else body.former_vm_state
+    plan = PLANS[task.kind]
+    vm_state = plan.vm_state or (VM_ACTIVE if body.former_vm_state == VM_ERROR else body.former_vm_state)
     move = instance.move
     if move is not None and task.kind == TASK_CONFIRM_RESIZE:
         move = None
-    elif move is not None and resized:
+    elif move is not None and plan.leaves_copy:
         move = msgspec.structs.replace(move, since_us=now_us)
     ended = msgspec.structs.replace(
         instance,
         vm_state=vm_state,
+        launched_at_us=now_us if task.kind == TASK_UNSHELVE else instance.launched_at_us,
         task_state=None,
         task_id=None,
         fault=None,
