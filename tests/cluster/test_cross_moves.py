@@ -107,7 +107,7 @@ def test_a_delete_is_refused_meanwhile_and_an_aborted_move_leaves_the_server_whe
     client = region.client()
     status, _ = client.request("POST", f"/v2.1/servers/{uuid}/action", {"os-stop": None})[:2]
     assert status == 409
-    cli(region, "task", "abort", uuid, "--cell", "root")
+    cli(region, "task", "abort", uuid)
 
     def ended() -> bool:
         return not cli(region, "task", "list", "--instance", uuid)["tasks"]

@@ -184,11 +184,11 @@ def _cells(operator: Operator, cells: tuple[str, ...], found: Found) -> list[str
     except CommandError as error:
         found.missing.append(Missing(ROOT_CELL, f"the cells are not all known: {error.message}"))
         return list(cells) or [cell for cell in operator.cells() if cell != ROOT_CELL]
-    known.insert(0, ROOT_CELL)  # moves between cells are its tasks, and first: they say what those of cells do
-    strange = [cell for cell in cells if cell not in known]
+    strange = [cell for cell in cells if cell not in (ROOT_CELL, *known)]
     if strange:
         raise CommandError(f"cell {strange[0]} is not known, those known are {', '.join(known) or '(none)'}")
-    return list(dict.fromkeys(cells)) or known
+    # Moves between cells are the root's tasks, and first: they say what those in the cells do.
+    return list(dict.fromkeys(cells)) or [ROOT_CELL, *known]
 
 
 def _of_cell(operator: Operator, cell: str, request: TaskListRequest) -> TaskListReply | Missing:
