@@ -222,7 +222,7 @@ def test_an_image_is_deleted_by_its_project(client, other, some):
 def strict(fake_region, tmp_path_factory):
     """An API that takes known images only."""
     config = api_config(tmp_path_factory.mktemp("strict"), fake_region, require_known_images=True)
-    service = ApiService(config)
+    service = ApiService(replace(config, service=replace(config.service, id="api-2")))
     service.start()
     wait_until(lambda: is_healthy(service) and all(service._region.linked(cell) for cell in ("c1", "c2")), "linked")
     yield service

@@ -15,6 +15,7 @@ from zcompute.objects.notification_payloads import (
     EVENT_KINDS,
     InstanceMovePayload,
     InstanceRebuildPayload,
+    InstanceSnapshotPayload,
     Payload,
     flavor_payload,
     instance_fields,
@@ -64,6 +65,7 @@ def samples() -> dict[str, dict[str, Any]]:
         **_fields(_ACTIVE), source_host="host-17", dest_host="host-23", new_flavor=flavor_payload(_SMALL)
     )
     rebuild = InstanceRebuildPayload(**_fields(_ACTIVE), new_image_uuid="9d0b5b57-6a53-4c9d-8f39-6b5cb2d8b0aa")
+    snapshot = InstanceSnapshotPayload(**_fields(_ACTIVE), snapshot_image_id="e2b1c9a4-7c7e-5f0e-8f0a-0c9f4f7b1d22")
     made = [
         instance_event("instance.create.end", _ACTIVE, _REQUEST),
         instance_event("instance.create.error", _BUILDING, _REQUEST, "no space left on device"),
@@ -73,6 +75,7 @@ def samples() -> dict[str, dict[str, Any]]:
         service,
         _planned("instance.resize.start", move),
         _planned("instance.rebuild.start", rebuild),
+        _planned("instance.snapshot.start", snapshot),
     ]
     found = {}
     for n, notification in enumerate((each for each in made if each is not None), 1):

@@ -24,6 +24,7 @@ from zcompute.objects.notification_payloads import (
     InstanceExistsPayload,
     InstanceMovePayload,
     InstanceRebuildPayload,
+    InstanceSnapshotPayload,
     InstanceStateUpdatePayload,
     InstanceUpdatePayload,
     Payload,
@@ -81,7 +82,7 @@ def instance_update(
 
 @dataclass(frozen=True)
 class EventFacts:
-    """What some events say beyond the instance: of a rebuild the image, of a move its hosts and flavor."""
+    """What some events say beyond the instance: of a rebuild or snapshot the image, of a move its hosts and flavor."""
 
     new_image: str = ""
     source_host: str | None = None
@@ -104,6 +105,9 @@ def instance_event(
     if EVENT_TYPES[event_type] is InstanceRebuildPayload:
         rebuild = InstanceRebuildPayload(**fields, fault=fault, new_image_uuid=of.new_image)
         return _of_instance(event_type, instance, rebuild, request_id, packed)
+    if EVENT_TYPES[event_type] is InstanceSnapshotPayload:
+        snapshot = InstanceSnapshotPayload(**fields, fault=fault, snapshot_image_id=of.new_image)
+        return _of_instance(event_type, instance, snapshot, request_id, packed)
     if EVENT_TYPES[event_type] is InstanceMovePayload:
         flavor = flavor_payload(of.new_flavor or instance.flavor)
         moved = InstanceMovePayload(

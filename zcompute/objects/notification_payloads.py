@@ -93,6 +93,12 @@ class InstanceRebuildPayload(InstanceActionPayload):
     new_image_uuid: str = ""
 
 
+class InstanceSnapshotPayload(InstanceActionPayload):
+    """A phase of an image being made of a server; its end says nothing of how that ended: the image does."""
+
+    snapshot_image_id: str = ""
+
+
 class InstanceStateUpdatePayload(Payload):
     """What the states were before the change; None for a server that was not there."""
 
@@ -174,14 +180,14 @@ EVENT_KINDS: tuple[EventKind, ...] = (
     EventKind("service.delete", ServiceStatusPayload),
     *_actions(
         InstanceActionPayload, "power_on", "power_off", "pause", "unpause", "suspend", "rescue", "unrescue",
-        "restore", "soft_delete", "snapshot", "shelve",
-        "shelve_offload", "unshelve", emitted=True,
+        "restore", "soft_delete", "shelve", "shelve_offload", "unshelve", emitted=True,
     ),
     *_actions(
         InstanceActionPayload, "shutdown",
         "trigger_crash_dump", "interface_attach", "interface_detach", "volume_attach", "volume_detach",
     ),
     *_actions(InstanceActionPayload, "reboot", "resume", error=True, emitted=True),
+    *_actions(InstanceSnapshotPayload, "snapshot", emitted=True),
     *_actions(InstanceRebuildPayload, "rebuild", error=True, emitted=True),
     EventKind("instance.lock", InstanceActionPayload, emitted=True),
     EventKind("instance.unlock", InstanceActionPayload, emitted=True),

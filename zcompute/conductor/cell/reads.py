@@ -153,13 +153,14 @@ class Reads:
 
     def instance_actions(self, request: InstanceGetRequest, context: Any) -> InstanceActionsReply:
         """The history of an instance, of a deleted one too. Raises InstanceNotFound for one that was never here, or
-        is another project's. At most history_rows_max actions and events."""
+        is another project's. At most history_rows_max actions and events; of one operation where that is asked for."""
         check_operator(context)
         limit = self._settings.history_rows_max
-        key, where = (request.uuid,), {"instance_uuid": request.uuid}
+        key, of_it = (request.uuid,), {"instance_uuid": request.uuid}
+        where = {**of_it, "operation_id": request.operation_id} if request.operation_id else of_it
 
         def read(view: View) -> _History:
-            tasks = view.scan(TASKS, where=where, limit=1)  # before its history: what has ended meanwhile is in that
+            tasks = view.scan(TASKS, where=of_it, limit=1)  # before its history: what has ended meanwhile is in that
             instance = view.fetch(INSTANCES, [key]).get(key)
             if instance is None or request.project_id not in (None, instance.project_id):
                 raise InstanceNotFound(f"no instance {request.uuid} in cell {self._env.cell}", uuid=request.uuid)

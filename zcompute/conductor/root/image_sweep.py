@@ -119,7 +119,7 @@ class ImageSweep:
             return None
         if mapping.cell is None:
             return []
-        return ask_history(self._env.endpoint, mapping.cell, image.server_uuid, self._limits.ask_ms_max)
+        return ask_history(self._env.endpoint, mapping.cell, image, self._limits.ask_ms_max)
 
     def _give_up(self, image: Image, reason: str) -> bool:
         done = self._env.ledger.commit(
@@ -133,15 +133,15 @@ class ImageSweep:
         return done
 
 
-def ask_history(endpoint: Endpoint, cell: str, uuid: str, timeout_ms: int) -> list[InstanceAction] | None:
-    """The operations of a server, of any conductor of its cell; None where it has no such server. ``timeout_ms`` is of
-    each that is tried. Raises CellSilent."""
+def ask_history(endpoint: Endpoint, cell: str, image: Image, timeout_ms: int) -> list[InstanceAction] | None:
+    """What any conductor of the cell of an image's server knows of the operation that makes it; None where it has no
+    such server. ``timeout_ms`` is of each that is tried. Raises CellSilent."""
     links = endpoint.links(role="conductor", cell=cell)
     random.shuffle(links)
     reason = "none is linked"
     for link in links:
         try:
-            request = InstanceGetRequest(uuid=uuid)
+            request = InstanceGetRequest(uuid=image.server_uuid, operation_id=image.operation_id)
             reply: InstanceActionsReply = link.call(INSTANCE_HISTORY, request, timeout_ms=timeout_ms)
         except InstanceNotFound:
             return None

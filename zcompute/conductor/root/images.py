@@ -13,7 +13,7 @@ from zcompute.conductor.reading import ClientReads
 from zcompute.conductor.root.imaging import create_image, delete_image, image_not_found, update_image
 from zcompute.conductor.root.settings import RootSettings
 from zcompute.db.columns import INT_MAX
-from zcompute.db.tables import IMAGES
+from zcompute.db.tables import IMAGES, MAPPINGS
 from zcompute.db.view import View, by_key
 from zcompute.failpoints import failpoint
 from zcompute.objects.image import IMAGE_ACTIVE, IMAGE_QUEUED, IMAGE_SAVING, PRIVATE, PUBLIC, SHOWN, Image
@@ -143,6 +143,7 @@ class Images:
         NotOwner."""
         self._require_cell(context, request.cell)
         image_id = request.outcome.image_id
+        self._require_server(request)
         failpoint("image.before_update")
         timeout_ms = max(1, min(self._settings.commit_ms_max, context.remaining_ms()))
         image = self._commit(image_id, lambda change: update_image(change, request), timeout_ms)
@@ -150,6 +151,16 @@ class Images:
         if image is not None:
             log.info("image told of image=%s status=%s size_bytes=%s", image_id, image.status, image.size_bytes)
         return Empty()
+
+    def _require_server(self, request: ImageUpdateRequest) -> None:
+        """A server that the root has in another cell is not this cell's to speak of; of one that is gone nobody is
+        asked any more. Raises InvalidRequest, StoreError."""
+        key = (request.server_uuid,)
+        mapping = self._env.store.fetch(MAPPINGS, [key]).get(key)
+        if mapping is not None and mapping.cell not in (None, request.cell):
+            raise InvalidRequest(
+                f"server {request.server_uuid} is in cell {mapping.cell}, not in {request.cell}", field="cell"
+            )
 
     def _at_owner(
         self, key: str, method: Method, request: msgspec.Struct, context: Any, decide: Callable[[Change], R]

@@ -18,11 +18,13 @@ class BuildRequestMessage(msgspec.Struct, kw_only=True):
 
 
 class InstanceGetRequest(msgspec.Struct, kw_only=True):
-    """``deleted``: one that was deleted and not archived yet is found too."""
+    """``deleted``: one that was deleted and not archived yet is found too. ``operation_id``: of a history only what
+    this operation did."""
 
     uuid: str
     project_id: str | None = None
     deleted: bool = False
+    operation_id: str = ""
 
 
 class InstanceReply(msgspec.Struct, kw_only=True):

@@ -9,7 +9,7 @@ from tests.unit.conductor.cell.cell_world import QUICK, CellWorld
 from tests.unit.conductor.ledger_world import wait_for
 from zcompute.bus.errors import Busy, InvalidRequest
 from zcompute.conductor.tasks.imaging import OUTBOX_IMAGED, made
-from zcompute.db.tables import ROOT_OUTBOX
+from zcompute.db.tables import NOTIFICATIONS, ROOT_OUTBOX
 from zcompute.objects.actions import SNAPSHOT
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.command import StepArguments
@@ -71,6 +71,10 @@ def test_the_server_is_what_it_was_and_the_root_is_told_of_the_image(world: Cell
     world.wait_state(one, VM_ACTIVE)
     assert outcome(world) == ImageOutcome(image_id=IMAGE, status=IMAGE_ACTIVE, size_bytes=5, checksum="c5")
     assert row.power_state == world.instance(one).power_state
+    rows = [NOTIFICATIONS.from_row(stored) for stored in world.database.tables[NOTIFICATIONS.name].values()]
+    told = [row for row in rows if row.event_type.startswith("instance.snapshot.")]
+    assert [row.event_type for row in told] == ["instance.snapshot.start", "instance.snapshot.end"]
+    assert all(IMAGE.encode() in row.body for row in told)
 
 
 def test_two_images_of_a_server_are_two_words(world: CellWorld, one: str) -> None:

@@ -27,7 +27,11 @@ class Desk:
 
     def __init__(self) -> None:
         self.ledger = FakeLedger()
-        env: Any = SimpleNamespace(ledger=self.ledger, forwarding=SimpleNamespace(needed=lambda key, context: False))
+        env: Any = SimpleNamespace(
+            ledger=self.ledger,
+            forwarding=SimpleNamespace(needed=lambda key, context: False),
+            store=SimpleNamespace(fetch=self.fetch),
+        )
         reads: Any = SimpleNamespace(
             get=lambda context, joined, key: self.ledger.get(IMAGES, *key),
             read=lambda context, work: work(self),
@@ -35,6 +39,10 @@ class Desk:
         self.cells: list[str] = []
         self.images = Images(env, reads, RootSettings(), lambda context, cell: self.cells.append(cell))
         self.context: Any = SimpleNamespace(remaining_ms=lambda: 1000)
+
+    def fetch(self, table: Any, keys: Any) -> dict[Any, Any]:
+        """As a Store's."""
+        return {key: row for key in keys if (row := self.ledger.get(table, *key)) is not None}
 
     def scan(self, table: Any, *, where: dict[str, Any], limit: int, after: Any = None) -> list[Any]:
         """As a View's."""

@@ -116,6 +116,17 @@ def test_a_word_of_another_server_and_of_no_image_changes_nothing(desk: Desk) ->
     assert desk.status() == IMAGE_SAVING
 
 
+def test_a_cell_says_nothing_of_a_server_that_is_in_another(desk: Desk) -> None:
+    desk.create()
+    desk.ledger.rows[(MAPPINGS.name, (SERVER,))] = InstanceMapping(uuid=SERVER, project_id="demo", cell="c2")
+    with pytest.raises(InvalidRequest, match="in cell c2"):
+        desk.tell(DONE)
+    assert desk.status() == IMAGE_SAVING
+    desk.ledger.rows[(MAPPINGS.name, (SERVER,))] = InstanceMapping(uuid=SERVER, project_id="demo", cell="c1")
+    desk.tell(DONE)
+    assert desk.status() == IMAGE_ACTIVE
+
+
 def test_what_was_created_in_vain_is_withdrawn_unless_somebody_asked_again(desk: Desk) -> None:
     created = desk.create()
     desk.delete(withdrawn=created.revision)
@@ -276,4 +287,6 @@ def test_a_history_is_asked_of_any_conductor() -> None:
     links = [FakeLink("c1", answers=[LinkDown("x")]), FakeLink("c1", answers=[LinkDown("y")])]
     endpoint: Any = SimpleNamespace(links=lambda **_: list(links))
     links[1].answers = [InstanceActionsReply(actions=[], events=[])]
-    assert ask_history(endpoint, "c1", SERVER, 100) == []
+    assert ask_history(endpoint, "c1", SAVING, 100) == []
+    ((_, request),) = links[1].calls
+    assert (request.uuid, request.operation_id) == (SERVER, "op-1")
