@@ -51,6 +51,7 @@ class Cluster(Region):
     per_second: float
     wired: bool
     prefix: tuple[str, ...]
+    plain_agents = False  # those of production, without traffic of their own
 
     @classmethod
     def make(
@@ -124,7 +125,7 @@ class Cluster(Region):
     def _arguments(self, plan: ServicePlan) -> list[str]:
         config = ["--config", str(self.paths.config(plan.id))]
         table = [] if self._wiring is None else [str(self._wiring.table(plan.id))]
-        if plan.kind == COMPUTE:
+        if plan.kind == COMPUTE and not self.plain_agents:
             words = ["loadtest.chaos.agent", *config, "--history", str(self.history / f"{plan.id}.jsonl")]
             words += ["--per-second", str(self.per_second), "--origin", str(self.origin_s)]
             words += ["--wires", *table] if table else []

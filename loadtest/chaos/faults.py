@@ -27,10 +27,12 @@ KILLS_A_ROUND = 9  # then all conductors of the cell, or of the region, at once
 
 KILL, ALL, STOP, RESTART, AGENT, DATABASE = "kill", "all", "stop", "restart", "agent", "database"
 PROMOTE = "promote"
+HOST = "host"
 UNPLUG, ONE_WAY, FLAP = "unplug", "oneway", "flap"
 # What ends an incarnation. SIGSTOP does not always: a watcher that was itself disturbed lets the peer live.
 ENDS = frozenset({KILL, ALL, RESTART})
 KINDS = ("kill", "stop", "restart", "unplug", "agent", "database")
+TASK_KINDS = (HOST,)  # of the traffic that evacuates what they have lost (loadtest.chaos.lost_hosts)
 REPLICATED_KINDS = (PROMOTE,)  # these need databases with replicas that acknowledge: a cluster of another shape
 
 

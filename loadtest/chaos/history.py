@@ -87,6 +87,21 @@ class Operation(msgspec.Struct, kw_only=True, tag="operation", omit_defaults=Tru
     outcome: str = ""
 
 
+class Asked(msgspec.Struct, kw_only=True, tag="asked", omit_defaults=True):
+    """An action or a move of a server, under an Idempotency-Key. ``accepted``, ``refused`` (its state, or what it is,
+    does not allow it), or ``unknown`` (it timed out); ``outcome``: what was answered where none of these was to be."""
+
+    t: float
+    ended: float
+    name: str
+    uuid: str
+    key: str = ""
+    accepted: bool = False
+    refused: bool = False
+    unknown: bool = False
+    outcome: str = ""
+
+
 class Fault(msgspec.Struct, kw_only=True, tag="fault", omit_defaults=True):
     """A fault was done at ``t``, undone at ``undone`` (the process started again), over at ``over`` (all is whole)."""
 
@@ -97,7 +112,7 @@ class Fault(msgspec.Struct, kw_only=True, tag="fault", omit_defaults=True):
     over: float = 0.0
 
 
-Event = Report | Answer | Command | Domain | Read | Operation | Fault
+Event = Report | Answer | Command | Domain | Read | Operation | Asked | Fault
 
 _encode = msgspec.json.Encoder().encode
 _DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

@@ -36,14 +36,15 @@ def rest(cluster: Cluster) -> None:
 
 def read_final(store: Store) -> Final:
     """Rows, notifications and history of the cell."""
-    instances = _all(store, INSTANCES)
-    notes = [_note(row) for row in _all(store, NOTIFICATIONS)]
-    actions = [(row.instance_uuid, row.action) for row in _all(store, INSTANCE_ACTIONS) if row.action == CREATE]
+    instances = read_all(store, INSTANCES)
+    notes = [_note(row) for row in read_all(store, NOTIFICATIONS)]
+    actions = [(row.instance_uuid, row.action) for row in read_all(store, INSTANCE_ACTIONS) if row.action == CREATE]
     last_n = {row.partition_id: row.last_n for row in store.read_map().partitions}
     return Final(rows={row.uuid: _row(row) for row in instances}, notes=notes, last_n=last_n, actions=actions)
 
 
-def _all(store: Store, table: object) -> list:  # type: ignore[type-arg]  # rows of whichever table
+def read_all(store: Store, table: object) -> list:  # type: ignore[type-arg]  # rows of whichever table
+    """A whole table."""
     found: list = []  # type: ignore[type-arg]
     after = None
     while True:

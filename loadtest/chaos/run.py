@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadtest.chaos import tasks
 from loadtest.chaos.check import FAILED, Violation, check
 from loadtest.chaos.clients import Clients
 from loadtest.chaos.cluster import Cluster
@@ -38,7 +39,8 @@ WARM_UP_S, SABOTAGED_WARM_UP_S = 1.5, 0.5
 @dataclass(frozen=True)
 class Plan:
     """What to run. ``prefix``: the module, with its arguments, that runs every service (the tests' saboteur);
-    ``sabotaged``: violations are wanted, and a cluster that does not come to rest is no reason to give up."""
+    ``sabotaged``: violations are wanted, and a cluster that does not come to rest is no reason to give up.
+    ``traffic``: "" for agents whose machines change all the time, or tasks.TRAFFIC with so many ``walkers``."""
 
     faults: tuple[str, ...]
     seconds: float
@@ -51,6 +53,8 @@ class Plan:
     prefix: tuple[str, ...] = ()
     audited: bool = True
     kept_always: bool = False
+    traffic: str = ""
+    walkers: int = tasks.WALKERS
     sabotaged: bool = False
 
 
@@ -61,6 +65,7 @@ class Outcome:
     events: list[Event]
     violations: list[Violation]
     kept_at: Path | None = field(default=None)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults], None] | None = None) -> Outcome:
@@ -73,12 +78,20 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
         place / "s", shape_of(plan), plan.per_second, wired=UNPLUG in plan.faults, prefix=plan.prefix
     )
     cluster.on_unexpected_end = said
-    measured = plan.sabotaged or plan.kills_max  # what a fault costs is measured with the traffic that it ever had
+    cluster.plain_agents = plan.traffic == tasks.TRAFFIC
+    measured = (
+        plan.sabotaged or cluster.plain_agents or plan.kills_max
+    )  # what a fault costs is measured with the traffic that it ever had
     limited = None if measured else LimitedProject(cluster)
     whole = False
+    counted: dict[str, float] = {}
     try:
         cluster.start(said)
-        violations = _live(cluster, plan, said, act, limited)
+        if cluster.plain_agents:
+            violations, counted = tasks.live(cluster, plan, said, act)
+            violations += audit(cluster)
+        else:
+            violations = _live(cluster, plan, said, act, limited)
         events = read_history(cluster.history)
         whole = plan.sabotaged or not (violations or plan.kept_always)
     finally:
@@ -87,14 +100,15 @@ def run(plan: Plan, said: Callable[[str], None], act: Callable[[Cluster, Faults]
             shutil.rmtree(place, ignore_errors=True)
         else:
             said(f"kept: {place}")
-    return Outcome(events, violations, None if whole else place)
+    return Outcome(events, violations, None if whole else place, counted)
 
 
 def shape_of(plan: Plan) -> Shape:
-    """The plan's, with the databases that its faults need."""
+    """The plan's, with the databases that its faults need; that of tasks has many agents, to move between."""
+    shape = tasks.SHAPE if plan.traffic == tasks.TRAFFIC and plan.shape is SHAPE else plan.shape
     if not set(plan.faults) & set(REPLICATED_KINDS):
-        return plan.shape
-    return msgspec.structs.replace(plan.shape, replicas=REPLICAS, durability=REPLICATED)
+        return shape
+    return msgspec.structs.replace(shape, replicas=REPLICAS, durability=REPLICATED)
 
 
 def _live(

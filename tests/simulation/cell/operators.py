@@ -52,6 +52,7 @@ class Operators(Clients):
     hypervisors: Hypervisors
     server: Server
     agents: dict[str, Agent]
+    lost: set[str]  # hosts that an operator looks after
 
     def _ask(self, method: Any, request: Any, tries: int = TRIES_MAX) -> bool:
         """Until it is accepted (True), refused, or the server was busy too often."""
@@ -145,11 +146,12 @@ class Operators(Clients):
         """A host loses its power: one that takes part in a move, else one that has servers, else ``who``. It is forced
         down, its servers are evacuated (``number`` 0: half of them), and it comes back after a while, unless ``number``
         is 3."""
-        busy = [host for host in self._hosts_of_moves() or self._hosts_in_use() if host not in self.hypervisors.off]
+        busy = [host for host in self._hosts_of_moves() or self._hosts_in_use() if host not in self.lost]
         host = self.dice.choice(busy) if busy else event.who
         agent = self.agents[host]
-        if host in self.hypervisors.off:
+        if host in self.lost:
             return
+        self.lost.add(host)
         if not agent.process.dead:
             agent.kill()
         self.hypervisors.power_off(host)
@@ -181,6 +183,7 @@ class Operators(Clients):
             agent.start()
         if self._ask(HOST_FORCE_DOWN, HostForceDownRequest(host=host, forced_down=False)):
             self.checker.seen["let in again"] += 1
+        self.lost.discard(host)
 
     def _servers_of(self, host: str) -> list[str]:
         rows = self.server.rows.tables[INSTANCES.name].values()

@@ -82,6 +82,7 @@ class World(Operators):
         self.conductors = {name: Conductor(self, name) for name in self.conductor_names}
         self.agents = {f"a{n + 1}": Agent(self, f"a{n + 1}") for n in range(scale.agents)}
         self.dead: list[Process] = []
+        self.lost: set[str] = set()
         self.asked = 0  # operations of clients that have no answer yet
         self.deletes: dict[str, str] = {}
         self.hosts_max = scale.agents  # that the scheduler knows of
