@@ -33,9 +33,7 @@ def moving(snapshot: Snapshot) -> list[Moving]:
         for request in snapshot.root.build_requests
         if request.state == BUILD_PENDING
     ]
-    result += [
-        Moving("cross_move", move.uuid, f"{move.revision} {move.step}") for move in snapshot.root.cross_moves
-    ]
+    result += [Moving("cross_move", move.uuid, f"{move.revision} {move.step}") for move in snapshot.root.cross_moves]
     for cell in snapshot.cells.values():
         result += [_moving_task(task) for task in cell.tasks if task.state != TASK_PARKED]
         result += [Moving("outbox", row.instance_uuid, f"{row.kind} {row.generation}") for row in cell.outbox]

@@ -205,9 +205,7 @@ class CrossMoves:
         else:
             rows = store.scan(CROSS_MOVES, where={**where, "uuid": request.found}, limit=1, after=after)
             rows = rows or store.scan(CROSS_MOVES, where={**where, "operation_id": request.found}, limit=1, after=after)
-        return TaskListReply(
-            tasks=[as_task(row) for row in rows], next=rows[-1].uuid if len(rows) == limit else None
-        )
+        return TaskListReply(tasks=[as_task(row) for row in rows], next=rows[-1].uuid if len(rows) == limit else None)
 
     def abort(self, order: TaskOrder, context: Any) -> TaskReply:
         """Take a move back that has not been switched. Raises TaskNotFound, TaskRefused, Forbidden, NotOwner."""
@@ -391,9 +389,7 @@ class CrossMoves:
             raise Unavailable(f"no conductor of cell {cell} is linked")
         link: Link = random.choice(links)
         try:
-            reply: CrossReply = link.call(
-                INSTANCE_CROSS, order_of(move, now_us), timeout_ms=self._settings.call_ms_max
-            )
+            reply: CrossReply = link.call(INSTANCE_CROSS, order_of(move, now_us), timeout_ms=self._settings.call_ms_max)
         except NotOwner as error:  # of a partition of the cell: says nothing about this conductor
             raise Unavailable(f"cell {cell} found no owner: {error}") from error
         except _REFUSALS as error:

@@ -190,6 +190,4 @@ def same_step(now: CrossMove | None, expected: CrossMove) -> bool:
 
 
 def _busy(uuid: str, why: str) -> InstanceBusy:
-    return InstanceBusy(
-        f"Cannot migrate instance {uuid} to another cell: {why}", uuid=uuid, vm_state="", task_state=""
-    )
+    return InstanceBusy(f"Cannot migrate instance {uuid} to another cell: {why}", uuid=uuid, vm_state="", task_state="")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -413,7 +414,13 @@ def test_a_confirmation_is_done_whether_the_present_host_is_forced_down_or_not(
 def test_a_destination_that_hangs_is_given_up_when_it_is_forced_down(world: CellWorld, one: str, news: bool) -> None:
     """While it is not, it may have heard: the move waits for its word, and goes to no other host."""
     there = world.agents["h2"]
-    there.mute = True
+    answers = there.call
+
+    def hangs_from_here_on(method: Any, request: Any, *, timeout_ms: int) -> Any:
+        there.mute = there.mute or method.name == "step"
+        return answers(method, request, timeout_ms=timeout_ms)
+
+    there.call = hangs_from_here_on
     move(world, one, "migrate")
     wait_for(lambda: (task := world.task(one)) is not None and task.step == STEP_PREPARE)
     world.forced.add("h2")
@@ -421,6 +428,17 @@ def test_a_destination_that_hangs_is_given_up_when_it_is_forced_down(world: Cell
         world.commands.force_down("h2", True)
     row = world.wait_state(one, VM_RESIZED)
     assert (row.host, where(world, one)[0], held(world)) == ("h3", ["h1", "h3"], ["h1", "h3"])
+
+
+@pytest.mark.parametrize("action", ["migrate", "resize", "live_migrate"])
+def test_a_destination_that_hangs_already_gives_way_before_it_is_told_anything(
+    world: CellWorld, one: str, action: str
+) -> None:
+    world.agents["h2"].mute = True
+    move(world, one, action)
+    ended(world, one)
+    assert (world.instance(one).host, world.agents["h2"].verbs) == ("h3", [])
+    assert "h2" not in held(world)
 
 
 @pytest.mark.parametrize("how", ["mute", "silent"])
@@ -498,10 +516,10 @@ def test_the_steps_of_a_move_are_events_of_its_operation(world: CellWorld, one: 
     ended(world, one)
     events = events_of(world, one)
     assert [event.event.removeprefix(f"{action}_") for event in events] == [
-        "schedule", "claim", "prepare", "undo_prepare", *PLANS[action].steps[1:],
+        "schedule", "claim", "reach", "prepare", "undo_prepare", *PLANS[action].steps[1:],
     ]  # fmt: skip
     assert [event.message for event in events if event.result == "Error"] == ["broken", "broken"]
-    assert {event.host for event in events[4:]} == {"h3"}
+    assert {event.host for event in events[5:]} == {"h3"}
     assert all(0 < event.started_at_us <= event.finished_at_us for event in events)
     assert all(earlier.finished_at_us <= later.started_at_us for earlier, later in pairwise(events))
 

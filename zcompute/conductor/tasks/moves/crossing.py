@@ -159,9 +159,7 @@ def _export(order: CrossOrder, instance: Instance | None, now_us: int) -> Decisi
         raise _busy(instance, f"it is a member of server group {group.uuid}, whose servers stay in one cell")
     host = instance.host or ""
     task = _task(order, TASK_EXPORT, STEP_HOLD, now_us)
-    task.body = TaskBody(
-        source=host, named_hosts=[host], former_vm_state=instance.vm_state, fault=instance.fault
-    )
+    task.body = TaskBody(source=host, named_hosts=[host], former_vm_state=instance.vm_state, fault=instance.fault)
     return Decision(
         instance=replace(
             instance,

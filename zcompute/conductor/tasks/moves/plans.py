@@ -145,7 +145,7 @@ class Plan:
         return (*self.steps, *back, *([STEP_ROLLED_BACK] if self.revocable else []))
 
 
-_COLD = (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_SEND, STEP_SWITCH, STEP_ACTIVATE, STEP_FINISH)
+_COLD = (STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_PREPARE, STEP_SEND, STEP_SWITCH, STEP_ACTIVATE, STEP_FINISH)
 BEGIN = "begin"
 _COLD_STATES = {
     STEP_SCHEDULE: TASK_RESIZE_PREP,
@@ -173,7 +173,7 @@ PLANS: dict[str, Plan] = {
         Plan(TASK_RESIZE, _COLD, _COLD_STATES, _phases("resize", "error"), True, VM_RESIZED),
         Plan(
             TASK_LIVE_MIGRATE,
-            (STEP_SCHEDULE, STEP_CLAIM, STEP_PREPARE, STEP_MIGRATE, STEP_SWITCH, STEP_GRANT, STEP_FINISH),
+            (STEP_SCHEDULE, STEP_CLAIM, STEP_REACH, STEP_PREPARE, STEP_MIGRATE, STEP_SWITCH, STEP_GRANT, STEP_FINISH),
             {STEP_SCHEDULE: TASK_MIGRATING},
             {
                 BEGIN: ("instance.live_migration_pre.start",),

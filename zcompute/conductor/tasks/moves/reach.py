@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 class Reach:
     """The destination answers. It is asked to adopt what it does not have, which begins nothing: one that is silent for
-    ``link_wait_ms_max``, linked or not, gives way to the next without a trace. Without this step a switch that no
-    command goes before, an evacuation's, would give the server to a host that hangs."""
+    ``link_wait_ms_max``, linked or not, gives way to the next without a trace. Without this step an
+    evacuation's switch, which no command goes before, would give the server to a host that hangs, and any other move
+    would wait for it until its deadline."""
 
     name = STEP_REACH
     commands_hosts = False  # it is an adoption itself
