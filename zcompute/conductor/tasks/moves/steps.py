@@ -426,9 +426,7 @@ STEPS: dict[str, Step] = {
         Commit(STEP_LEAVE, shelving.leave),
         Command(STEP_POWER_ON, STEP, _power_on, _not_reached, walk.call_off, untold=walk.call_off),
         Command(STEP_BUILD, SPAWN, _spawn, _destination_lost, walk.prepare_failed, untold=walk.next_destination),
-        Command(
-            STEP_UNDO_SHUT_DOWN, STEP, _power_on, walk.undone, _again, needed=_ran, passed=shelving.stays_down
-        ),
+        Command(STEP_UNDO_SHUT_DOWN, STEP, _power_on, walk.undone, _again, needed=_ran, passed=shelving.stays_down),
         Command(STEP_UNDO_BUILD, DESTROY, _destroy, _clean(walk.undone), _again),
         End(STEP_ROLLED_BACK, walk.rolled_back),
         End(STEP_FINISH, walk.finish),
