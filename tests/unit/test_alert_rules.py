@@ -12,6 +12,7 @@ from zcompute.api.listing import new_room
 from zcompute.cells.gate import Gate
 from zcompute.conductor.cell.root_outbox import RootOutbox
 from zcompute.conductor.cell.settings import CellSettings
+from zcompute.conductor.root.cross_moves import CrossMoves
 from zcompute.conductor.root.reconciler import Reconciler
 from zcompute.conductor.tasks.measures import TaskMeasures
 from zcompute.conductor.tasks.steps import STEP_NAMES
@@ -66,9 +67,10 @@ def parsed(text: str) -> Iterator[Rule]:
 
 ALERTS = [rule for file in RULES for rule in parsed(file.read_text(encoding="utf-8"))]
 NAMES = {line.split(" ")[0].split("{")[0] for line in exposition().splitlines() if not line.startswith("#")}
+IDLE_CELL = SimpleNamespace(ledger=None, cell="c1")
 OF_A_CELL = {
     sample.name
-    for family in measured("c1-1", RootOutbox(None, None, CellSettings()).measures(0))  # type: ignore[arg-type]  # idle
+    for family in measured("c1-1", RootOutbox(IDLE_CELL, None, CellSettings()).measures(0))  # type: ignore[arg-type]
     for sample in family.samples
 }
 OF_TASKS = {
@@ -76,10 +78,13 @@ OF_TASKS = {
     for family in measured("c1-1", TaskMeasures().measures([], known=STEP_NAMES, tasks_max=1))
     for sample in family.samples
 }
-IDLE_ROOT = SimpleNamespace(config=SimpleNamespace(quota=QuotaConfig()))
+IDLE_ROOT = SimpleNamespace(config=SimpleNamespace(quota=QuotaConfig()), ledger=SimpleNamespace(now_us=int))
 OF_THE_ROOT = {
     sample.name
-    for family in measured("root-1", Reconciler(IDLE_ROOT).measures())  # type: ignore[arg-type]  # idle
+    for family in measured(
+        "root-1",
+        [*Reconciler(IDLE_ROOT).measures(), *CrossMoves(IDLE_ROOT, None).measures()],  # type: ignore[arg-type]  # idle
+    )
     for sample in family.samples
 }
 OF_THE_BUS = {"zcompute_bus_refused_total"}

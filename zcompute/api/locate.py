@@ -23,7 +23,13 @@ from zcompute.objects.build_request import BUILD_ERROR, BuildRequest
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import InstanceBusy, InstanceLocked, InstanceNotFound
 from zcompute.objects.history import InstanceAction
-from zcompute.objects.instance import Instance
+from zcompute.objects.instance import (
+    TASK_RESIZE_FINISH,
+    TASK_RESIZE_MIGRATED,
+    TASK_RESIZE_MIGRATING,
+    TASK_RESIZE_PREP,
+    Instance,
+)
 from zcompute.objects.messages.instances import (
     InstanceActionRequest,
     InstanceActionsReply,
@@ -43,6 +49,9 @@ from zcompute.objects.methods import (
 from zcompute.objects.server_list import as_asked_of_root, instance_of
 
 log = logging.getLogger(__name__)
+
+CROSSING_STATES = frozenset({TASK_RESIZE_PREP, TASK_RESIZE_MIGRATING, TASK_RESIZE_MIGRATED, TASK_RESIZE_FINISH})
+"""Of a server that a delete is refused for: all other moves give way to it."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +198,13 @@ class Servers:
                     raise
             except InstanceLocked:
                 raise
-            except InstanceBusy:
+            except InstanceBusy as error:
                 if deadline.left_ms <= self._limits.relocate_pause_ms_max:
                     raise
+                if error.details.get("task_state") in CROSSING_STATES:  # for as long as its move to another cell takes
+                    denied_by.append(place)
+                    if denied_by.count(place) >= self._limits.same_place_misses_max:
+                        raise
             except BusError:
                 self.places.drop(uuid)  # it may be in another cell by now
                 raise

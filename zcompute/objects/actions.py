@@ -191,7 +191,11 @@ def check_state(action: Action, instance: Instance, *, administrator: bool) -> N
     if action.administrators and not administrator:
         raise forbidden(action.name, instance)
     if instance.crossing:  # whatever is done to one row would be lost with it
-        raise _refused(_while(action, instance, "task_state", instance.task_state or TASK_RESIZE_MIGRATING), instance)
+        task_state = instance.task_state or TASK_RESIZE_MIGRATING
+        raise InstanceBusy(
+            _while(action, instance, "task_state", task_state),
+            uuid=instance.uuid, vm_state=instance.vm_state, task_state=task_state,
+        )  # fmt: skip
     if action.unlocked and instance.locked and not administrator:
         raise InstanceLocked(
             f"Instance {instance.uuid} is locked",

@@ -108,3 +108,14 @@ def test_an_action_refused_where_it_was_is_tried_once_where_it_is() -> None:
     with pytest.raises(InstanceBusy):
         act(region)
     assert region.asked == ["c1_action", "root_locate", "c1_action"]
+
+
+def test_a_delete_is_refused_at_once_while_the_server_is_on_its_way_and_done_where_it_has_come_to() -> None:
+    busy = InstanceBusy("on its way", uuid="u", vm_state="active", task_state="resize_prep")
+    region = ScriptedRegion(root_locate=[BEFORE], c1_delete=[busy])
+    with pytest.raises(InstanceBusy):
+        servers_at(region).delete("u", DEMO, "op", Deadline(20_000))
+    assert region.asked == ["c1_delete", "root_locate", "c1_delete"]
+    region = ScriptedRegion(root_locate=[AFTER], c1_delete=[busy], c2_delete=[m.Empty()])
+    servers_at(region).delete("u", DEMO, "op", Deadline(20_000))
+    assert region.asked[-1] == "c2_delete"

@@ -18,6 +18,7 @@ from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.db.tables import CELLS
 from zcompute.objects.cell import CellInfo
 from zcompute.objects.errors import CellNotFound, CellRefused, InstanceBusy, InstanceNotFound, TaskNotFound, TaskRefused
+from zcompute.objects.group import GroupRule
 from zcompute.objects.instance import ARRIVING, LEAVING, LEFT, VM_ACTIVE, VM_DELETED, VM_ERROR, VM_STOPPED
 from zcompute.objects.messages.crossing import CrossMoveGetRequest
 from zcompute.objects.messages.tasks import TaskListRequest, TaskOrder
@@ -321,6 +322,19 @@ def test_a_side_that_the_root_says_nothing_to_parks_and_its_word_carries_it_on(w
         assert_moved(world)
     else:
         assert_stayed(world)
+
+
+@pytest.mark.parametrize(("policy", "moves"), [("affinity", False), ("soft-affinity", False), ("anti-affinity", True)])
+def test_members_of_a_group_that_stays_together_stay_in_its_cell(world: CrossWorld, policy: str, moves: bool) -> None:
+    spec = world.row("c1").spec
+    rule = GroupRule(uuid="00000000-0000-4000-8000-000000000009", policy=policy)
+    world.c1.world.put(world.uuid, spec=msgspec.structs.replace(spec, group=rule))
+    world.ask()
+    if moves:
+        assert_moved(world)
+        return
+    assert "whose servers stay in one cell" in world.ended().body.result
+    assert_stayed(world)
 
 
 def test_refused_at_once_without_a_trace(world: CrossWorld) -> None:
