@@ -29,7 +29,7 @@ from zcompute.cli.audit_kinds import (
     USAGE_WRONG,
     Finding,
 )
-from zcompute.cli.audit_motion import alone, leaked_claims, moving, overdue
+from zcompute.cli.audit_motion import alone, awaited_in_vain, leaked_claims, moving, overdue
 from zcompute.cli.audit_records import wrong_records
 from zcompute.cli.audit_snapshot import ApiServer, CellRows, Snapshot
 from zcompute.conductor.tasks.charge import charged, largest
@@ -50,7 +50,8 @@ def compare(snapshot: Snapshot) -> list[Finding]:
         for finding in _all_findings(snapshot)
         if finding.subject not in busy_uuids and finding.subject not in busy_hosts
     }
-    return sorted(findings | set(overdue(snapshot)) | set(alone(snapshot)) | set(wrong_records(snapshot)))
+    waiting = {*overdue(snapshot), *alone(snapshot), *awaited_in_vain(snapshot)}
+    return sorted(findings | waiting | set(wrong_records(snapshot)))
 
 
 def _all_findings(snapshot: Snapshot) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ TASK_WITHOUT_ACTION = "task_without_action"
 NOTIFICATIONS_MISSING = "notifications_missing"
 CURSOR_BEYOND = "cursor_beyond"
 BUILD_REQUEST_STUCK = "build_request_stuck"
+IMAGE_STUCK = "image_stuck"
 API_DIFFERS = "api_differs"
 OBSERVED_DIFFERS = "observed_differs"
 
@@ -58,6 +59,7 @@ KINDS: dict[str, str] = {
     CURSOR_BEYOND: "a notifier has seen more than was told",
     OUTBOX_STUCK: "a message to the root that is not delivered",
     BUILD_REQUEST_STUCK: "a build request that is not handed off",
+    IMAGE_STUCK: "an image that is awaited for long, of a server that no task is under way for",
     API_DIFFERS: "the API shows something else than the databases",
     OBSERVED_DIFFERS: "a server's power state differs from what its host runs",
 }

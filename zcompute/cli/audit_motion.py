@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from zcompute.cli.audit_kinds import BUILD_REQUEST_STUCK, CROSSING_WITHOUT_MOVE, OUTBOX_STUCK, TASK_STUCK, Finding
+from zcompute.cli.audit_kinds import (
+    BUILD_REQUEST_STUCK,
+    CROSSING_WITHOUT_MOVE,
+    IMAGE_STUCK,
+    OUTBOX_STUCK,
+    TASK_STUCK,
+    Finding,
+)
 from zcompute.cli.audit_snapshot import CellRows, Snapshot
 from zcompute.objects.build_request import BUILD_PENDING
 from zcompute.objects.group import GroupPlacement
@@ -13,6 +20,7 @@ from zcompute.objects.task import TASK_PARKED, ClaimName, Task
 CLAIM_GRACE_US = 20_000_000  # a leaked claim is swept when 10 s old, each 5 s
 ACTION_GRACE_US = 5_000_000  # actions are read before tasks: one that has just begun may miss its own
 TASK_GRACE_US = 30_000_000  # past its deadline
+IMAGE_WAIT_MAX_US = 1_500_000_000  # twice what the root's sweep doubts it for, and its rounds
 WAIT_MAX_US = 600_000_000  # for an outbox row or a build request, whatever happens
 
 
@@ -87,6 +95,15 @@ def overdue(snapshot: Snapshot) -> Iterator[Finding]:
                 yield Finding(TASK_STUCK, task.instance_uuid, f"{task.kind} parked at {task.step}")
             elif task.deadline_at_us and task.deadline_at_us + TASK_GRACE_US < cell.now_us:
                 yield Finding(TASK_STUCK, task.instance_uuid, f"{task.kind} past its deadline at {task.step}")
+
+
+def awaited_in_vain(snapshot: Snapshot) -> Iterator[Finding]:
+    """Images that nobody makes, and that the root has not given up."""
+    acted_on = {task.instance_uuid for cell in snapshot.cells.values() for task in cell.tasks}
+    for image in snapshot.root.images:
+        age_us = snapshot.root.now_us - image.updated_at_us
+        if age_us > IMAGE_WAIT_MAX_US and image.server_uuid not in acted_on:
+            yield Finding(IMAGE_STUCK, image.id, f"{image.status} for {age_us // 1_000_000} s, of {image.server_uuid}")
 
 
 def alone(snapshot: Snapshot) -> Iterator[Finding]:

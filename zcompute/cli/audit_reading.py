@@ -21,6 +21,7 @@ from zcompute.db.tables import (
     CROSS_MOVES,
     GROUP_PLACEMENTS,
     HOSTS,
+    IMAGES,
     INSTANCE_ACTIONS,
     INSTANCES,
     MAPPINGS,
@@ -33,6 +34,7 @@ from zcompute.db.tables import (
 from zcompute.objects.base import VersionedObject
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.cross_move import CROSS_RUNNING
+from zcompute.objects.image import UNFINISHED
 from zcompute.objects.quota import RESOURCES, Amount
 
 PAGE_ROWS = 5000
@@ -70,6 +72,7 @@ def read_root(store: Store) -> RootRows:
     """The root's tables; what is taken away first is read first, so that a server on its way is not missed."""
     return RootRows(
         cross_moves=read_table(store, CROSS_MOVES, {"state": CROSS_RUNNING}),
+        images=read_table(store, IMAGES, {"status": sorted(UNFINISHED)}),
         build_requests=read_table(store, BUILD_REQUESTS),
         mappings=read_table(store, MAPPINGS),
         usages=read_table(store, USAGES),

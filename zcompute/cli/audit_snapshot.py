@@ -11,6 +11,7 @@ from zcompute.objects.cross_move import CrossMove
 from zcompute.objects.group import GroupPlacement
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim, Host
+from zcompute.objects.image import Image
 from zcompute.objects.instance import VM_DELETED, Instance
 from zcompute.objects.notification import NotifierCursor
 from zcompute.objects.quota import Amount
@@ -19,7 +20,8 @@ from zcompute.objects.task import Task
 
 @dataclass(frozen=True)
 class RootRows:
-    """The root's database. ``now_us`` is its UTC time; ``cross_moves`` are those under way."""
+    """The root's database. ``now_us`` is its UTC time; ``cross_moves`` are those under way, ``images`` those
+    that are awaited."""
 
     now_us: int = 0
     build_requests: list[BuildRequest] = field(default_factory=list)
@@ -28,6 +30,7 @@ class RootRows:
     told: list[ToldRow] = field(default_factory=list)
     cursors: list[NotifierCursor] = field(default_factory=list)
     cross_moves: list[CrossMove] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

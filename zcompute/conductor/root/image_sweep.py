@@ -4,7 +4,7 @@ became of it was lost. Each owner looks through those of its partitions that are
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import gevent
@@ -16,6 +16,7 @@ from zcompute.conductor.root.cell_words import CellSilent
 from zcompute.conductor.root.imaging import give_up
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import IMAGES, MAPPINGS
+from zcompute.measure import Measure
 from zcompute.objects.errors import InstanceNotFound, ObjectError
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.image import UNFINISHED, Image
@@ -65,6 +66,7 @@ class ImageSweep:
         self._env = env
         self._limits = limits
         self._sweeper: gevent.Greenlet | None = None
+        self._given_up = 0
 
     def start(self) -> None:
         """Begin; the first round comes within one period."""
@@ -74,6 +76,10 @@ class ImageSweep:
         """End; what is being decided is decided or not, as a whole."""
         if self._sweeper is not None:
             self._sweeper.kill(block=False)
+
+    def measures(self) -> Iterable[Measure]:
+        """For the metrics."""
+        yield Measure("images_given_up", "images whose making nobody has ended", self._given_up, True)
 
     def _run(self) -> None:
         while True:
@@ -129,6 +135,7 @@ class ImageSweep:
             timeout_ms=self._limits.commit_ms_max,
         )
         if done:
+            self._given_up += 1
             log.warning("image given up image=%s server=%s reason=%s", image.id, image.server_uuid, reason)
         return done
 

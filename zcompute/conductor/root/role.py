@@ -239,6 +239,7 @@ class RootRole:
             *self._quotas.measures(),
             *self._reconciler.measures(),
             *self._cross_moves.measures(),
+            *self._image_sweep.measures(),
         ]
 
     def servers_create(self, request: ServersCreateRequest, context: Any) -> ServersCreateReply:

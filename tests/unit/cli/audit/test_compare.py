@@ -19,6 +19,7 @@ from zcompute.objects.flavor import Amounts
 from zcompute.objects.group import AFFINITY, ANTI_AFFINITY, SOFT_ANTI_AFFINITY, GroupPlacement, GroupRule
 from zcompute.objects.history import InstanceAction
 from zcompute.objects.host import Claim
+from zcompute.objects.image import IMAGE_SAVING, Image
 from zcompute.objects.instance import LEAVING, POWER_RUNNING, POWER_SHUTDOWN, Move
 from zcompute.objects.notification import NotifierCursor
 from zcompute.objects.task import TASK_PARKED, ClaimName, Task, TaskBody
@@ -208,6 +209,13 @@ def build_request_too_old(region):
     request.state, request.cell, request.created_at_us = BUILD_PENDING, "c1", NOW_US - 700 * 10**6
 
 
+def image_nobody_makes(region):
+    old_us = NOW_US - 1600 * 10**6
+    made = {"project_id": "p", "name": "i", "status": IMAGE_SAVING, "server_uuid": ACTIVE}
+    region.root.images.append(Image(id=STRANGER, updated_at_us=old_us, **made))
+    region.root.images.append(Image(id=IN_ERROR, updated_at_us=NOW_US - 1200 * 10**6, **made))
+
+
 def api_leaves_one_out(region):
     del region.api[ACTIVE]
 
@@ -321,6 +329,7 @@ CORRUPTIONS = [
     (cursor_of_nothing, kinds.CURSOR_BEYOND, "root/17"),
     (outbox_row_too_old, kinds.OUTBOX_STUCK, ACTIVE),
     (build_request_too_old, kinds.BUILD_REQUEST_STUCK, IN_ERROR),
+    (image_nobody_makes, kinds.IMAGE_STUCK, STRANGER),
     (api_leaves_one_out, kinds.API_DIFFERS, ACTIVE),
     (api_shows_one_too_many, kinds.API_DIFFERS, DELETED),
     (api_shows_another_status, kinds.API_DIFFERS, ACTIVE),
@@ -494,3 +503,10 @@ def test_what_makes_progress_is_not_stuck():
     assert [finding.kind for finding in stood_still(first, first, 10.0)] == [kinds.TASK_STUCK]
     region.cells["c1"].tasks[0].revision += 1
     assert stood_still(first, moving(region.snapshot()), 10.0) == []
+
+
+def test_an_image_is_awaited_as_long_as_its_server_has_a_task():
+    region = clean_region([Plan("active")])
+    image_nobody_makes(region)
+    region.cells["c1"].tasks.append(task(ACTIVE))
+    assert kinds.IMAGE_STUCK not in {finding.kind for finding in compare(region.snapshot())}

@@ -247,6 +247,7 @@ def test_the_sweep_gives_up_what_its_cell_knows_nothing_of_and_a_late_word_still
     assert sweeping.link.calls == []
     assert sweeping.later() == 1
     assert (desk.get().status, desk.get().reason) == (IMAGE_ERROR, NEVER_BEGUN)
+    assert [measure.value for measure in sweeping.sweep.measures()] == [1]
     assert sweeping.later() == 0
     desk.tell(DONE)
     assert (desk.get().status, desk.get().reason) == (IMAGE_ACTIVE, "")
