@@ -56,6 +56,17 @@ def finish(region, image_id, server, status=IMAGE_ACTIVE, **fields):
     region.root.images.tell(ImageOutcome(image_id=image_id, status=status, **fields), server)
 
 
+def test_a_shelved_servers_image_has_its_name_and_is_one_however_often_it_is_asked_for(client, region):
+    server, key = server_in(client, region), {"Idempotency-Key": "once"}
+    answers = [act(client, server, {"shelve": None}, key) for _ in range(2)]
+    assert [(answer.status, answer.raw, "Location" in answer.headers) for answer in answers] == [(202, b"", False)] * 2
+    (image,) = client.get(f"{IMAGES}/detail?server={server}").body["images"]
+    name = client.get(f"/v2.1/servers/{server}").body["server"]["name"]
+    assert (image["name"], image["status"]) == (f"{name}-shelved", "SAVING")
+    requests = called(region.c2, m.INSTANCE_ACTION)
+    assert {(request.action, request.arguments.image_ref) for request in requests} == {("shelve", image["id"])}
+
+
 def test_an_image_is_made_of_a_server_and_shown_as_nova_does(client, region):
     server = server_in(client, region)
     image_id = image_in(create_image(client, server, metadata={"a": "b"}))

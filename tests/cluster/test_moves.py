@@ -1,6 +1,8 @@
 """Moves of a server through the whole region: API, owners of instance and hosts, both agents, and back."""
 
-from tests.cluster.region import assert_audit_holds, boot, delete_all, wait_until
+from typing import Any
+
+from tests.cluster.region import assert_audit_holds, boot, command, delete_all, wait_until
 from tests.cluster.test_actions import Clients
 from zcompute.cli.up.region import Region
 
@@ -50,5 +52,43 @@ def test_servers_move_cold_and_live_are_confirmed_reverted_and_deleted_and_nothi
     assert live.act({"os-migrateLive": here})[0] == 400
     assert live.act({"evacuate": {"onSharedStorage": False}})[0] == 400
     assert live.act({"migrate": None})[0] == 202  # deleted on its way, or with its copy
+    delete_all(sqlite_region, uuids)
+    assert_audit_holds(sqlite_region)
+
+
+def test_shelved_servers_are_on_no_host_come_back_on_another_and_are_deleted_with_their_images(
+    sqlite_region: Region,
+) -> None:
+    where = ("--state-dir", str(sqlite_region.paths.state_dir))
+    uuids = [each.uuid for each in boot(sqlite_region, 2).boots]
+    back, gone = (Clients(sqlite_region, uuid) for uuid in uuids)
+    former = host_of(back)
+
+    def images(server: Clients) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = back.client.get("/v2.1/images/detail")["images"]
+        return [image for image in found if image.get("server", {}).get("id") == server.path.rpartition("/")[2]]
+
+    def statuses(server: Clients) -> list[str]:
+        return [image["status"] for image in images(server)]
+
+    assert back.act({"unshelve": None})[0] == 409
+    for server in (back, gone):
+        assert server.act({"shelve": None})[0] == 202
+    for server in (back, gone):
+        comes_to(server, "SHELVED_OFFLOADED")
+        assert host_of(server) is None
+        wait_until(lambda: statuses(server) == ["ACTIVE"], "its image", found=lambda: statuses(server))  # noqa: B023
+    name = back.client.get(back.path)["server"]["name"]
+    assert images(back)[0]["name"] == f"{name}-shelved"
+    assert_audit_holds(sqlite_region)  # on no host, with its place in the quota
+    assert back.act({"os-start": None})[0] == 409
+    assert command("host", "disable", former, *where).returncode == 0
+    assert back.act({"unshelve": None})[0] == 202
+    comes_to(back, "ACTIVE")
+    assert host_of(back) not in (None, former)
+    assert command("host", "enable", former, *where).returncode == 0
+    assert gone.client.request("DELETE", gone.path)[0] == 204
+    for server in (back, gone):
+        wait_until(lambda: images(server) == [], "its image is gone", found=lambda: images(server))  # noqa: B023
     delete_all(sqlite_region, uuids)
     assert_audit_holds(sqlite_region)

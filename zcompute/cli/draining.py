@@ -8,20 +8,26 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from zcompute.objects.actions import CONFIRM_RESIZE, EVACUATE, LIVE_MIGRATE, MIGRATE
+from zcompute.objects.actions import CONFIRM_RESIZE, EVACUATE, LIVE_MIGRATE, MIGRATE, SHELVE_OFFLOAD
 from zcompute.objects.command import StepArguments
-from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_STOPPED, Instance
+from zcompute.objects.instance import VM_ACTIVE, VM_DELETED, VM_ERROR, VM_RESIZED, VM_SHELVED, VM_STOPPED, Instance
 
 ATTEMPTS_MAX = 3  # of one server; each has its own alternates
 OPERATION = "drain"
 
 COLD, LIVE, EVACUATION = "cold", "live", "evacuation"
 MOVES: dict[str, dict[str, str]] = {
-    COLD: {VM_ACTIVE: MIGRATE.key, VM_STOPPED: MIGRATE.key},
-    LIVE: {VM_ACTIVE: LIVE_MIGRATE.key, VM_STOPPED: MIGRATE.key},
-    EVACUATION: {VM_ACTIVE: EVACUATE.key, VM_STOPPED: EVACUATE.key, VM_ERROR: EVACUATE.key},
+    COLD: {VM_ACTIVE: MIGRATE.key, VM_STOPPED: MIGRATE.key, VM_SHELVED: SHELVE_OFFLOAD.key},
+    LIVE: {VM_ACTIVE: LIVE_MIGRATE.key, VM_STOPPED: MIGRATE.key, VM_SHELVED: SHELVE_OFFLOAD.key},
+    EVACUATION: {
+        VM_ACTIVE: EVACUATE.key,
+        VM_STOPPED: EVACUATE.key,
+        VM_ERROR: EVACUATE.key,
+        VM_SHELVED: SHELVE_OFFLOAD.key,
+    },
 }
-"""By the way of moving and the server's vm_state: what is asked for. Any other state is left."""
+"""By the way of moving and the server's vm_state: what is asked for. Any other state is left. What is shelved has its
+disk in an image: it needs no other host."""
 
 
 @dataclass(frozen=True)

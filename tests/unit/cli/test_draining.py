@@ -32,6 +32,7 @@ def moved(operation_id: str = "drain-migrate-3", **fields: Any) -> Instance:
         (row(), LIVE, "live_migrate"),
         (row(vm_state="stopped"), LIVE, "migrate"),
         (row(vm_state="error"), EVACUATION, "evacuate"),
+        *((row(vm_state="shelved"), way, "shelve_offload") for way in (COLD, LIVE, EVACUATION)),
         (moved(), COLD, "confirm_resize"),
         (moved(host="h1"), COLD, "confirm_resize"),  # a drain of another host has brought it here
     ],
