@@ -23,10 +23,12 @@ CHOICES: dict[str, list[dict[str, object]]] = {
     "active": [
         {"os-stop": None}, {"reboot": {"type": "SOFT"}}, {"reboot": {"type": "HARD"}}, {"pause": None},
         {"suspend": None}, {"migrate": None}, {"migrate": None}, *RESIZES, LIVE, LIVE, LIVE,
+        {"shelve": None},
     ],
-    "stopped": [{"os-start": None}, {"migrate": None}, *RESIZES],
+    "stopped": [{"os-start": None}, {"migrate": None}, {"shelve": None}, *RESIZES],
     "paused": [{"unpause": None}],
     "suspended": [{"resume": None}],
+    "shelved_offloaded": [{"unshelve": None}],
     "resized": [{"confirmResize": None}, {"revertResize": None}],
 }  # fmt: skip
 MOVES = frozenset({"migrate", "resize", "os-migrateLive", "confirmResize", "revertResize"})

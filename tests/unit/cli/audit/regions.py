@@ -10,7 +10,15 @@ from zcompute.compute.virt.fake_log import OP_DESTROY, OP_SPAWN, DomainLine
 from zcompute.objects.build_request import BUILD_ERROR, BuildRequest, InstanceMapping, Usage
 from zcompute.objects.flavor import Amounts, Flavor
 from zcompute.objects.host import HOST_UP, Claim, Host
-from zcompute.objects.instance import POWER_RUNNING, VM_ACTIVE, VM_DELETED, Fault, Instance, ServerSpec
+from zcompute.objects.instance import (
+    POWER_RUNNING,
+    VM_ACTIVE,
+    VM_DELETED,
+    VM_SHELVED_OFFLOADED,
+    Fault,
+    Instance,
+    ServerSpec,
+)
 from zcompute.objects.quota import Amount
 
 NOW_US = 1_700_000_000_000_000
@@ -132,6 +140,11 @@ def _add(region: Region, uuid: str, plan: Plan) -> None:
         region.hosts[name].lines.append(line(OP_DESTROY, uuid, attempt))
         return
     _add_root_rows(region, uuid, plan.cell, flavor)
+    if plan.state == "shelved":
+        instance.vm_state, instance.power_state, instance.host, instance.claim = VM_SHELVED_OFFLOADED, 4, None, None
+        instance.generation += 1
+        region.hosts[name].lines.append(line(OP_DESTROY, uuid, attempt))
+        return
     claim = Claim(
         instance_uuid=uuid,
         task_id=f"task-{uuid}",
@@ -156,7 +169,7 @@ def line(op: str, uuid: str, attempt: int) -> DomainLine:
 
 PLANS = st.builds(
     Plan,
-    state=st.sampled_from(["active", "active", "deleted", "error"]),
+    state=st.sampled_from(["active", "active", "deleted", "error", "shelved"]),
     cell=st.sampled_from(CELLS),
     host=st.integers(0, HOSTS_PER_CELL - 1),
     flavor=st.integers(0, len(FLAVORS) - 1),
