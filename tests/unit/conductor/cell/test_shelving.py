@@ -3,6 +3,7 @@ something fails. Each step across its owner's death is in test_moves, deletes ar
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ from tests.unit.conductor.cell.test_moves import (
 )
 from tests.unit.conductor.ledger_world import wait_for
 from zcompute.bus.errors import InvalidRequest
+from zcompute.conductor.cell.auto_offload import AutoOffload
+from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.tasks.aborts import ABORTED_MOVE, Word, abort
 from zcompute.conductor.tasks.imaging import OUTBOX_IMAGED
+from zcompute.db.tables import INSTANCES
 from zcompute.objects.errors import ActionForbidden, InstanceBusy
 from zcompute.objects.image import IMAGE_ACTIVE, IMAGE_DELETED, IMAGE_ERROR
 from zcompute.objects.instance import (
@@ -35,6 +39,7 @@ from zcompute.objects.instance import (
     VM_STOPPED,
     VM_SUSPENDED,
 )
+from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_PARKED
 
 
@@ -189,6 +194,19 @@ def test_a_host_that_cannot_make_it_of_its_image_gives_way_to_the_next(world: Ce
     move(world, one, "unshelve")
     assert world.wait_state(one, VM_ACTIVE).host == "h2"
     assert (where(world, one)[0], held(world)) == (["h2"], ["h2"])
+
+
+def test_a_claim_goes_though_what_was_begun_there_is_cleared_away_late(world: CellWorld, one: str) -> None:
+    offloaded(world, one)
+    there = world.agents["h1"]
+    cleared = len(there.named("destroy"))
+    there.cannot |= {"spawn", "destroy"}
+    move(world, one, "unshelve")
+    wait_for(lambda: len(there.named("destroy")) > cleared + 2)
+    assert held(world) == ["h1"]
+    there.cannot.clear()
+    assert world.wait_state(one, VM_ACTIVE).host == "h2"
+    assert held(world) == ["h2"]
 
 
 def test_a_host_that_is_forced_down_while_it_makes_it_gives_way_to_the_next(world: CellWorld, one: str) -> None:
@@ -401,3 +419,44 @@ def test_the_sweep_offloads_what_it_has_seen_and_nothing_that_was_unshelved_sinc
     world.actions.offload(world.instance(uuid))
     world.wait_state(uuid, VM_SHELVED_OFFLOADED)
     assert held(world) == []
+
+
+def test_it_is_offloaded_when_its_time_is_over_and_not_before(shelved: tuple[CellWorld, str]) -> None:
+    world, uuid = shelved
+
+    def expired(table: Any, partition: int, column: str, before_us: int, limit: int) -> list[Any]:
+        assert (table, column, limit) == (INSTANCES, "shelved_at_us", CellSettings().offload_rows_max)
+        row = world.instance(uuid)
+        return [row] if partition_of(uuid) == partition and (row.shelved_at_us or before_us) < before_us else []
+
+    store: Any = SimpleNamespace(expired=expired)
+    sweep = AutoOffload(world.ledger, store, 3600, CellSettings(), world.actions.offload)
+    assert sweep.look() == 0
+    world.put(uuid, shelved_at_us=world.ledger.now_us() - 7200 * 1_000_000, locked=True, locked_by_admin=True)
+    assert sweep.look() == 1
+    row = world.wait_state(uuid, VM_SHELVED_OFFLOADED)
+    assert (row.host, row.shelved_at_us, row.locked) == (None, None, True)
+    assert sweep.look() == 0
+
+
+@pytest.mark.parametrize("after_s", [0, -1])
+def test_what_is_offloaded_at_once_or_never_is_not_looked_for(world: CellWorld, after_s: int) -> None:
+    store: Any = None
+    sweep = AutoOffload(world.ledger, store, after_s, CellSettings(), world.actions.offload)
+    sweep.start()
+    assert sweep._greenlet is None
+
+
+def test_the_index_has_what_waits_and_nothing_else(shelved: tuple[CellWorld, str]) -> None:
+    world, uuid = shelved
+    since_us = world.instance(uuid).shelved_at_us
+    world.act(uuid, "lock")
+    assert world.instance(uuid).shelved_at_us == since_us
+    world.act(uuid, "reset_state", administrator=True, vm_state=VM_ERROR)
+    assert world.instance(uuid).shelved_at_us is None
+    world.act(uuid, "reset_state", administrator=True, vm_state=VM_ACTIVE)
+    row = world.instance(uuid)
+    assert (row.vm_state, row.shelved_at_us >= since_us) == (VM_SHELVED, True)
+    world.agents["h1"].silent = True
+    move(world, uuid, "shelve_offload")
+    assert world.instance(uuid).shelved_at_us is None

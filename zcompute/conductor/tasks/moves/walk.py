@@ -153,15 +153,20 @@ def undone(instance: Instance, task: Task, now_us: int, ending_s: int) -> Decisi
 def next_destination(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
     """Nothing is, or will be, on the present one: its claim is owed back."""
     claim = ClaimName(host=task.body.host or "", task_id=task.id, attempt=task.attempt)
+    owed = any((name.host, name.task_id) == (claim.host, claim.task_id) for name in task.body.release)
     present = go_to(instance, task, task.step, now_us, ending_s)  # under way again, if it was parked
-    following = next_attempt(present.task or task, reason, [claim])
+    following = next_attempt(present.task or task, reason, [] if owed else [claim])
     return msgspec.structs.replace(following, instance=present.instance)
 
 
 def prepare_failed(instance: Instance, task: Task, reason: str, now_us: int, ending_s: int) -> Decision:
-    """This destination does not take it: what it may have begun is undone, then another is tried."""
+    """This destination does not take it: what it may have begun is undone, then another is tried. Its claim is owed by
+    its name from here on: further attempts are those of the undo."""
+    host = task.body.host or ""
     body = msgspec.structs.replace(
-        task.body, refused={**task.body.refused, task.body.host or "": reason[:REASON_CHARS_MAX]}
+        task.body,
+        refused={**task.body.refused, host: reason[:REASON_CHARS_MAX]},
+        release=[*task.body.release, ClaimName(host=host, task_id=task.id, attempt=task.attempt)],
     )
     return go_to(instance, task, UNDO[task.step], now_us, ending_s, body, reason)
 
