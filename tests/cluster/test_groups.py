@@ -26,7 +26,7 @@ def make_group(region: Region, policy: str) -> str:
 
 def members_of(region: Region, group: str) -> list[str]:
     client = region.client()
-    status, answer = client.request("GET", f"{GROUPS}/{group}")
+    status, answer = client.repeated("GET", f"{GROUPS}/{group}", deadline=time.monotonic() + 30)
     client.close()
     assert status == 200, answer
     members: list[str] = answer["server_group"]["members"]
