@@ -12,7 +12,7 @@ import gevent
 from tests.simulation.cell import stage
 from tests.simulation.cell.checker import Checker
 from tests.simulation.cell.clients import uuid_of
-from tests.simulation.cell.database import LATE_S, LATER_S, Rows, Server, SimStore
+from tests.simulation.cell.database import LATE_S, LATER_S, Rows, Server
 from tests.simulation.cell.fleet import CELL, Agent, Conductor
 from tests.simulation.cell.hypervisor import Hypervisors
 from tests.simulation.cell.loop import BEGIN_S, Process, VirtualLoop
@@ -20,6 +20,7 @@ from tests.simulation.cell.operators import Operators
 from tests.simulation.cell.plan import Event, Scale
 from tests.simulation.cell.root_images import RootImages
 from tests.simulation.cell.root_quota import RootQuota
+from tests.simulation.cell.store import SimStore
 from tests.simulation.cell.wire import Network, Weather
 from zcompute import __version__
 from zcompute.bus import Endpoint, Identity, register_error
