@@ -21,6 +21,7 @@ AGAIN_S = 0.4
 REFUSED = (SAME_FLAVOR, "is still in use")  # of a status 400
 EVACUATE: dict[str, object] = {"evacuate": {"onSharedStorage": False}}
 EVACUATED = ("active", "stopped", "error")
+LOST_AMIDST = "was forced down while it built the instance"
 NOT_ENDED = "has not ended in time"
 
 
@@ -47,6 +48,11 @@ class Walks(Clients):
             if not self._stopping:
                 self._delete(client, server)
         client.close()
+
+    def _write(self, event: history.Operation) -> None:
+        if LOST_AMIDST in event.outcome:
+            event.outcome = ""  # so says its fault, as it must: nobody knows what that host has
+        super()._write(event)
 
     def _step(self, client: ApiClient, server: str) -> bool:
         """One thing more. False: nothing can be asked of it any more, or it is to be deleted now."""
