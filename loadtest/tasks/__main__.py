@@ -5,7 +5,7 @@
 A cell of three conductors on MariaDB, two agents with ten hosts, 10 ms a step; each of many servers is asked for one
 thing after the other that its state allows, moves as often as all else, so that over a hundred tasks are under way.
 Before that, without kills: what a move costs of CPU, all processes together. Exit status 1 when anything was stuck, on
-two hosts, leaked or odd, or members of a server group where its policy does not allow them.
+two hosts, leaked or odd, members of a server group where its policy does not allow them, or images not made.
 """
 
 from gevent import monkey
@@ -25,8 +25,9 @@ import gevent  # noqa: E402
 from loadtest.report import Target, parser, publish  # noqa: E402
 from loadtest.tasks.hosts import on_two_hosts, read_lines  # noqa: E402
 from loadtest.tasks.looking import Looking  # noqa: E402
+from loadtest.tasks.making import images_wrong  # noqa: E402
 from loadtest.tasks.members import Members  # noqa: E402
-from loadtest.tasks.walking import MOVES, Walkers  # noqa: E402
+from loadtest.tasks.walking import MAKE_IMAGE, MOVES, Walkers  # noqa: E402
 from zcompute.cli.up.boots import Booter  # noqa: E402
 from zcompute.cli.up.databases import MARIADB  # noqa: E402
 from zcompute.cli.up.layout import CONDUCTOR, Shape  # noqa: E402
@@ -44,6 +45,7 @@ TARGETS = (
     Target("claims_leaked", at_most=0),
     Target("odd", at_most=0),
     Target("groups_broken", at_most=0),
+    Target("images_wrong", at_most=0),
     Target("under_way_p50", at_least=100),
     Target("resume_p99_s", at_most=2.0),
     Target("cpu_ms_move", at_most=NOVA_BOOT_CPU_MS / 3),
@@ -90,7 +92,9 @@ def measure(directory: Path, plan: Plan, seed: int) -> tuple[Metrics, list[str]]
         metrics["claims_leaked"] = sum("claim" in line for line in audit)
         metrics["audit_findings"] = len(audit)
         metrics["groups_broken"] = len(members.broken)
-        return metrics, [*lines, *audit, *members.broken, *walkers.odd]
+        metrics["images_made"], wrong = images_wrong(region.client(), walkers.asked[MAKE_IMAGE], REST_S)
+        metrics["images_wrong"] = len(wrong)
+        return metrics, [*lines, *audit, *members.broken, *wrong, *walkers.odd]
     finally:
         region.stop()
 
@@ -171,7 +175,7 @@ def main() -> int:
         print(line)
     targets = [target for target in TARGETS if not (given.quick and target.metric == "under_way_p50")]
     publish("tasks", metrics, given.json, tuple(targets))
-    wrong = ("stuck", "on_two_hosts", "audit_findings", "groups_broken", "odd")
+    wrong = ("stuck", "on_two_hosts", "audit_findings", "groups_broken", "images_wrong", "odd")
     return 1 if any(metrics[name] for name in wrong) else 0
 
 

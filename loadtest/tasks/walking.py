@@ -31,6 +31,9 @@ CHOICES: dict[str, list[dict[str, object]]] = {
     "shelved_offloaded": [{"unshelve": None}],
     "resized": [{"confirmResize": None}, {"revertResize": None}],
 }  # fmt: skip
+MAKE_IMAGE = "createImage"
+IMAGE = {MAKE_IMAGE: {"name": "of a walk"}}
+IMAGED = frozenset({"active", "stopped", "paused", "suspended"})
 MOVES = frozenset({"migrate", "resize", "os-migrateLive", "confirmResize", "revertResize"})
 
 
@@ -69,7 +72,7 @@ class Walkers:
             if row is None or choices is None:
                 gevent.sleep(POLL_S)
                 continue
-            body = self._chance.choice(choices)
+            body = self._chance.choice([*choices, IMAGE] if row.vm_state in IMAGED else choices)
             name = next(iter(body))
             key = {"Idempotency-Key": str(uuid.uuid4())}
             deadline = time.monotonic() + ANSWER_S

@@ -216,6 +216,15 @@ def test_lists_are_filtered_and_paged(client, admin, some):
     assert client.get(f"{IMAGES}?name={'x' * 256}").fault[:2] == ("badRequest", 400)
 
 
+@pytest.mark.parametrize(
+    "field", ["changes-since=2020-01-01", "minRam=1", "minDisk=1", "type=snapshot", "property-a=b"]
+)
+def test_a_filter_that_is_not_served_is_refused_by_name(client, field):
+    name, code, message = client.get(f"{IMAGES}?{field}").fault
+    assert (name, code) == ("badRequest", 400)
+    assert field.partition("=")[0] in message
+
+
 def test_an_image_is_deleted_by_its_project(client, other, some):
     assert client.ask("DELETE", f"{IMAGES}/{some[2]}").fault[:2] == ("itemNotFound", 404)
     refused = client.ask("DELETE", f"{IMAGES}/{some[0]}").fault

@@ -23,5 +23,6 @@ def test_tasks_under_kills_end_and_nothing_is_stuck_on_two_hosts_or_leaked(tmp_p
     assert metrics["ended_os-migrateLive"] > 10
     assert metrics["resumed"] > 0
     assert metrics["members"] == 18
-    wrong = ("stuck", "on_two_hosts", "claims_leaked", "groups_broken", "odd")
+    assert metrics["images_made"] > 10
+    wrong = ("stuck", "on_two_hosts", "claims_leaked", "groups_broken", "images_wrong", "odd")
     assert {name: metrics[name] for name in wrong} == dict.fromkeys(wrong, 0)

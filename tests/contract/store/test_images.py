@@ -10,10 +10,17 @@ from zcompute.db.tables import IMAGES, ROOT_OUTBOX
 from zcompute.objects.cell import OutboxEntry
 from zcompute.objects.image import IMAGE_ACTIVE, IMAGE_DELETED, IMAGE_ERROR, IMAGE_SAVING, PUBLIC, Image, ImageOutcome
 from zcompute.objects.messages.images import ImageListRequest
+from zcompute.objects.partition import partition_of
 
 
 def image(**fields: object) -> Image:
     return Image(**{"id": new_uuid(), "project_id": "a", "name": "größe", "status": IMAGE_ACTIVE, **fields})
+
+
+def image_of_partition(home: int) -> str:
+    while partition_of(image_id := new_uuid()) != home:
+        pass
+    return image_id
 
 
 def test_an_image_round_trips(root: Store, root_writer: LaneWriter) -> None:
@@ -27,6 +34,10 @@ def test_an_image_round_trips(root: Store, root_writer: LaneWriter) -> None:
     gone = replace(whole, status=IMAGE_DELETED, deleted_at_us=3, deleted_by="op", revision=2)
     root_writer.commit(update(IMAGES, gone))
     assert root.fetch(IMAGES, [(whole.id,)]) == {(whole.id,): gone}
+    home = partition_of(gone.id)
+    root_writer.commit(insert(IMAGES, image(id=image_of_partition(home))))
+    assert root.expired(IMAGES, home, "deleted_at_us", 4, 10) == [gone]
+    assert root.expired(IMAGES, home, "deleted_at_us", 3, 10) == []
 
 
 def test_a_project_sees_its_own_and_the_public_ones_in_pages(root: Store, root_writer: LaneWriter) -> None:
