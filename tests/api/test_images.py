@@ -207,6 +207,8 @@ def test_lists_are_filtered_and_paged(client, admin, some):
     assert names(admin.get(f"{IMAGES}?status=saving")) == ["mine"]
     assert names(admin.get(f"{IMAGES}?status=NONSENSE")) == []
     assert names(admin.get(f"{IMAGES}?server=http://x/servers/{NOWHERE}")) == []
+    assert names(admin.get(f"{IMAGES}?server=%C3%A9")) == []
+    assert names(admin.get(f"{IMAGES}?marker={some[0].upper()}")) == ["mine", "theirs"]
     page = admin.get(f"{IMAGES}/detail?limit=2").body
     (following,) = page["images_links"]
     assert following["rel"] == "next"
@@ -269,6 +271,7 @@ def test_a_server_of_an_unknown_image_is_refused_where_that_is_required(client, 
     assert picky.create(imageRef=fresh(region, project_id="other", visibility="private")).fault == unknown
     assert picky.create(imageRef="").status == 202
     assert picky.create(imageRef=f"http://any/images/{fresh(region)}").status == 202
+    assert picky.create(imageRef=fresh(region).upper()).status == 202
 
 
 def test_boots_of_the_same_image_ask_the_root_for_it_once(picky, region):

@@ -10,6 +10,7 @@ from zcompute.api.flavors import flavor_of
 from zcompute.api.known import Known
 from zcompute.api.region import Region
 from zcompute.api.settings import LIMITS, Limits
+from zcompute.api.uuids import canonical_uuid
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.errors import ImageNotFound
 from zcompute.objects.flavor import Flavor
@@ -54,9 +55,10 @@ class ImageLookup:
 
     def find(self, image_ref: str, caller: Caller, deadline: Deadline) -> Image | None:
         """The image, if it is there for this caller. Raises the bus' errors."""
-        if not 1 <= len(image_ref) <= IMAGE_ID_CHARS_MAX or not image_ref.isascii():
+        image_id = canonical_uuid(image_ref) or image_ref
+        if not 1 <= len(image_id) <= IMAGE_ID_CHARS_MAX or not image_id.isascii():
             return None
-        image = self._images.get(image_ref, deadline)
+        image = self._images.get(image_id, deadline)
         if image is None or not image.is_shown_to(None if caller.is_admin else caller.project_id):
             return None
         return image

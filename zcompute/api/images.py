@@ -109,7 +109,7 @@ def image_list(query: Query, caller: Caller, limit_max: int) -> ImageListRequest
     status = values.get("status", "").upper()
     return ImageListRequest(
         project_id=None if caller.is_admin else caller.project_id,
-        after=values.get("marker", ""),
+        after=canonical_uuid(values.get("marker", "")) or values.get("marker", ""),
         limit=limit_of(values, limit_max),
         name=values.get("name") or None,
         statuses=[kept for kept, shown in STATUS_OF.items() if shown == status] if status else None,
@@ -119,7 +119,8 @@ def image_list(query: Query, caller: Caller, limit_max: int) -> ImageListRequest
 
 def _server_of(reference: str) -> str:
     """Nova takes the server's URL, or its id."""
-    return reference.rstrip("/").rsplit("/", 1)[-1]
+    found = reference.rstrip("/").rsplit("/", 1)[-1]
+    return canonical_uuid(found) or found
 
 
 class ImageCollection:

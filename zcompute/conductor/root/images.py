@@ -68,11 +68,14 @@ def page_of(view: View, request: ImageListRequest, limit: int) -> list[Image]:
     where: dict[str, Any] = {"status": sorted(wanted)}
     if request.name is not None:
         where["name"] = request.name
+    if not (request.server_uuid or "").isascii():
+        return []  # comparing an ASCII column with another text would read the whole table
     if request.server_uuid is not None:
         where["server_uuid"] = request.server_uuid
     scopes: list[dict[str, Any]] = [{}]
     if request.project_id is not None:
-        scopes = [{"project_id": request.project_id}, {"visibility": PUBLIC}]
+        own = [{"project_id": request.project_id}] if request.project_id.isascii() else []
+        scopes = [*own, {"visibility": PUBLIC}]
     after = (request.after,) if request.after else None
     found: dict[str, Image] = {}
     for scope in scopes:

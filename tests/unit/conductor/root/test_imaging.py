@@ -163,6 +163,8 @@ def test_a_list_has_the_projects_own_and_the_public_ones_by_id(desk: Desk) -> No
     assert desk.listed(name="n1") == [UUIDS[1]]
     assert desk.listed(statuses=[IMAGE_ACTIVE, "nonsense", IMAGE_DELETED]) == []
     assert desk.listed(server_uuid=SERVER, project_id="b") == UUIDS[1:4]
+    assert desk.listed(project_id="größe") == [UUIDS[2], UUIDS[3]]
+    assert desk.listed(server_uuid="größe") == []
     with pytest.raises(InvalidRequest):
         desk.listed(limit=0)
     assert page_of(desk, ImageListRequest(), 2)[-1].id == UUIDS[1]  # type: ignore[arg-type]  # a view as far as needed
