@@ -10,6 +10,7 @@ from zcompute.conductor.service import ConductorService
 from zcompute.config import (
     BusConfig,
     ComputeConfig,
+    ConductorConfig,
     Config,
     DatabaseConfig,
     NotificationsConfig,
@@ -46,6 +47,7 @@ class Conductor:
             ),
             database=DatabaseConfig(url="mysql://zcompute@db/c1"),
             notifications=NotificationsConfig(exists_s=world.exists_s),
+            conductor=ConductorConfig(shelved_offload_time_s=world.offload_s),
         )
         self.service = ConductorService(config)
         self.process.kept.append(self.service)

@@ -28,7 +28,7 @@ from zcompute.objects.actions import (
     UNRESCUE,
     UNSHELVE,
 )
-from zcompute.objects.task import TASK_EXPORT, TASK_IMPORT, TASK_SHELVE_HERE, TASK_SHELVE_OFFLOAD, TASK_UNSHELVE_HERE
+from zcompute.objects.task import TASK_EXPORT, TASK_IMPORT
 
 DELETE = "delete"
 ABORT = "abort"  # an operator's, of the move under way
@@ -71,6 +71,7 @@ WALKS: tuple[tuple[str, ...], ...] = (
     (SHELVE.key, UNSHELVE.key, ABORT),
     (STOP.key, SHELVE.key, UNSHELVE.key, SHELVE.key),
     (SHELVE.key, UNSHELVE.key, DELETE),
+    (SHELVE.key, SHELVE_OFFLOAD.key, UNSHELVE.key),
     (SHELVE.key, ABORT),
     (SHELVE.key, DELETE),
 )
@@ -80,13 +81,9 @@ LOST_HOST: tuple[str, ...] = (EVACUATE.key,)
 """What is asked of the servers of a host that was forced down."""
 
 SIMULATED = frozenset({*ACTS, *LOST_HOST, *(action for walk in WALKS for action in walk)}) - {DELETE, ABORT}
-_STAYS = "wants [conductor] shelved_offload_time_s; its steps are those of a shelve and of a start"
 KINDS_EXCUSED: dict[str, str] = {
     TASK_EXPORT: "one side of a move between cells, and a life has one: tests/failpoints/test_cross_moves.py",
     TASK_IMPORT: "the other side",
-    TASK_SHELVE_HERE: _STAYS,
-    TASK_SHELVE_OFFLOAD: _STAYS,
-    TASK_UNSHELVE_HERE: _STAYS,
 }
 EXCUSED: dict[str, str] = {
     LOCK.key: "its commit is its end, and clients whose deletes it refuses would ask for ever",
@@ -94,5 +91,4 @@ EXCUSED: dict[str, str] = {
     RESET_STATE.key: "its commit is its end: what is shown would not tell any more what was done",
     SOFT_DELETE.key: "wants [conductor] reclaim_interval_s; it is a stop, and the reclaim behind it a delete",
     RESTORE.key: "of what was deleted softly",
-    SHELVE_OFFLOAD.key: _STAYS,
 }

@@ -18,6 +18,7 @@ from zcompute.objects.instance import (
     VM_PAUSED,
     VM_RESCUED,
     VM_RESIZED,
+    VM_SHELVED,
     VM_SHELVED_OFFLOADED,
     VM_STOPPED,
     VM_SUSPENDED,
@@ -26,7 +27,7 @@ from zcompute.objects.instance import (
 from zcompute.objects.quota import Amount
 
 HOST_NAME, HOST_FORCED_DOWN = map(HOSTS.columns.index, ("name", "forced_down"))
-WORKING = (VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED, VM_RESCUED, VM_RESIZED, VM_SHELVED_OFFLOADED)
+WORKING = (VM_ACTIVE, VM_STOPPED, VM_PAUSED, VM_SUSPENDED, VM_RESCUED, VM_RESIZED, VM_SHELVED, VM_SHELVED_OFFLOADED)
 KIND_OF = {action.name: action.kind for action in ACTIONS.values() if action.kind in PLANS}
 
 

@@ -88,6 +88,7 @@ class World(Operators):
         self.deletes: dict[str, str] = {}
         self.hosts_max = scale.agents  # that the scheduler knows of
         self.exists_s = 0
+        self.offload_s = random.Random(f"{seed} shelves").choice((0, -1))  # of shelved servers: at once, or never
         self.late_commands = 0.0  # the share of commands that take long from the wire to the agent
         self.root: Endpoint | None = None
         self.scheduler: Endpoint | None = None
