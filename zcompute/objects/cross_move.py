@@ -15,7 +15,8 @@ KIND_CROSS_MOVE = "cross_move"
 class CrossMoveBody(VersionedObject):
     """What the steps have learnt so far. ``instance`` is the server as its source was told to hold it, ``host`` the
     destination in the target cell and ``answers`` what that host's ``prepare`` said. ``arrived_at_us``: since when the
-    target cell has a row of it. ``result``: why it is, or was, rolled back; "" for one that went well."""
+    target cell has a row of it. ``result``: why it is, or was, rolled back, or why the server is in
+    ERROR where it has come to; "" for one that went well."""
 
     instance: Instance | None = None
     host: str = ""

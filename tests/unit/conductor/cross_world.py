@@ -11,6 +11,7 @@ from zcompute.bus.errors import DeadlineExceeded, NotOwner
 from zcompute.conductor.cell.crossing import Crossing
 from zcompute.conductor.cell.settings import CellSettings
 from zcompute.conductor.forwarding import Forwarding
+from zcompute.conductor.root.cross_asks import CrossMoveAsks
 from zcompute.conductor.root.cross_moves import CrossMoves
 from zcompute.conductor.root.settings import CrossMoveSettings
 from zcompute.db.tables import CELLS, CROSS_MOVES, INSTANCE_ACTIONS, MAPPINGS
@@ -34,7 +35,7 @@ class Side:
         env: Any = SimpleNamespace(
             ledger=self.world.ledger, cell=name, forwarding=Forwarding(self.world, self.world.ledger, name)
         )
-        self.crossing = Crossing(env, self.world.engine, CellSettings(), QUICK)
+        self.crossing = Crossing(env, self.world.engine, CellSettings(), QUICK, self.world._forced)
         self.peer = SimpleNamespace(role="conductor", cell=name, service_id=f"{name}-conductor-1", topics=frozenset())
         self.away = False
         self.lost: set[str] = set()
@@ -79,6 +80,7 @@ class CrossWorld:
         )
         cells: Any = SimpleNamespace(deleted=lambda name: name in self.deleted)
         self.moves = CrossMoves(env, cells, self.settings)
+        self.asks = CrossMoveAsks(env, self.moves)
         self.moves.gained(list(range(PARTITIONS)))
         return self.moves
 
@@ -92,7 +94,7 @@ class CrossWorld:
 
     def ask(self, target: str = "c2", operation_id: str = OPERATION) -> CrossMove:
         request = CrossMoveRequest(uuid=self.uuid, target_cell=target, operation_id=operation_id)
-        return self.moves.move(request, context(role="operator")).move
+        return self.asks.move(request, context(role="operator")).move
 
     @property
     def move(self) -> Any:

@@ -234,6 +234,28 @@ def test_at_the_deadline_a_move_is_taken_back_as_soon_as_both_answer(world: Cros
     assert "before its deadline, in step send" in world.move.body.result
 
 
+@pytest.mark.parametrize("wrong", ["lost", "away"])
+def test_a_target_that_is_lost_or_away_right_before_the_switch_gets_no_server(world: CrossWorld, wrong: str) -> None:
+    call = world.c2.call
+
+    def at_switch(method, order, *, timeout_ms):
+        if world.move.step == STEP_SWITCH and wrong == "away":
+            world.ledger.now = world.move.deadline_at_us
+            raise DeadlineExceeded("silence")
+        if world.move.step == STEP_SWITCH:
+            world.c2.world.forced.add("k1")
+            world.c2.world.commands.detach("k1", world.c2.world.agents["k1"])
+            world.c2.world.commands.force_down("k1", True)
+        return call(method, order, timeout_ms=timeout_ms)
+
+    world.c2.call = at_switch
+    world.ask()
+    world.ended()
+    world.c2.world.agents["k1"].awaited.clear()  # what a lost host still has goes when it is back
+    assert_stayed(world)
+    assert ("k1 was forced down" if wrong == "lost" else "in step switch") in world.move.body.result
+
+
 def test_behind_the_switch_no_deadline_takes_it_back(world: CrossWorld) -> None:
     call = world.c2.call
 
@@ -282,7 +304,7 @@ def test_a_host_that_is_lost_while_it_takes_the_server_ends_the_move_in_error_th
     world.c2.world.forced.add("k1")
     world.c2.world.commands.detach("k1", agent)
     world.c2.world.commands.force_down("k1", True)
-    assert world.ended().body.result == ""
+    assert world.ended().body.result == "host k1 was forced down while it took the instance"
     assert (world.row("c2").vm_state, world.row("c2").crossing, world.servers()) == ("error", "", ["c2"])
     assert world.domains_on().count("h1") == 0
 
@@ -351,7 +373,7 @@ def test_refused_at_once_without_a_trace(world: CrossWorld) -> None:
     with pytest.raises(InstanceNotFound):
         world.ask()
     with pytest.raises(InstanceNotFound):
-        world.moves.moved(CrossMoveGetRequest(uuid=world.uuid), context(role="operator"))
+        world.asks.moved(CrossMoveGetRequest(uuid=world.uuid), context(role="operator"))
 
 
 def test_operators_see_it_among_the_tasks_while_it_goes_on(world: CrossWorld) -> None:
@@ -359,24 +381,24 @@ def test_operators_see_it_among_the_tasks_while_it_goes_on(world: CrossWorld) ->
     world.ask()
     wait_for(lambda: world.move.step == "prepare")
     for found in (None, world.uuid, OPERATION):
-        (task,) = world.moves.tasks(TaskListRequest(found=found), context(role="operator")).tasks
+        (task,) = world.asks.tasks(TaskListRequest(found=found), context(role="operator")).tasks
         assert (task.kind, task.step, task.id, task.body.destination) == ("cross_move", "prepare", OPERATION, "c2")
     world.c2.away = False
     assert_moved(world)
-    assert world.moves.tasks(TaskListRequest(), context(role="operator")).tasks == []
+    assert world.asks.tasks(TaskListRequest(), context(role="operator")).tasks == []
 
 
 def test_an_operator_takes_a_move_back_before_its_switch_only(world: CrossWorld) -> None:
     operator = context(role="operator")
     order = TaskOrder(instance_uuid=world.uuid, task_id=OPERATION, operation_id=OTHER)
     with pytest.raises(TaskNotFound):
-        world.moves.abort(order, operator)
+        world.asks.abort(order, operator)
     world.c1.world.agents["h1"].silent = True
     world.ask()
     wait_for(lambda: world.c1.world.agents["h1"].verbs == ["send"])
     with pytest.raises(TaskRefused, match="never parked"):
-        world.moves.retry(order, operator)
-    world.moves.abort(order, operator)
+        world.asks.retry(order, operator)
+    world.asks.abort(order, operator)
     world.c1.world.agents["h1"].silent = False
     assert_stayed(world)
     assert "aborted by an operator" in world.move.body.result
@@ -384,7 +406,7 @@ def test_an_operator_takes_a_move_back_before_its_switch_only(world: CrossWorld)
     world.ask(operation_id=OTHER)
     wait_for(lambda: world.move.step == "activate")
     with pytest.raises(TaskRefused, match="goes its way"):
-        world.moves.abort(TaskOrder(instance_uuid=world.uuid, task_id=OTHER, operation_id="op"), operator)
+        world.asks.abort(TaskOrder(instance_uuid=world.uuid, task_id=OTHER, operation_id="op"), operator)
     world.c2.world.agents["k1"].cannot.clear()
     assert_moved(world)
 

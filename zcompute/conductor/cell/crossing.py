@@ -1,6 +1,7 @@
 """The root's words on servers that go to another cell, at the server's owner."""
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,15 @@ from zcompute.db.tables import INSTANCE_ACTIONS, INSTANCES, TASKS
 from zcompute.failpoints import failpoint
 from zcompute.objects.cell import ROOT_CELL
 from zcompute.objects.interface import Method
-from zcompute.objects.messages.crossing import CROSS_ABSENT, WORD_HOLD, WORD_PREPARE, CrossOrder, CrossReply
+from zcompute.objects.messages.crossing import (
+    CROSS_ABSENT,
+    CROSS_PREPARED,
+    WORD_DISCARD,
+    WORD_HOLD,
+    WORD_PREPARE,
+    CrossOrder,
+    CrossReply,
+)
 from zcompute.objects.methods import INSTANCE_CROSS
 from zcompute.objects.partition import partition_of
 
@@ -35,9 +44,15 @@ class Crossing:
     """The handler of ``instance.cross``."""
 
     def __init__(
-        self, env: ConductorEnv, engine: TaskEngine, settings: CellSettings, task_settings: TaskSettings
+        self,
+        env: ConductorEnv,
+        engine: TaskEngine,
+        settings: CellSettings,
+        task_settings: TaskSettings,
+        forced_down: Callable[[Sequence[str]], set[str]],
     ) -> None:
         self._env = env
+        self._forced_down = forced_down
         self._engine = engine
         self._settings = settings
         self._task_settings = task_settings
@@ -60,15 +75,23 @@ class Crossing:
         if order.word in (WORD_HOLD, WORD_PREPARE):  # the others carry on what is under way
             self._engine.check_room()
         failpoint("crossing.before_commit")
+        heard = self._commit(order, context)
+        failpoint("crossing.after_commit")
+        host = heard.reply.host
+        if (order.word, heard.reply.state) == (WORD_PREPARE, CROSS_PREPARED) and host in self._forced_down([host]):
+            lost = msgspec.structs.replace(order, word=WORD_DISCARD, reason=f"host {host} was forced down")
+            heard = self._commit(lost, context)
+        if heard.snapshot is not None:
+            log.info("cross move word=%s uuid=%s state=%s", order.word, order.uuid, heard.reply.state)
+        return heard.reply
+
+    def _commit(self, order: CrossOrder, context: Any) -> _Heard:
         ticket = self._env.ledger.submit(
             partition_of(order.uuid), self._keys(order), lambda change: self._decide(change, order, context)
         )
         ticket.on_done(self._committed)
         heard: _Heard = ticket.wait(max(1, min(self._settings.commit_ms_max, context.remaining_ms())))
-        failpoint("crossing.after_commit")
-        if heard.snapshot is not None:
-            log.info("cross move word=%s uuid=%s state=%s", order.word, order.uuid, heard.reply.state)
-        return heard.reply
+        return heard
 
     @staticmethod
     def _keys(order: CrossOrder) -> Keys:

@@ -127,7 +127,7 @@ class CellRole:
         self._actions = Actions(
             env, self.engine, self._settings, task_settings, self._forced_down, raising, self._outbox.check_room
         )
-        self._crossing = Crossing(env, self.engine, self._settings, task_settings)
+        self._crossing = Crossing(env, self.engine, self._settings, task_settings, self._forced_down)
         self._auto_confirm = AutoConfirm(
             env.ledger, env.store, env.config.conductor.resize_confirm_window_s, self._settings, self._actions.confirm
         )

@@ -102,6 +102,16 @@ def begin(
     )
 
 
+def asked_again(move: CrossMove) -> CrossMove:
+    """The move as its target is asked once more right before the switch: whether its destination still awaits it."""
+    return replace(move, step=WORD_PREPARE)
+
+
+def why_not_switched(move: CrossMove, reply: CrossReply) -> str:
+    """What in that answer keeps the mapping where it is; "" for nothing."""
+    return "" if reply.state == CROSS_PREPARED else reply.reason or f"cell {move.target_cell} has given it up"
+
+
 def order_of(move: CrossMove, now_us: int) -> CrossOrder:
     """The word of the present step."""
     body = move.body
@@ -147,6 +157,8 @@ def _on(move: CrossMove, reply: CrossReply, now_us: int) -> CrossMove:
     elif move.step == WORD_PREPARE:
         arrived_at_us = body.arrived_at_us or now_us
         body = replace(body, host=reply.host, answers=dict(reply.answers), arrived_at_us=arrived_at_us)
+    elif move.step == WORD_ACTIVATE:
+        body = replace(body, result=reply.reason[:REASON_CHARS_MAX])  # it is there, though in ERROR
     steps = FORWARD if move.step in FORWARD else BACK
     at = steps.index(move.step) + 1
     return to_step(move, steps[at] if at < len(steps) else "", now_us, body)

@@ -25,6 +25,7 @@ from zcompute.conductor.root.capacities import Capacities
 from zcompute.conductor.root.cell_states import register_cell
 from zcompute.conductor.root.cells import CellsFeed
 from zcompute.conductor.root.charging import Key
+from zcompute.conductor.root.cross_asks import CrossMoveAsks
 from zcompute.conductor.root.cross_moves import CrossMoves
 from zcompute.conductor.root.flavors import Flavors
 from zcompute.conductor.root.grouping import Room, Seen, group_keys, group_not_found
@@ -189,7 +190,7 @@ class RootRole:
             *self._resizing.handlers(),
             *self._reconciler.handlers(),
             *self._remapping.handlers(),
-            *self._cross_moves.handlers(),
+            *CrossMoveAsks(self._env, self._cross_moves).handlers(),
         ]
         return [
             *((method, unavailable_without_database(handler)) for method, handler in served),
