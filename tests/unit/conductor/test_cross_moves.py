@@ -12,7 +12,7 @@ from tests.unit.conductor.cell.test_moves import Death
 from tests.unit.conductor.cross_world import FAST, OPERATION, CrossWorld, RootDeath, Side
 from tests.unit.conductor.ledger_world import wait_for
 from tests.unit.conductor.root.fakes import context
-from zcompute.bus.errors import DeadlineExceeded, InvalidRequest, NotOwner
+from zcompute.bus.errors import DeadlineExceeded, Forbidden, InvalidRequest, NotOwner
 from zcompute.conductor.root.cross_walk import BACK, FORWARD, STEP_SWITCH
 from zcompute.conductor.tasks.moves.plans import PLANS
 from zcompute.db.tables import CELLS
@@ -20,7 +20,7 @@ from zcompute.objects.cell import CellInfo
 from zcompute.objects.errors import CellNotFound, CellRefused, InstanceBusy, InstanceNotFound, TaskNotFound, TaskRefused
 from zcompute.objects.group import GroupRule
 from zcompute.objects.instance import ARRIVING, LEAVING, LEFT, VM_ACTIVE, VM_DELETED, VM_ERROR, VM_STOPPED
-from zcompute.objects.messages.crossing import CrossMoveGetRequest
+from zcompute.objects.messages.crossing import CrossMoveGetRequest, CrossOrder
 from zcompute.objects.messages.tasks import TaskListRequest, TaskOrder
 from zcompute.objects.partition import partition_of
 from zcompute.objects.task import TASK_EXPORT, TASK_IMPORT, TASK_PARKED
@@ -357,6 +357,47 @@ def test_members_of_a_group_that_stays_together_stay_in_its_cell(world: CrossWor
         return
     assert "whose servers stay in one cell" in world.ended().body.result
     assert_stayed(world)
+
+
+@pytest.mark.parametrize("wrong", [{"project_id": "other"}, {"uuid": OTHER}])
+def test_a_source_that_speaks_of_another_server_moves_nothing(world: CrossWorld, wrong: dict[str, str]) -> None:
+    call = world.c1.call
+
+    def lies(method, order, *, timeout_ms):
+        reply = call(method, order, timeout_ms=timeout_ms)
+        if reply.instance is not None:
+            reply.instance = msgspec.structs.replace(reply.instance, **wrong)
+        return reply
+
+    world.c1.call = lies
+    world.ask()
+    assert "speaks of another server" in world.ended().body.result
+    assert_stayed(world)
+
+
+def test_orders_that_make_no_sense_are_refused_before_any_effect(world: CrossWorld) -> None:
+    order = CrossOrder(uuid=world.uuid, project_id="demo", operation_id=OPERATION, generation=2, word="hold")
+    stranger = msgspec.structs.replace(world.row("c1"), project_id="other")
+    before = world.row("c1")
+    for changes in (
+        {"word": "fly"},
+        {"generation": 1},
+        {"operation_id": ""},
+        {"word": "prepare"},
+        {"word": "prepare", "instance": stranger},
+        {"word": "send"},
+        {"word": "leave"},
+    ):
+        with pytest.raises(InvalidRequest):
+            world.c1.crossing.cross(msgspec.structs.replace(order, **changes), world.c1.world.context())
+    with pytest.raises(Forbidden):
+        world.c1.crossing.cross(order, world.c1.world.context(cell="c2"))
+    with pytest.raises(InstanceNotFound):
+        world.c2.crossing.cross(order, world.c2.world.context())
+    there = msgspec.structs.replace(order, word="prepare", instance=before)
+    with pytest.raises(InstanceBusy, match="it is in the cell"):
+        world.c1.crossing.cross(there, world.c1.world.context())
+    assert (world.row("c1"), world.row("c2")) == (before, None)
 
 
 def test_refused_at_once_without_a_trace(world: CrossWorld) -> None:

@@ -142,12 +142,19 @@ def heard(move: CrossMove, reply: CrossReply, now_us: int) -> CrossMove | None:
     """What follows from a side's answer; None: it is still at it, ask again."""
     step = move.step
     if reply.state in _REACHED[step]:
+        if step == WORD_HOLD and not _is_of(move, reply):  # a cell has a say of its own servers only
+            return back(move, f"cell {move.source_cell} speaks of another server", now_us)
         return _on(move, reply, now_us)
     if step in BEFORE_SWITCH and reply.state in _GIVEN_UP:
         return back(move, reply.reason or f"cell {cell_of(move)} has given it up", now_us)
     if step == WORD_PREPARE and not move.body.arrived_at_us:
         return replace(move, updated_at_us=now_us, body=replace(move.body, arrived_at_us=now_us))
     return None
+
+
+def _is_of(move: CrossMove, reply: CrossReply) -> bool:
+    held = reply.instance
+    return held is not None and (held.uuid, held.project_id) == (move.uuid, move.project_id)
 
 
 def _on(move: CrossMove, reply: CrossReply, now_us: int) -> CrossMove:

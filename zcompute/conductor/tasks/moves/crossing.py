@@ -61,8 +61,11 @@ def check_order(order: CrossOrder) -> None:
         raise InvalidRequest(f"expected a word of {', '.join(words)}, found {order.word!r}", field="word")
     if not order.operation_id or order.generation < 2 or order.deadline_s < 1:
         raise InvalidRequest("expected an operation id, a generation above 1 and a deadline", field="operation_id")
-    if order.word == WORD_PREPARE and (order.instance is None or order.instance.uuid != order.uuid):
-        raise InvalidRequest(f"the word prepare needs the server {order.uuid}", field="instance")
+    coming = order.instance
+    if order.word != WORD_PREPARE:
+        return
+    if coming is None or (coming.uuid, coming.project_id) != (order.uuid, order.project_id):
+        raise InvalidRequest(f"the word prepare needs the server {order.uuid} of its project", field="instance")
 
 
 def standing_of(
