@@ -62,7 +62,7 @@ def test_moves_come_to_every_end_while_hosts_lose_their_power(tmp_path: Path) ->
     assert {"forced down", "let in again", "host lost for good"} <= met
 
 
-@pytest.mark.parametrize("guard", ["quarantine", "fence_check", "move_generation"])
+@pytest.mark.parametrize("guard", ["quarantine", "fence_check"])
 def test_a_guard_of_moves_that_is_switched_off_is_missed(guard: str, tmp_path: Path) -> None:
     arguments = ["--seeds", str(SABOTAGE_SEEDS * 4), "--theme", "moves", "--sabotage", guard, "--first"]
     found = simulate(tmp_path, *arguments)

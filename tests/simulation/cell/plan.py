@@ -60,7 +60,8 @@ THEMES: dict[str, tuple[str, ...]] = {
     "stateless": ("lose_state", "lose_file", "lose_file", "kill_agent", "kill"),
     "members": ("join", "join", "absent", "stop", "stop", "kill", "freeze", "block"),
     "clocks": ("leap", "leap", "leap", "database_clock", "stop", "kill", "freeze", "kill_agent"),
-    "moves": ("power_off", "power_off", "late_commands", "late_commands", "kill", "kill_agent", "freeze", "failing",
+    "moves": ("power_off", "power_off", "come_back", "come_back",
+              "late_commands", "late_commands", "kill", "kill_agent", "freeze", "failing",
               "isolate", "block", "full"),
     "agents": ("kill_agent", "kill_agent", "stop_agent", "freeze_agent", "deaf", "kill", "failing", "full"),
 }  # fmt: skip
@@ -159,8 +160,16 @@ def _race(dice: random.Random, scale: Scale, at_s: float, numbers: Iterator[int]
     ]
 
 
+def _come_back(dice: random.Random, scale: Scale, at_s: float, _: Iterator[int]) -> list[Event]:
+    """A host that was forced down is let work again while schedulers still look for hosts for what is to leave it."""
+    return [
+        Event(at_s, "slow_schedulers", for_s=dice.choice([0.6, 1.2])),
+        Event(at_s + 0.01, "power_off", _agent(dice, scale), for_s=0.02, number=2),
+    ]
+
+
 Scene = Callable[[random.Random, Scale, float, Iterator[int]], list[Event]]
-SCENES: dict[str, Scene] = {"zombie": _zombie, "deaf": _deaf, "late": _late, "race": _race}
+SCENES: dict[str, Scene] = {"zombie": _zombie, "deaf": _deaf, "late": _late, "race": _race, "come_back": _come_back}
 
 
 def _conductor(dice: random.Random, scale: Scale) -> str:

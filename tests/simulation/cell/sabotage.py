@@ -114,20 +114,6 @@ def _no_fence_check(world: World) -> None:
     quarantine.has_left = lambda instance, task, host: has_left(instance, None, host)
 
 
-def _no_move_generation(world: World) -> None:
-    """The steps of a move are all told under one generation, and agents do not hold them apart by step."""
-    from zcompute.conductor.tasks.moves import walk
-
-    go_to = walk.go_to
-
-    def unraised(instance: Any, *args: Any) -> Any:
-        decision = go_to(instance, *args)
-        kept = msgspec.structs.replace(decision.instance, command_generation=instance.command_generation)
-        return msgspec.structs.replace(decision, instance=kept)
-
-    walk.go_to = unraised
-
-
 def _no_group(world: World) -> None:
     """Every place in a server group is granted, and no host is left out for one."""
     from zcompute.conductor.cell import placement_service
@@ -146,6 +132,5 @@ SABOTAGES: dict[str, Callable[[World], None]] = {
     "epoch": _no_owner_epoch,
     "quarantine": _no_quarantine,
     "fence_check": _no_fence_check,
-    "move_generation": _no_move_generation,
     "group": _no_group,
 }

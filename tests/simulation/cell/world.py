@@ -54,6 +54,7 @@ BUILDS_S = ((0.0, 0.02), (0.0, 0.5), (0.3, 1.5))
 EXISTS_S = 4  # the period of instance.exists, where a life has one
 SETTLE_S_MAX = 150.0  # a parked task that nobody wakes is looked at once a minute
 LATE_COMMAND_S = (0.02, 1.5)
+SELECT_S = (0.3, 0.9)  # of a slow scheduler: one call may take a second
 SETTLE_LOOK_S = 0.05
 
 
@@ -89,6 +90,7 @@ class World(Operators):
         self.hosts_max = scale.agents  # that the scheduler knows of
         self.exists_s = 0
         self.offload_s = random.Random(f"{seed} shelves").choice((0, -1))  # of shelved servers: at once, or never
+        self.select_s = (0.0, 0.0)
         self.late_commands = 0.0  # the share of commands that take long from the wire to the agent
         self.root: Endpoint | None = None
         self.scheduler: Endpoint | None = None
@@ -188,6 +190,8 @@ class World(Operators):
         endpoint = self.scheduler = self._endpoint("scheduler", CELL, "s1")
 
         def select(request: Any, context: Any) -> SelectReply:
+            if self.select_s[1]:
+                gevent.sleep(self.dice.uniform(*self.select_s))
             ignored = {*request.ignore_hosts, *(self.hosts_forced_down() if self.dice.random() < 0.8 else ())}
             only = request.only_hosts or self.agents
             hosts = [name for name in self.agents if name not in ignored and name in only]
@@ -406,6 +410,11 @@ class World(Operators):
         self.network.weather = Weather(slow=0.3)
         self.loop.later(event.for_s, None, setattr, self.network, "weather", Weather())
 
+    def _slow_schedulers(self, event: Event) -> None:
+        """Schedulers take their time."""
+        self.select_s = SELECT_S
+        self.loop.later(event.for_s, None, setattr, self, "select_s", (0.0, 0.0))
+
     def _late_commands(self, event: Event) -> None:
         """Commands of one instance reach its agent in another order than they were sent in."""
         self.late_commands = 0.3
@@ -424,6 +433,7 @@ class World(Operators):
         self.hypervisors.fail = 0.0
         self._roomy()
         self.late_commands = 0.0
+        self.select_s = (0.0, 0.0)
         for who in [*self.conductors.values(), *self.agents.values()]:
             if who.process.dead and who.name not in self.hypervisors.off:
                 who.start()
