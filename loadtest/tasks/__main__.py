@@ -27,7 +27,7 @@ from loadtest.tasks.hosts import on_two_hosts, read_lines  # noqa: E402
 from loadtest.tasks.looking import Looking  # noqa: E402
 from loadtest.tasks.making import images_wrong  # noqa: E402
 from loadtest.tasks.members import Members  # noqa: E402
-from loadtest.tasks.walking import MAKE_IMAGE, MOVES, Walkers  # noqa: E402
+from loadtest.tasks.walking import IMAGE_NAME, MAKE_IMAGE, MOVES, Walkers  # noqa: E402
 from zcompute.cli.up.boots import Booter  # noqa: E402
 from zcompute.cli.up.databases import MARIADB  # noqa: E402
 from zcompute.cli.up.layout import CONDUCTOR, Shape  # noqa: E402
@@ -92,7 +92,7 @@ def measure(directory: Path, plan: Plan, seed: int) -> tuple[Metrics, list[str]]
         metrics["claims_leaked"] = sum("claim" in line for line in audit)
         metrics["audit_findings"] = len(audit)
         metrics["groups_broken"] = len(members.broken)
-        metrics["images_made"], wrong = images_wrong(region.client(), walkers.asked[MAKE_IMAGE], REST_S)
+        metrics["images_made"], wrong = images_wrong(region.client(), IMAGE_NAME, walkers.asked[MAKE_IMAGE], REST_S)
         metrics["images_wrong"] = len(wrong)
         return metrics, [*lines, *audit, *members.broken, *wrong, *walkers.odd]
     finally:

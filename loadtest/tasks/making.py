@@ -9,12 +9,12 @@ from zcompute.cli.client import ApiClient, pages
 POLL_S = 0.2
 
 
-def images_wrong(client: ApiClient, asked: int, rest_s: float) -> tuple[int, list[str]]:
-    """How many images of servers are ACTIVE, and a sentence for each that is not, and for their number: each was asked
-    for until that was answered, so there are as many as were accepted. The root's last words are waited for."""
+def images_wrong(client: ApiClient, name: str, asked: int, rest_s: float) -> tuple[int, list[str]]:
+    """How many images of this name are ACTIVE, and a sentence for each that is not, and for their number: each was
+    asked for until that was answered, so there are as many as were accepted. The root's last words are waited for."""
     ends_at_s = time.monotonic() + rest_s
     while True:
-        images = [image for image in pages(client, "/v2.1/images/detail", "images") if "server" in image]
+        images = [image for image in pages(client, "/v2.1/images/detail", "images") if image["name"] == name]
         if all(image["status"] != "SAVING" for image in images) or time.monotonic() > ends_at_s:
             break
         gevent.sleep(POLL_S)

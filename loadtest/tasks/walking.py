@@ -32,7 +32,8 @@ CHOICES: dict[str, list[dict[str, object]]] = {
     "resized": [{"confirmResize": None}, {"revertResize": None}],
 }  # fmt: skip
 MAKE_IMAGE = "createImage"
-IMAGE = {MAKE_IMAGE: {"name": "of a walk"}}
+IMAGE_NAME = "of a walk"  # those of shelved servers have other names, and go again
+IMAGE = {MAKE_IMAGE: {"name": IMAGE_NAME}}
 IMAGED = frozenset({"active", "stopped", "paused", "suspended"})
 MOVES = frozenset({"migrate", "resize", "os-migrateLive", "confirmResize", "revertResize"})
 
