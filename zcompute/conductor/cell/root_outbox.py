@@ -17,6 +17,7 @@ from zcompute.conductor.change import Change, Keys
 from zcompute.conductor.env import ConductorEnv
 from zcompute.conductor.tasks.build_walk import OUTBOX_REFUSED, refusal_pending
 from zcompute.conductor.tasks.charge import OUTBOX_RESIZED
+from zcompute.conductor.tasks.delete_walk import OUTBOX_DELETED
 from zcompute.conductor.tasks.imaging import OUTBOX_IMAGED
 from zcompute.db.errors import StoreError
 from zcompute.db.tables import INSTANCES, ROOT_OUTBOX
@@ -32,6 +33,8 @@ from zcompute.objects.methods import IMAGE_UPDATE, MAPPING_DELETED, MAPPING_REFU
 from zcompute.objects.partition import partition_of
 
 log = logging.getLogger(__name__)
+
+KINDS = frozenset({OUTBOX_DELETED, OUTBOX_REFUSED, OUTBOX_RESIZED, OUTBOX_IMAGED})
 
 EntryKey = tuple[str, str, int]
 
@@ -101,8 +104,11 @@ class RootOutbox:
         yield Measure("root_outbox_refused", "Builds and deletes refused at the limit", self._refused, counter=True)
 
     def owed(self, entry: OutboxEntry) -> None:
-        """A committed row."""
+        """A committed row. One of a kind that is not known here waits for an owner of the release that wrote it."""
         key = key_of(entry)
+        if entry.kind not in KINDS:
+            log.error("owed to the root, and not known here: left uuid=%s kind=%s", key[0], entry.kind, extra=REPEATED)
+            return
         if self._stopped or key in self._known:
             return
         if len(self._known) >= self._settings.outbox_rows_max:

@@ -57,6 +57,15 @@ def test_a_row_is_sent_until_acknowledged_then_deleted(world):
     wait_for(lambda: len(world.outbox) == 0)
 
 
+def test_a_word_of_a_kind_that_is_not_known_is_kept_and_never_told_as_another(world):
+    entry = OutboxEntry(instance_uuid=UUID, project_id="demo", kind="of a later release", generation=2)
+    world.database.seed(ROOT_OUTBOX, entry)
+    world.outbox.owed(entry)
+    gevent.sleep(0.02)
+    assert (world.root.calls, len(world.outbox)) == ([], 0)
+    assert world.database.tables["root_outbox"]
+
+
 def test_an_acknowledged_refusal_ends_the_instance_in_the_same_commit(world):
     instance, task = new_build()
     decision = refuse_build(instance, task, "c1", "no room", NOW_US)
