@@ -96,7 +96,7 @@ def comes_late(region: Region, armed: Armed) -> bool:
     server = server_of_armed(region)
     former, uuid = host_of(server), uuid_of(server)
     said = region.paths.log(AGENT).stat().st_size
-    adopted = log_has(region, said, f"adopted instance={uuid}")
+    adopted = log_has(region, said, f"adopted instance={uuid} host={former}")  # its own look is at the destination
     armed.open_gate()
     assert server.act(COLD)[0] == 202
     armed.assert_stopped()
