@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from zcompute.bus.errors import BusError, UnknownMethod, UnsupportedVersion
+from zcompute.bus.errors import BusError, InvalidRequest, UnknownMethod, UnsupportedVersion
 from zcompute.conductor.tasks.decision import Decision, raise_generation
 from zcompute.conductor.tasks.run import TaskRun
 from zcompute.failpoints import failpoint
@@ -30,9 +30,9 @@ Refuse = Callable[[Instance, Task, str, int], Decision]
 @dataclass(frozen=True)
 class Telling:
     """What to tell. ``grants``: the order makes the host the instance's reporter. ``lost`` is decided when the host is
-    forced down, ``refused`` when its agent is of a release that does not know the method, ``untold`` (if at all) when
-    the host was told nothing for certain, and is forced down, or not linked for ``link_wait_ms``. ``beside`` is done
-    each time that the task has changed, or the command is sent again."""
+    forced down, ``refused`` when its agent is of a release that does not know the method, or what it is asked for;
+    ``untold`` (if at all) when the host was told nothing for certain, and is forced down, or not linked for
+    ``link_wait_ms``. ``beside`` is done each time that the task has changed, or the command is sent again."""
 
     method: Method
     make: Make
@@ -104,9 +104,15 @@ def _send(run: TaskRun, task: Task, host: str, telling: Telling) -> bool:
         return False
     except (UnsupportedVersion, UnknownMethod):
         reason = f"the agent of host {host} is of an older release: it knows no {telling.method.name}"
-        run.journal(lambda instance, task, now_us: telling.refused(instance, task, reason, now_us))
+        _refused(run, telling, reason)
+    except InvalidRequest as error:  # nothing was recorded: a verb, or a value, of a later release than the agent's
+        _refused(run, telling, f"the agent of host {host} refuses it: {error}")
     except BusError:
         if not run.is_at(task):
             return True
         raise
     return True
+
+
+def _refused(run: TaskRun, telling: Telling, reason: str) -> None:
+    run.journal(lambda instance, task, now_us: telling.refused(instance, task, reason, now_us))

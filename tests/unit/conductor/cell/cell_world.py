@@ -13,7 +13,7 @@ from tests.unit.conductor.ledger_fake import FakeDatabase
 from tests.unit.conductor.ledger_world import World, wait_for
 from tests.unit.conductor.tasks.samples import build_request
 from zcompute.bus import Limits, Report
-from zcompute.bus.errors import DeadlineExceeded, LinkDown, NotOwner, UnsupportedVersion
+from zcompute.bus.errors import DeadlineExceeded, InvalidRequest, LinkDown, NotOwner, UnsupportedVersion
 from zcompute.bus.lanes import ReceiverLanes
 from zcompute.conductor.cell.actions import Actions
 from zcompute.conductor.cell.hosts import Attachments
@@ -67,6 +67,7 @@ class Agent:
         self.silent = self.mute = self.broken = self.old = False
         self.verbs: list[str] = []
         self.cannot: set[str] = set()
+        self.unknown: set[str] = set()  # verbs of a later release
         self.running: set[str] = set()
         self.images = 0
         self.spawned_of: list[str] = []
@@ -87,6 +88,8 @@ class Agent:
         if method.name == "step":
             if self.old:
                 raise UnsupportedVersion("no such method")
+            if request.verb in self.unknown:
+                raise InvalidRequest(f"expected another verb, found {request.verb}", field="verb")
             self.verbs.append(request.verb)
         if method.name == "spawn":
             self.spawned_of.append(request.instance.spec.image_ref)

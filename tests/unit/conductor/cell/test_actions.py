@@ -182,6 +182,14 @@ def test_an_agent_of_an_older_release_is_a_definite_no(world: CellWorld, one: st
     assert world.instance(one).vm_state == VM_ACTIVE
 
 
+def test_a_verb_that_the_agent_does_not_know_is_a_definite_no(world: CellWorld, one: str) -> None:
+    world.agents["h1"].unknown.add(STOP.verb)
+    world.act(one, STOP.key, operation_id="op-1")
+    wait_for(lambda: history(world, one, "op-1").finished_at_us)
+    assert "the agent of host h1 refuses it: expected another verb" in history(world, one, "op-1").message
+    assert world.instance(one).vm_state == VM_ACTIVE
+
+
 def test_a_host_that_was_told_nothing_and_is_away_fails_the_action(world: CellWorld, one: str) -> None:
     world.agents["h1"].up = False
     world.act(one, STOP.key, operation_id="op-1")

@@ -256,12 +256,13 @@ def test_a_destination_without_room_gives_way_to_the_next(world: CellWorld, one:
     assert world.instance(one).host == "h3"
 
 
-@pytest.mark.parametrize("wrong", ["broken", "old"])
+@pytest.mark.parametrize("wrong", ["broken", "old", "unknown"])
 def test_a_destination_that_cannot_be_prepared_is_cleaned_and_the_next_is_tried(
     world: CellWorld, one: str, wrong: str
 ) -> None:
     world.agents["h2"].cannot.add("prepare")
     world.agents["h2"].old = wrong == "old"
+    world.agents["h2"].unknown |= {"prepare"} if wrong == "unknown" else set()
     migrated(world, one)
     assert world.instance(one).host == "h3"
     assert held(world) == ["h1", "h3"]
