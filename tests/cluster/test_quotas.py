@@ -248,12 +248,15 @@ def statements(region: Region, *texts: str) -> None:
 
 def usage_row(server: str, project: str) -> str:
     home = partition_of(project)
-    return f"INSERT INTO usages VALUES ('{server}', {home}, '{project}', 1, 512, 1)"  # noqa: S608  # the test's own words
+    columns = "uuid, partition_id, project_id, cores, ram_mb, revision"
+    return f"INSERT INTO usages ({columns}) VALUES ('{server}', {home}, '{project}', 1, 512, 1)"  # noqa: S608
 
 
 def mapping_row(server: str, project: str) -> str:
     home = partition_of(project)
-    return f"INSERT INTO instance_mappings VALUES ('{server}', {home}, '{project}', 'c1', 1, X'90', 1)"  # noqa: S608  # the test's own words
+    columns = "uuid, partition_id, project_id, cell, generation, tried_cells, revision"
+    row = f"('{server}', {home}, '{project}', 'c1', 1, X'90', 1)"
+    return f"INSERT INTO instance_mappings ({columns}) VALUES {row}"  # noqa: S608  # the test's own words
 
 
 def test_the_reconciler_finds_what_a_restored_or_broken_root_has_wrong_and_repairs_what_is_proven(
