@@ -108,6 +108,19 @@ def test_a_read_behind_an_earlier_read_is_inverted() -> None:
     assert kinds([*GOOD, *reads], FINAL) == {checker.INVERTED}
 
 
+@pytest.mark.parametrize(
+    ("value", "ended", "inverted"),
+    [(0, 9.2, False), (10, 9.2, True), (0, 9.05, True)],
+    ids=["as the root had it", "something reported before", "the delete was over"],
+)
+def test_a_read_while_its_server_is_deleted_may_show_it_as_the_root_had_it(
+    value: int, ended: float, inverted: bool
+) -> None:
+    delete = Operation(t=9.0, ended=ended, name="delete", uuid="u", outcome="ok")
+    read = Read(t=9.1, ended=9.3, values={"u": value})
+    assert (checker.INVERTED in kinds([*GOOD, delete, read], FINAL)) == inverted
+
+
 def test_reads_that_overlap_an_acknowledgement_may_show_either() -> None:
     assert not kinds([*GOOD, Read(t=9.05, ended=9.2, values={"u": 30})], FINAL)
 
